@@ -1,0 +1,56 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace rnnfast {
+namespace {
+
+std::atomic<const Isa*> chosen{nullptr};
+
+const Isa* find(const std::string& name, const char* source) {
+  std::string names;
+  for (const Isa* isa : available_isas()) {
+    if (name == isa->name) {
+      return isa;
+    }
+    names += names.empty() ? "" : ", ";
+    names += isa->name;
+  }
+  throw std::invalid_argument(std::string(source) + ": got '" + name + "', this CPU can run " +
+                              names);
+}
+
+} // namespace
+
+std::vector<const Isa*> available_isas() {
+  std::vector<const Isa*> list{&kGeneric};
+#if defined(__x86_64__)
+  for (const Isa* isa : {&kAvx512OnAvx2, &kAvx2, &kAvx512}) {
+    if (isa->available()) {
+      list.push_back(isa);
+    }
+  }
+#endif
+  return list;
+}
+
+const Isa& current_isa() {
+  const Isa* isa = chosen.load(std::memory_order_acquire);
+  if (isa == nullptr) {
+    set_isa("");
+    isa = chosen.load(std::memory_order_acquire);
+  }
+  return *isa;
+}
+
+void set_isa(const std::string& name) {
+  const char* env = std::getenv("RNNFAST_ISA");
+  const Isa* isa = !name.empty()                        ? find(name, "isa")
+                   : (env != nullptr && env[0] != '\0') ? find(env, "environment RNNFAST_ISA")
+                                                        : available_isas().back();
+  chosen.store(isa, std::memory_order_release);
+}
+
+} // namespace rnnfast

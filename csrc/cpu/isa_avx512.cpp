@@ -1,0 +1,23 @@
+// 64-byte vectors, 32 registers: a tile of 12 rows by 2 vectors.
+#if defined(__x86_64__)
+#include "isa.h"
+
+#include <cstring>
+
+static bool available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+
+// Nothing from a header may be compiled past this line: the linker could keep that copy for all.
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#define RNNFAST_VECTOR_BYTES 64
+#define RNNFAST_MAX_ROWS 12
+namespace rnnfast::avx512 {
+#include "tile-inl.h"
+} // namespace rnnfast::avx512
+
+namespace rnnfast {
+extern const Isa kAvx512{"avx512", available, avx512::table<float>(), avx512::table<double>()};
+}
+#endif

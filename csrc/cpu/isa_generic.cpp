@@ -1,0 +1,15 @@
+// The baseline of the compiler: 16-byte vectors, SSE2 on x86-64 and NEON on AArch64.
+#include "isa.h"
+
+#include <cstring>
+
+#define RNNFAST_VECTOR_BYTES 16
+#define RNNFAST_MAX_ROWS 4
+namespace rnnfast::generic {
+#include "tile-inl.h"
+} // namespace rnnfast::generic
+
+namespace rnnfast {
+const Isa kGeneric{"generic", [] { return true; }, generic::table<float>(),
+                   generic::table<double>()};
+} // namespace rnnfast

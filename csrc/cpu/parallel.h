@@ -1,0 +1,73 @@
+// Threads and the one way they wait for one another.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(RNNFAST_STD_THREADS)
+// For ThreadSanitizer, which does not see into libgomp.
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
+#include <omp.h>
+#endif
+#include <sched.h>
+
+namespace rnnfast {
+
+// Runs work(thread, threads) on up to `wanted` threads at once; the runtime may grant fewer, so
+// that `threads` is known only inside. One thread opens no parallel region: libgomp hangs after a
+// fork.
+template <class Work> void parallel(int wanted, const Work& work) {
+  if (wanted <= 1) {
+    work(0, 1);
+    return;
+  }
+#if defined(RNNFAST_STD_THREADS)
+  std::vector<std::thread> pool;
+  for (int i = 0; i < wanted; ++i) {
+    pool.emplace_back([&work, i, wanted] { work(i, wanted); });
+  }
+  for (std::thread& thread : pool) {
+    thread.join();
+  }
+#elif defined(_OPENMP)
+#pragma omp parallel num_threads(wanted)
+  work(omp_get_thread_num(), omp_get_num_threads());
+#else
+  work(0, 1);
+#endif
+}
+
+// A barrier for a step of microseconds: spins, and gives up its core when the others must be
+// waiting for one. Counts up for ever instead of resetting, so there is no phase in which to be
+// late.
+class Barrier {
+public:
+  void wait(int members) {
+    if (members == 1) {
+      return;
+    }
+    const int64_t mine = arrived_.fetch_add(1, std::memory_order_acq_rel);
+    const int64_t all = (mine / members + 1) * members;
+    for (int spins = 0; arrived_.load(std::memory_order_acquire) < all; ++spins) {
+      if (spins < 4096) {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+private:
+  alignas(64) std::atomic<int64_t> arrived_{0};
+  char pad_[64 - sizeof(std::atomic<int64_t>)];
+};
+
+} // namespace rnnfast

@@ -1,0 +1,71 @@
+// The contract between the kernels and whoever calls them: one plain struct a call.
+//
+//   h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh),   f = tanh or ReLU            (Elman 1990)
+//
+// Letters, fixed everywhere: T time steps, B batch rows, I input size, H hidden size.
+//
+// Sequences. A matrix of T x B rows is a pointer and two strides, counted in elements: row b of
+// step t begins at data + t * step + b * row, and the elements of a row are adjacent. Time-major,
+// batch-first and one half of a bidirectional output are all just strides.
+//   A packed batch (batch_sizes != nullptr) holds batch_sizes[t] rows at step t, a non-increasing
+// list with batch_sizes[0] == B; its rows follow one another, `row` apart, and `step` is ignored.
+//   reverse: step T-1 is computed first. A packed row starts at its own last step.
+//
+// Aliasing. Nothing that is written may overlap anything else in the struct.
+// Lifetime. The pointers are used during the call only; nothing is kept between calls.
+// Threads. `threads` is the most that may run. The results do not depend on it, bit for bit.
+#pragma once
+
+#include <cstdint>
+
+namespace rnnfast {
+
+template <class T> struct Sequence {
+  T* data;
+  int64_t step;
+  int64_t row;
+};
+
+struct Shape {
+  int64_t T, B;
+  const int64_t* batch_sizes; // [T], or nullptr: B rows at every step
+  bool reverse;
+  bool relu; // otherwise tanh
+  int threads;
+};
+
+template <class T> struct Forward {
+  Shape shape;
+  int64_t I, H;
+  Sequence<const T> x; // T x B x I
+  const T* w_ih;       // [H, I]
+  const T* w_hh;       // [H, H]
+  const T* b_ih;       // [H], or nullptr
+  const T* b_hh;       // [H], or nullptr
+  const T* h0;         // [B, H], or nullptr: zeros
+  Sequence<T> h;       // T x B x H, written
+};
+
+// Back-propagation through time down to the pre-activations (Werbos 1990):
+//   dpre_t = (dy_t + W_hh^T dpre_{t+1}) * f'(h_t),   with W_hh^T dpre_{T+1} read as dh_n
+//   dh0    = W_hh^T dpre_first
+// dW_ih = dpre^T x, dW_hh = dpre^T h_prev, dx = dpre W_ih and db = sum dpre are products over all
+// steps at once and no part of this call.
+template <class T> struct Backward {
+  Shape shape;
+  int64_t H;
+  Sequence<const T> h;  // T x B x H, as the forward wrote it
+  const T* w_hh;        // [H, H]
+  Sequence<const T> dy; // T x B x H gradient of every output; data may be nullptr: zeros
+  const T* dh_n;        // [B, H] gradient of each row's final state, or nullptr: zeros
+  Sequence<T> dpre;     // T x B x H, written
+  T* dh0;               // [B, H], written, or nullptr: not wanted
+};
+
+// Throw std::bad_alloc when there is no memory for the packed weights, before anything is written.
+void forward(const Forward<float>&);
+void forward(const Forward<double>&);
+void backward(const Backward<float>&);
+void backward(const Backward<double>&);
+
+} // namespace rnnfast

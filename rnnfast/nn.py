@@ -1,0 +1,112 @@
+"""The modules :class:`FastRNN` and :class:`FastRNNCell`; :func:`accelerate` for existing models."""
+
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+__all__ = ["FastRNN", "FastRNNCell", "accelerate"]
+
+
+class FastRNN(nn.RNN):
+    """A drop-in for :class:`torch.nn.RNN`: same arguments, parameters, results and errors; faster.
+
+    ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with f = tanh or ReLU (Elman 1990), over
+    L layers and D directions.
+
+    Args:
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
+        bidirectional, device, dtype: as in ``nn.RNN``.
+
+    Call with ``input`` (T, B, I), (B, T, I) if ``batch_first``, (T, I) or a ``PackedSequence``,
+    and optionally ``hx`` (L * D, B, H) or (L * D, H). Returns ``(output, h_n)`` as ``nn.RNN``
+    does; with ``batch_first`` the output is contiguous as (B, T, D * H).
+
+    float32 and float64 on the CPU run on rnnfast's kernels; see :func:`rnnfast.functional.rnn` for
+    what runs on torch's operators instead.
+
+    Raises:
+        ValueError, RuntimeError: where ``nn.RNN`` does.
+    """
+
+    def forward(self, input, hx=None):
+        self._update_flat_weights()
+        packed = isinstance(input, PackedSequence)
+        if packed:
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+            hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+        else:
+            data, batch_sizes = input, None
+            if data.dim() not in (2, 3):
+                raise ValueError(
+                    f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
+                )
+            if hx is not None and hx.dim() != data.dim():
+                kind = "batched" if data.dim() == 3 else "unbatched"
+                raise RuntimeError(
+                    f"For {kind} {data.dim()}-D input, hx should also be {data.dim()}-D "
+                    f"but got {hx.dim()}-D tensor"
+                )
+            batched = data.dim() == 3
+            batch_dim = 0 if self.batch_first else 1
+            if not batched:
+                data = data.unsqueeze(batch_dim)
+                hx = None if hx is None else hx.unsqueeze(1)
+        self.check_input(data, batch_sizes)
+        if hx is not None:
+            self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
+
+        output, h_n = functional.rnn(
+            data,
+            hx,
+            self._flat_weights,
+            num_layers=self.num_layers,
+            nonlinearity=self.nonlinearity,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first and not packed,
+            dropout=self.dropout,
+            training=self.training,
+            batch_sizes=batch_sizes,
+        )
+        if packed:
+            output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+            return output, self.permute_hidden(h_n, unsorted_indices)
+        if not batched:
+            return output.squeeze(batch_dim), h_n.squeeze(1)
+        return output, h_n
+
+
+class FastRNNCell(nn.RNNCell):
+    """A drop-in for :class:`torch.nn.RNNCell`: one step, ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Call with ``input`` (B, I) or (I) and optionally ``hx`` (B, H) or (H); returns the next state,
+    (B, H) or (H). A single step has nothing to fuse over time and its weights would be packed for
+    one use, so it runs on torch's own fused cell; to go over a sequence use :class:`FastRNN`.
+    """
+
+
+_FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+
+
+def accelerate(model):
+    """Turn every ``nn.RNN`` and ``nn.RNNCell`` inside ``model`` into its fast form, in place.
+
+    The modules stay the same objects with the same parameters, buffers and hooks: only their
+    class changes, so optimizers and references from elsewhere stay valid. Subclasses are left
+    alone, since they may have changed ``forward``.
+
+    Args:
+        model: any ``nn.Module``, an ``nn.RNN`` itself as well.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if type(module) in _FAST:
+            module.__class__ = _FAST[type(module)]
+    return model

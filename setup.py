@@ -1,0 +1,89 @@
+"""Builds rnnfast._C with ninja: one rule for C++, one for CUDA, only what changed.
+
+RNNFAST_OPENMP=0 builds without threads. RNNFAST_CXXFLAGS is added to the compiler's flags.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import ninja
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+# The order is fixed so that two builds of one source are the same.
+CPU_SOURCES = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
+CUDA_SOURCES = sorted(ROOT.glob("csrc/cuda/*.cu"))
+
+
+def cxx_flags():
+    # The baseline stays the compiler's own: no -march, so a wheel does not depend on who built it.
+    # No LTO: it could mix code of different instruction sets. fp-contract: multiply-adds are fused
+    # in ISO mode too. psabi: vectors wider than the baseline never cross a call.
+    flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
+    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto"]
+    return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
+
+
+def ninja_file(output, build_dir, include):
+    openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
+    lines = [
+        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"cxxflags = {cxx_flags()} {openmp}",
+        f"nvcc = {os.environ.get('NVCC', 'nvcc')}",
+        "nvccflags = -std=c++17 -O3 -Xcompiler -fPIC -cudart static",
+        "rule cxx",
+        "  command = $cxx $cxxflags $include -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule cuda",
+        "  command = $nvcc $nvccflags -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $cxx -shared $in -o $out {openmp}",
+    ]
+    objects = []
+    for source in CPU_SOURCES + CUDA_SOURCES:
+        obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
+        rule = "cuda" if source.suffix == ".cu" else "cxx"
+        lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
+        if source.name == "bindings.cpp":
+            # Its own variable: under build isolation pybind11 lies somewhere else each time, which
+            # must not rebuild the kernels.
+            lines.append("  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include))
+        objects.append(escape(obj))
+    lines.append(f"build {escape(output)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def escape(path):
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class NinjaBuild(build_ext):
+    def build_extension(self, ext):
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # Not build_temp, which is new for every editable install: ninja would rebuild everything.
+        build_dir = ROOT.resolve() / "build" / f"ninja-{sys.implementation.cache_tag}"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        build_dir.mkdir(parents=True, exist_ok=True)
+        include = [pybind11.get_include(), *self.include_dirs]
+        (build_dir / "build.ninja").write_text(ninja_file(output, build_dir, include))
+        program = Path(ninja.BIN_DIR) / "ninja"
+        try:
+            subprocess.run(
+                [program, "-C", build_dir, *(["-v"] if self.verbose > 1 else [])], check=True
+            )
+        except subprocess.CalledProcessError:
+            sys.exit("rnnfast: compiling the kernels failed; the compiler's message is above")
+
+
+setup(
+    ext_modules=[Extension("rnnfast._C", [str(s.relative_to(ROOT)) for s in CPU_SOURCES])],
+    cmdclass={"build_ext": NinjaBuild},
+)
