@@ -36,7 +36,7 @@ void check(const Shape& s, int64_t I, int64_t H) {
   for (int64_t t = 0; s.batch_sizes != nullptr && t < s.T; ++t) {
     if (s.batch_sizes[t] < 1 || s.batch_sizes[t] > (t == 0 ? s.B : s.batch_sizes[t - 1]) ||
         (t == 0 && s.batch_sizes[0] != s.B)) {
-      throw std::invalid_argument("batch_sizes must begin with B, be positive and never increase");
+      throw std::runtime_error("batch_sizes must begin with B, be positive and never increase");
     }
   }
 }
@@ -44,25 +44,31 @@ void check(const Shape& s, int64_t I, int64_t H) {
 template <class T>
 void py_forward(int64_t T_, int64_t B, int64_t I, int64_t H, uintptr_t batch_sizes, bool reverse,
                 bool relu, int threads, const View& x, uintptr_t w_ih, uintptr_t w_hh,
-                uintptr_t b_ih, uintptr_t b_hh, uintptr_t h0, const View& h) {
+                uintptr_t b_ih, uintptr_t b_hh, uintptr_t h0, const View& h, const View& tokens,
+                uintptr_t table) {
   const Shape shape{T_, B, pointer<const int64_t>(batch_sizes), reverse, relu, threads};
   py::gil_scoped_release release;
   check(shape, I, H);
   forward(Forward<T>{shape, I, H, sequence<const T>(x), pointer<const T>(w_ih),
                      pointer<const T>(w_hh), pointer<const T>(b_ih), pointer<const T>(b_hh),
-                     pointer<const T>(h0), sequence<T>(h)});
+                     pointer<const T>(h0), sequence<T>(h), sequence<const int64_t>(tokens),
+                     pointer<const T>(table)});
 }
 
 template <class T>
-void py_backward(int64_t T_, int64_t B, int64_t H, uintptr_t batch_sizes, bool reverse, bool relu,
-                 int threads, const View& h, uintptr_t w_hh, const View& dy, uintptr_t dh_n,
-                 const View& dpre, uintptr_t dh0) {
+void py_backward(int64_t T_, int64_t B, int64_t I, int64_t H, uintptr_t batch_sizes, bool reverse,
+                 bool relu, int threads, const View& h, uintptr_t w_hh, const View& dy,
+                 uintptr_t dh_n, const View& dpre, uintptr_t dh0, const View& x, uintptr_t w_ih,
+                 uintptr_t h0, const View& dx, bool add_dx, uintptr_t dw_ih, uintptr_t dw_hh,
+                 uintptr_t db, const View& tokens, uintptr_t dtable) {
   const Shape shape{T_, B, pointer<const int64_t>(batch_sizes), reverse, relu, threads};
   py::gil_scoped_release release;
-  check(shape, 0, H);
-  backward(Backward<T>{shape, H, sequence<const T>(h), pointer<const T>(w_hh),
-                       sequence<const T>(dy), pointer<const T>(dh_n), sequence<T>(dpre),
-                       pointer<T>(dh0)});
+  check(shape, I, H);
+  backward(Backward<T>{
+      shape, H, sequence<const T>(h), pointer<const T>(w_hh), sequence<const T>(dy),
+      pointer<const T>(dh_n), sequence<T>(dpre), pointer<T>(dh0), I, sequence<const T>(x),
+      pointer<const T>(w_ih), pointer<const T>(h0), sequence<T>(dx), add_dx, pointer<T>(dw_ih),
+      pointer<T>(dw_hh), pointer<T>(db), sequence<const int64_t>(tokens), pointer<T>(dtable)});
 }
 
 } // namespace

@@ -34,6 +34,8 @@ struct Shape {
   int threads;
 };
 
+// One-hot input: with tokens.data set (its `row` and `step` count tokens), x_t is the tokens[t]-th
+// unit vector of length I, W_ih x_t a row of `table` = W_ih^T [I, H], and x and w_ih are not read.
 template <class T> struct Forward {
   Shape shape;
   int64_t I, H;
@@ -44,13 +46,17 @@ template <class T> struct Forward {
   const T* b_hh;       // [H], or nullptr
   const T* h0;         // [B, H], or nullptr: zeros
   Sequence<T> h;       // T x B x H, written
+  Sequence<const int64_t> tokens;
+  const T* table;
 };
 
-// Back-propagation through time down to the pre-activations (Werbos 1990):
-//   dpre_t = (dy_t + W_hh^T dpre_{t+1}) * f'(h_t),   with W_hh^T dpre_{T+1} read as dh_n
+// Back-propagation through time (Werbos 1990), from the gradients of the outputs to all others:
+//   dpre_t = (dy_t + W_hh^T dpre_{t+1}) * f'(h_t),   W_hh^T dpre_{T+1} read as dh_n
 //   dh0    = W_hh^T dpre_first
-// dW_ih = dpre^T x, dW_hh = dpre^T h_prev, dx = dpre W_ih and db = sum dpre are products over all
-// steps at once and no part of this call.
+//   dx_t   = W_ih^T dpre_t
+//   dW_ih  = sum dpre_t x_t^T,   dW_hh = sum dpre_t h_{t-1}^T,   db = sum dpre_t
+// Only dpre is always written. Of the others, those with a null pointer are not wanted; x and w_ih
+// are read only for dw_ih and dx, h0 only for dw_hh.
 template <class T> struct Backward {
   Shape shape;
   int64_t H;
@@ -58,11 +64,23 @@ template <class T> struct Backward {
   const T* w_hh;        // [H, H]
   Sequence<const T> dy; // T x B x H gradient of every output; data may be nullptr: zeros
   const T* dh_n;        // [B, H] gradient of each row's final state, or nullptr: zeros
-  Sequence<T> dpre;     // T x B x H, written
-  T* dh0;               // [B, H], written, or nullptr: not wanted
+  Sequence<T> dpre;     // T x B x H
+  T* dh0;               // [B, H]
+  int64_t I;
+  Sequence<const T> x; // T x B x I
+  const T* w_ih;       // [H, I]
+  const T* h0;         // [B, H], or nullptr: zeros
+  Sequence<T> dx;      // T x B x I
+  bool add_dx;         // add to what dx holds: the second direction's share
+  T* dw_ih;            // [H, I]
+  T* dw_hh;            // [H, H]
+  T* db;               // [H], of either bias
+  Sequence<const int64_t> tokens;
+  T* dtable; // [I, H], for one-hot input in place of dw_ih; x, w_ih and dx do not apply
 };
 
-// Throw std::bad_alloc when there is no memory for the packed weights, before anything is written.
+// Throw, before anything is written, std::bad_alloc when there is no memory for the packed weights,
+// and std::out_of_range for a token that is not in [0, I).
 void forward(const Forward<float>&);
 void forward(const Forward<double>&);
 void backward(const Backward<float>&);

@@ -17,11 +17,14 @@ def forward_float32(
     b_hh: int,
     h0: int,
     h: _View,
+    tokens: _View,
+    table: int,
     /,
 ) -> None: ...
 def backward_float32(
     T: int,
     B: int,
+    I: int,
     H: int,
     batch_sizes: int,
     reverse: bool,
@@ -33,6 +36,16 @@ def backward_float32(
     dh_n: int,
     dpre: _View,
     dh0: int,
+    x: _View,
+    w_ih: int,
+    h0: int,
+    dx: _View,
+    add_dx: bool,
+    dw_ih: int,
+    dw_hh: int,
+    db: int,
+    tokens: _View,
+    dtable: int,
     /,
 ) -> None: ...
 

@@ -29,7 +29,9 @@ def rnn(
 
     Args:
         input: (T, B, I); (B, T, I) with ``batch_first``; or, with ``batch_sizes``, the data of a
-            ``PackedSequence``, (N, I). Any strides.
+            ``PackedSequence``, (N, I). Any strides. Or one-hot input, given as int64 tokens in
+            [0, I): (T, B), (B, T) or (N). The product with ``w_ih`` is then a look-up of its
+            columns, forward and backward, and no one-hot tensor is built.
         hx: initial state (L * D, B, H), or None for zeros.
         weights: flat list, for every layer and direction ``w_ih`` (H, I), ``w_hh`` (H, H) and, all
             or none, ``b_ih`` (H), ``b_hh`` (H): the order of ``nn.RNN``. In layers after the first
@@ -49,22 +51,23 @@ def rnn(
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
         RuntimeError: sizes, dtypes or devices that do not fit one another.
+        IndexError: a token that is not in [0, I).
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
     weights = list(weights)
     D = 2 if bidirectional else 1
-    per_direction, rest = divmod(len(weights), num_layers * D)
-    if rest or per_direction not in (2, 4):
+    per_direction = len(weights) // (num_layers * D)
+    if per_direction not in (2, 4) or len(weights) != per_direction * num_layers * D:
         raise ValueError(
             f"weights must hold 2 or 4 tensors for each of {num_layers} layers x {D} directions, "
             f"got {len(weights)}"
         )
     bias = per_direction == 4
     relu = nonlinearity == "relu"
-    if batch_sizes is None and input.dim() == 3 and input.shape[1 if batch_first else 0] == 0:
+    if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if not _has_kernel(input):
+    if not _has_kernel(input, weights[0].dtype):
         return _torch_rnn(
             input,
             hx,
@@ -78,6 +81,9 @@ def rnn(
             dropout,
             training,
         )
+    for name, t in (("hx", hx), *(("weights", w) for w in weights)):
+        if t is not None and t.device != input.device:
+            raise RuntimeError(f"{name} must be on {input.device} like the input, got {t.device}")
     if hx is not None and len(hx) != num_layers * D:
         raise RuntimeError(f"hx must be ({num_layers * D}, B, H), got {tuple(hx.shape)}")
 
@@ -93,10 +99,10 @@ def rnn(
     return input, states[0] if num_layers == 1 else torch.cat(states)
 
 
-def _has_kernel(input):
+def _has_kernel(input, dtype):
     return (
         input.device.type == "cpu"
-        and input.dtype in _ops.DTYPES
+        and dtype in _ops.DTYPES
         and input.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.maybe_current_level() is None
@@ -118,6 +124,8 @@ def _torch_rnn(
     training=False,
 ):
     """The same on torch's operators: what the kernels do not cover, and the second derivative."""
+    if input.dtype == torch.int64:
+        input = F.one_hot(input, weights[0].shape[-1]).to(weights[0].dtype)
     if hx is None:
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
         D = 2 if bidirectional else 1

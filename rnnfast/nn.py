@@ -1,11 +1,16 @@
 """The modules :class:`FastRNN` and :class:`FastRNNCell`; :func:`accelerate` for existing models."""
 
+import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
 
 __all__ = ["FastRNN", "FastRNNCell", "accelerate"]
+
+
+def _is_one_hot(input):
+    return input.dtype == torch.int64
 
 
 class FastRNN(nn.RNN):
@@ -22,12 +27,20 @@ class FastRNN(nn.RNN):
     and optionally ``hx`` (L * D, B, H) or (L * D, H). Returns ``(output, h_n)`` as ``nn.RNN``
     does; with ``batch_first`` the output is contiguous as (B, T, D * H).
 
+    One more kind of input, for a one-hot layer: int64 tokens in [0, I), of shape (T, B), (B, T),
+    (T) or packed. The result is that of the one-hot vectors, but they are never built.
+
     float32 and float64 on the CPU run on rnnfast's kernels; see :func:`rnnfast.functional.rnn` for
     what runs on torch's operators instead.
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` does.
+        IndexError: a token that is not in [0, I).
     """
+
+    def check_input(self, input, batch_sizes):
+        if not _is_one_hot(input):
+            super().check_input(input, batch_sizes)
 
     def forward(self, input, hx=None):
         self._update_flat_weights()
@@ -37,17 +50,18 @@ class FastRNN(nn.RNN):
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
             data, batch_sizes = input, None
-            if data.dim() not in (2, 3):
+            rank = data.dim() + _is_one_hot(data)
+            if rank not in (2, 3):
                 raise ValueError(
-                    f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
+                    "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
+                    f"{data.dtype} of {data.dim()}D instead"
                 )
-            if hx is not None and hx.dim() != data.dim():
-                kind = "batched" if data.dim() == 3 else "unbatched"
+            if hx is not None and hx.dim() != rank:
+                kind = "batched" if rank == 3 else "unbatched"
                 raise RuntimeError(
-                    f"For {kind} {data.dim()}-D input, hx should also be {data.dim()}-D "
-                    f"but got {hx.dim()}-D tensor"
+                    f"For {kind} input, hx should be {rank}-D but got {hx.dim()}-D tensor"
                 )
-            batched = data.dim() == 3
+            batched = rank == 3
             batch_dim = 0 if self.batch_first else 1
             if not batched:
                 data = data.unsqueeze(batch_dim)

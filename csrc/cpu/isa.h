@@ -30,6 +30,18 @@ template <class T> struct Step {
   int64_t out_stride;
 };
 
+// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  m < M, n < N.
+template <class T> struct Outer {
+  int64_t K, M, N;
+  const T* p; // [K, M]
+  int64_t p_stride;
+  const T* q; // [K, N rounded up to the vector]
+  int64_t q_stride;
+  T* out; // [M, N]
+  int64_t out_stride;
+  bool add;
+};
+
 template <class T> struct Kernels {
   int vector; // elements
   int panel;  // columns of a packed panel
@@ -39,6 +51,7 @@ template <class T> struct Kernels {
   void (*pack)(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
                T* packed);
   void (*step)(const Step<T>&);
+  void (*outer)(const Outer<T>&);
 };
 
 struct Isa {

@@ -157,6 +157,16 @@ template <class T> RNNFAST_INLINE V<T> load_edge(const T* p, int64_t n) {
   return load<T>(edge);
 }
 
+template <class T> RNNFAST_INLINE void store_edge(T* p, int64_t n, V<T> v) {
+  if (n >= kVector<T>) {
+    store<T>(p, v);
+  } else {
+    T edge[kVector<T>];
+    store<T>(edge, v);
+    std::memcpy(p, edge, n * sizeof(T));
+  }
+}
+
 // What becomes of the product `acc` [rows, width] of rows [row, row + rows) and columns
 // [col, col + width): addends, activation, and out.
 template <class T, Activation A>
@@ -184,14 +194,7 @@ static void finish(const Step<T>& s, int64_t row, int64_t rows, int64_t col, int
         store<T>(s.padded + i * s.padded_stride + c, v);
       }
       if (s.out != nullptr) {
-        T* out = s.out + i * s.out_stride + c;
-        if (n >= VL) {
-          store<T>(out, v);
-        } else {
-          T edge[VL];
-          store<T>(edge, v);
-          std::memcpy(out, edge, n * sizeof(T));
-        }
+        store_edge<T>(s.out + i * s.out_stride + c, n, v);
       }
     }
   }
@@ -277,8 +280,73 @@ static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
+// MR rows by NV vectors of a sum of outer products. Blocks of K are added up one by one, which is
+// also more accurate than a single long sum.
+template <class T, int MR, int NV>
+__attribute__((noinline)) static void outer_tile(const Outer<T>& o, int64_t m, int64_t n) {
+  constexpr int VL = kVector<T>;
+  V<T> acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      acc[i][j] = V<T>{};
+    }
+  }
+  const T* p = o.p + m;
+  const T* q = o.q + n;
+  for (int64_t k = 0; k < o.K; ++k, p += o.p_stride, q += o.q_stride) {
+    V<T> b[NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      b[j] = load<T>(q + j * VL);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) {
+        acc[i][j] += p[i] * b[j];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      T* const out = o.out + (m + i) * o.out_stride + n + j * VL;
+      const int64_t left = o.N - n - j * VL;
+      store_edge<T>(out, left, o.add ? acc[i][j] + load_edge<T>(out, left) : acc[i][j]);
+    }
+  }
+}
+
+template <class T, int NV, int MR = RNNFAST_MAX_ROWS>
+RNNFAST_INLINE void outer_rows(int64_t rows, const Outer<T>& o, int64_t m, int64_t n) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return outer_rows<T, NV, MR - 1>(rows, o, m, n);
+    }
+  }
+  outer_tile<T, MR, NV>(o, m, n);
+}
+
+template <class T> static void outer(const Outer<T>& o) {
+  const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
+  for (int64_t n = 0; n < o.N; n += kPanel<T>) {
+    for (int64_t block = 0, m = 0; block < blocks; ++block) {
+      const int64_t rows = (o.M - m) / (blocks - block);
+      if (o.N - n > kVector<T>) {
+        outer_rows<T, 2>(rows, o, m, n);
+      } else {
+        outer_rows<T, 1>(rows, o, m, n);
+      }
+      m += rows;
+    }
+  }
+}
+
 template <class T> constexpr Kernels<T> table() {
-  return {kVector<T>, kPanel<T>, pack<T>, step<T>};
+  return {kVector<T>, kPanel<T>, pack<T>, step<T>, outer<T>};
 }
 
 #undef RNNFAST_INLINE

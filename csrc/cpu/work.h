@@ -1,0 +1,166 @@
+// How a call's work is laid out: buffers, the rows of each step, and each thread's share of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../rnn.h"
+#include "isa.h"
+
+namespace rnnfast {
+
+// Under this many multiply-adds a call is done before a second thread has woken up.
+constexpr double kThreadWork = 1e5;
+// With fewer rows than this for each thread, threads share rows and split columns...
+constexpr int64_t kGroupRows = 4;
+// ...if a step has at least this many multiply-adds for each, to pay for the barrier.
+constexpr double kMemberWork = 1 << 14;
+
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+template <class T> struct Free {
+  void operator()(T* p) const { std::free(p); }
+};
+template <class T> using Buffer = std::unique_ptr<T[], Free<T>>;
+
+template <class T> Buffer<T> allocate(int64_t size) {
+  void* p = std::aligned_alloc(64, std::max<int64_t>(64, round_up(size * sizeof(T), 64)));
+  if (p == nullptr) {
+    throw std::bad_alloc();
+  }
+  return Buffer<T>(static_cast<T*>(p));
+}
+
+// Elements from a row of a compact buffer to the next: whole vectors plus one cache line, so that
+// powers of two do not put every row into the same cache set.
+template <class T> int64_t row_stride(int64_t n) {
+  return round_up(n, 64 / sizeof(T)) + 64 / sizeof(T);
+}
+
+// Which rows are there at each step, in the order of computation.
+class Steps {
+public:
+  Steps(const Shape& shape, bool from_end) : shape_(shape), from_end_(from_end) {
+    if (shape.batch_sizes != nullptr) {
+      starts_.resize(shape.T);
+      int64_t sum = 0;
+      for (int64_t t = 0; t < shape.T; ++t) {
+        starts_[t] = sum;
+        sum += shape.batch_sizes[t];
+      }
+      total_ = sum;
+    } else {
+      total_ = shape.T * shape.B;
+    }
+  }
+
+  int64_t time(int64_t i) const { return from_end_ ? shape_.T - 1 - i : i; }
+
+  // Rows at the i-th computed step; 0 before the first and after the last.
+  int64_t rows(int64_t i) const {
+    if (i < 0 || i >= shape_.T) {
+      return 0;
+    }
+    return shape_.batch_sizes != nullptr ? shape_.batch_sizes[time(i)] : shape_.B;
+  }
+
+  // Row `row` of step t.
+  template <class P> P* at(const Sequence<P>& s, int64_t t, int64_t row) const {
+    return s.data +
+           (shape_.batch_sizes != nullptr ? (starts_[t] + row) * s.row : t * s.step + row * s.row);
+  }
+
+  int64_t count() const { return shape_.T; }
+
+  int64_t total() const { return total_; }
+
+  // Where to cut the rows so that `groups` get nearly the same number of row-steps.
+  int64_t cut(int64_t group, int64_t groups) const {
+    if (shape_.batch_sizes == nullptr) {
+      return shape_.B * group / groups;
+    }
+    // Rows are in order of falling length; row r has as many steps as batch_sizes are over r.
+    const int64_t goal = total_ * group / groups;
+    int64_t sum = 0, row = 0;
+    for (int64_t t = shape_.T; row < shape_.B && sum < goal; ++row) {
+      while (t > 0 && shape_.batch_sizes[t - 1] <= row) {
+        --t;
+      }
+      sum += t;
+    }
+    return group == groups ? shape_.B : row;
+  }
+
+private:
+  Shape shape_;
+  bool from_end_;
+  std::vector<int64_t> starts_;
+  int64_t total_;
+};
+
+inline void check_tokens(const Steps& steps, const Sequence<const int64_t>& tokens, int64_t I) {
+  for (int64_t i = 0; i < steps.count(); ++i) {
+    for (int64_t b = 0; b < steps.rows(i); ++b) {
+      const int64_t token = *steps.at(tokens, steps.time(i), b);
+      if (token < 0 || token >= I) {
+        throw std::out_of_range("token " + std::to_string(token) + " is not in [0, " +
+                                std::to_string(I) + "), the inputs of this layer");
+      }
+    }
+  }
+}
+
+// How many threads to ask for, given the multiply-adds of the whole call.
+inline int threads_for(const Shape& shape, double work) {
+  return work < 2 * kThreadWork
+             ? 1
+             : static_cast<int>(std::min<double>(std::max(shape.threads, 1), work / kThreadWork));
+}
+
+// One thread's share: rows [r0, r1) and hidden columns [c0, c1), both perhaps empty.
+struct Share {
+  int group, member, members;
+  int64_t r0, r1, c0, c1;
+
+  Share(const Steps& steps, int64_t B, int64_t H, int64_t panel, int thread, int threads) {
+    const int64_t panels = (H + panel - 1) / panel;
+    const int64_t by_work = static_cast<int64_t>(double(B) * H * H / kMemberWork);
+    const int64_t shared = std::clamp<int64_t>(B / kGroupRows, 1, threads);
+    members = static_cast<int>(
+        std::clamp<int64_t>(std::min(threads / shared, by_work / shared), 1, panels));
+    const int64_t groups = members > 1 ? shared : std::min<int64_t>(threads, B);
+    group = thread / members;
+    member = thread % members;
+    if (group >= groups) {
+      r0 = r1 = c0 = c1 = 0;
+      members = 1;
+      return;
+    }
+    r0 = steps.cut(group, groups);
+    r1 = steps.cut(group + 1, groups);
+    c0 = std::min(H, panels * member / members * panel);
+    c1 = std::min(H, panels * (member + 1) / members * panel);
+  }
+};
+
+// Each thread's part of packing a K x H matrix.
+template <class T>
+void pack_part(const Kernels<T>& kernels, const T* w, bool transpose, int64_t K, int64_t H,
+               int thread, int threads, T* packed) {
+  const int64_t panels = (H + kernels.panel - 1) / kernels.panel;
+  const int64_t c0 = std::min(H, panels * thread / threads * kernels.panel);
+  const int64_t c1 = std::min(H, panels * (thread + 1) / threads * kernels.panel);
+  if (c0 < c1) {
+    kernels.pack(w, transpose, K, H, c0, c1, packed);
+  }
+}
+
+} // namespace rnnfast
