@@ -1,0 +1,232 @@
+"""`rnnfast bench`: what it reports, refuses and writes. No test asserts a time."""
+
+import io
+import json
+import math
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from rnnfast import bench, cli
+
+SHAPES = [bench.Shape(3, 2, 5, 4), bench.Shape(1, 1, 1, 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_products():
+    """What is measured here does not matter, only how it is reported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "GEMM_SIZE", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def report():
+    report = bench.measure(SHAPES, repeats=3, numpy=True)
+    report["command"] = "rnnfast bench"
+    return report
+
+
+def test_report(report):
+    assert [[r["T"], r["B"], r["I"], r["H"]] for r in report["shapes"]] == [[3, 2, 5, 4], [1] * 4]
+    for result in report["shapes"]:
+        for mode, others in (("forward", {"nn.RNN", "NumPy"}), ("training", {"nn.RNN"})):
+            figures = result[mode]
+            assert figures["rounds"] == 3
+            assert figures["ms"].keys() == {"rnnfast"} | others
+            assert figures["ratio"].keys() == others
+            for spread in figures["ms"].values():
+                assert 0 < spread["p20"] <= spread["median"] <= spread["p80"]
+            for other, ratio in figures["ratio"].items():
+                medians = figures["ms"][other]["median"], figures["ms"]["rnnfast"]["median"]
+                assert ratio["of_medians"] == pytest.approx(medians[0] / medians[1])
+                assert ratio["p20"] <= ratio["p80"]
+            assert figures["of_gemm"] == pytest.approx(figures["gflops"] / report["gemm_gflops"])
+    # 3 steps x 2 rows x (5 + 4) x 4 multiplications, and as many additions
+    first = report["shapes"][0]
+    for mode, flop in (("forward", 432), ("training", 3 * 432)):
+        figures = first[mode]
+        assert figures["gflops"] == pytest.approx(1e-6 * flop / figures["ms"]["rnnfast"]["median"])
+
+
+def test_geometric_mean(report):
+    for mode, means in report["geometric_mean"].items():
+        for other, mean in means.items():
+            a, b = (r[mode]["ratio"][other]["of_medians"] for r in report["shapes"])
+            assert mean == pytest.approx(math.sqrt(a * b))
+
+
+def test_numpy_is_optional():
+    report = bench.measure(SHAPES[:1], repeats=1)
+    assert report["shapes"][0]["forward"]["ms"].keys() == {"rnnfast", "nn.RNN"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_threads(dtype, monkeypatch):
+    seen = set()
+
+    class Spy(bench.FastRNN):
+        def forward(self, input, hx=None):
+            seen.add((input.dtype, self.weight_hh_l0.dtype, torch.get_num_threads()))
+            return super().forward(input, hx)
+
+    monkeypatch.setattr(bench, "FastRNN", Spy)
+    before = torch.get_num_threads()
+    threads = before + 1
+    report = bench.measure(SHAPES[:1], dtype=dtype, threads=threads, repeats=1)
+    assert seen == {(dtype, dtype, threads)}
+    assert report["dtype"] == str(dtype).removeprefix("torch.")
+    assert report["threads"] == threads
+    assert torch.get_num_threads() == before
+
+
+def test_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    bench.measure(SHAPES[:1], repeats=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _wrong_output(output, h_n):
+    return output * 1.001, h_n
+
+
+def _nan(output, h_n):
+    return output, h_n + math.nan
+
+
+def _wrong_gradient(output, h_n):
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient * 1.001)
+    return output, h_n
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [(_wrong_output, "output"), (_nan, "h_n"), (_wrong_gradient, "gradient of input")],
+)
+def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
+    class Wrong(bench.FastRNN):
+        def forward(self, input, hx=None):
+            return damage(*super().forward(input, hx))
+
+    monkeypatch.setattr(bench, "FastRNN", Wrong)
+    monkeypatch.setattr(bench, "_compare", lambda *args: pytest.fail("timed all the same"))
+    with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
+        bench.measure(SHAPES[:1], repeats=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"repeats": 0}, {"threads": 0}, {"dtype": torch.bfloat16}],
+    ids=lambda w: next(iter(w)),
+)
+def test_refuses_bad_arguments(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        bench.measure(SHAPES[:1], **wrong)
+
+
+def test_samples_alternate_and_the_order_turns_round():
+    ran = []
+
+    def call(name):
+        def record():
+            ran.append(name)
+            time.sleep(2 * bench.SAMPLE_SECONDS)  # so that a sample is one call
+
+        return record
+
+    samples = bench._alternate({name: call(name) for name in "abc"}, repeats=3)
+    assert "".join(ran).endswith("abcbcacab")
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_tables(report):
+    text = bench.markdown(report)
+    console = Console(width=80, file=io.StringIO())
+    bench.show(report, console)
+    shown = console.file.getvalue()
+    for mode in bench.MODES:
+        result = report["shapes"][0][mode]
+        row = [
+            "3,2,5,4",
+            f"{result['ms']['rnnfast']['median']:.3g}",
+            f"{result['ms']['nn.RNN']['median']:.3g}",
+            f"{result['ratio']['nn.RNN']['of_medians']:.2f}",
+        ]
+        assert "| " + " | ".join(row) + " |" in text
+        assert any(all(cell in line for cell in row) for line in shown.splitlines())
+        mean = f"{report['geometric_mean'][mode]['nn.RNN']:.2f}"
+        assert f"| geometric mean |  |  | {mean} |" in text
+    # Every row of a Markdown table has as many cells as its heading.
+    for table in text.split("### ")[1:]:
+        assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.1, False), (1.1, True)])
+def test_a_busy_machine_is_named(report, load, busy):
+    console = Console(width=100, file=io.StringIO())
+    bench.show(report | {"load": load * report["machine"]["cores"]}, console)
+    assert ("was busy" in console.file.getvalue()) == busy
+
+
+def test_plot_shows_the_ratios(report):
+    labels = {text.get_text() for text in bench.figure(report).axes[0].texts}
+    for result in report["shapes"]:
+        for mode in bench.MODES:
+            assert f"{result[mode]['ratio']['nn.RNN']['of_medians']:.2f}" in labels
+
+
+def _run(*options):
+    return cli.main(["bench", "--repeats", "1", "--shapes", "3,2,5,4", "2,1,3,3", *options])
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_command_writes_its_files(tmp_path, capsys, suffix):
+    paths = tmp_path / "r.json", tmp_path / f"r.{suffix}"
+    assert _run("--json", str(paths[0]), "--plot", str(paths[1])) == 0
+    assert "geometric mean" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    written = json.loads(paths[0].read_text())
+    assert [tuple(r[letter] for letter in "TBIH") for r in written["shapes"]] == [
+        (3, 2, 5, 4),
+        (2, 1, 3, 3),
+    ]
+    assert written["machine"]["cores"] >= 1
+    assert written["build"]["isa"] in written["build"]["isas"]
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["command"] == "rnnfast bench --shapes 3,2,5,4 2,1,3,3 --repeats 1"
+    assert paths[1].read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *args, **options: pytest.fail("measured"))
+
+
+@pytest.mark.parametrize("shape", ["1,2,3", "1,2,3,4,5", "1,2,3,0", "a,b,c,d"])
+def test_command_refuses_bad_shapes(shape, capsys, unmeasured):
+    with pytest.raises(SystemExit):
+        _run("--shapes", shape)
+    assert "want four positive integers T,B,I,H" in capsys.readouterr().err
+
+
+def test_command_refuses_an_unknown_plot_format(capsys, unmeasured):
+    with pytest.raises(SystemExit):
+        _run("--plot", "r.xyz")
+    assert ".png or .svg" in capsys.readouterr().err
+
+
+def test_command_finds_a_missing_folder_before_measuring(tmp_path, capsys, unmeasured):
+    assert _run("--plot", str(tmp_path / "nowhere" / "r.png")) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_command_finds_matplotlib_missing_before_measuring(
+    tmp_path, capsys, monkeypatch, unmeasured
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert _run("--plot", str(tmp_path / "r.png")) == 2
+    assert "pip install 'rnnfast[plot]'" in capsys.readouterr().err
