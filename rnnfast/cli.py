@@ -1,0 +1,360 @@
+"""The command line: `rnnfast train | eval | generate | score | bench`, thin over `rnnfast.lm`.
+
+Exit status: 0 done; 2 for input the user can mend, with one line on stderr; 128 + the signal's
+number (130 for Ctrl-C) for a training run that was stopped, after it was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import bench, lm
+from ._version import __version__
+from .lm.evaluate import bits, perplexity
+from .lm.runs import prepare, resume, set_up
+from .lm.storage import Folder, write_atomic
+
+DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
+DEFAULT_EPOCHS = 10  # of a run on the user's own text
+SAMPLE_LENGTH = {"char": 400, "word": 80}
+SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character of the text must not end the program.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args, Output(args.json))
+    except lm.UserError as error:
+        line = " ".join(str(error).splitlines())
+        print(f"rnnfast: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rnnfast: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # As `| head` does. What is left in the buffer has nowhere to go at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+class Output:
+    """Text for people on stdout, progress on stderr, one JSON object where --json says.
+
+    With `--json -` stdout has the JSON and nothing else: the text goes to stderr.
+    """
+
+    def __init__(self, target: str | None):
+        self.target = target
+        self.stream = sys.stderr if target == "-" else sys.stdout
+        self.text = Console(file=self.stream, highlight=False, soft_wrap=True)
+        self.progress = Console(stderr=True, highlight=False, soft_wrap=True)
+        if target not in (None, "-"):
+            # Now, not after an hour of training.
+            path = Path(target)
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                raise lm.UserError(f"cannot write {target}: give --json a file in a folder")
+
+    def json(self, data) -> None:
+        if self.target is None:
+            return
+        text = json.dumps(data, indent=1) + "\n"
+        if self.target == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            write_atomic(self.target, text.encode())
+
+
+# ---- commands
+
+
+def train(args: argparse.Namespace, output: Output) -> int:
+    trainer = _trainer(args)
+    config, folder = trainer.config, trainer.folder
+    unit = "characters" if config.level == "char" else "words"
+    about = (
+        f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
+        f"{len(trainer.vocab):,} symbols\n"
+        f"{config.nonlinearity} RNN, {config.nlayers} x {config.nhid} units, "
+        f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
+    )
+    output.text.print(escape(about))
+    try:
+        with TrainingProgress(output.progress, config) as progress:
+            trainer.run(progress.step, progress.validation)
+    except lm.Interrupted as interrupted:
+        where = folder.final
+        output.text.print(
+            escape(
+                f"stopped at step {trainer.state.step}: saved in {where}; go on with "
+                f"rnnfast train --resume {where}"
+            )
+        )
+        return 128 + interrupted.signum
+    report = trainer.report()
+    output.text.print(_results(report, trainer.baselines))
+    sample = trainer.model.generate(
+        length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
+    )
+    output.text.print(f"\n[bold]A sample[/] (temperature {SAMPLE_TEMPERATURE}):")
+    output.text.print(escape(sample.strip("\n")))
+    output.text.print(
+        escape(
+            f"\n{report['tokens']:,} tokens in {report['seconds']:.1f} s, "
+            f"{report['tokens_per_second']:,.0f} a second. Saved in {folder.final}; "
+            f"more text: rnnfast generate {folder.final}"
+        )
+    )
+    output.json(report)
+    return 0
+
+
+def _trainer(args: argparse.Namespace):
+    changes = {name: getattr(args, name) for name in _SETTINGS}
+    given = args.data or args.train or args.valid or args.test
+    if args.resume:
+        if args.out or args.overwrite:
+            raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
+        corpus = lm.corpus.read(args.data, args.train, args.valid, args.test) if given else None
+        return resume(args.resume, changes, corpus)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not changes.keys() & {"epochs", "max_seconds"}:
+        budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
+        changes.update(budget)
+    config = lm.Config.defaults(changes.pop("level", "char"), **changes)
+    corpus = lm.corpus.read(args.data, args.train, args.valid, args.test)
+    folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
+    return prepare(config, corpus, folder)
+
+
+def evaluate(args: argparse.Namespace, output: Output) -> int:
+    model = _load(args)
+    ids = model.vocab.encode_stream(lm.corpus.read_text(args.data))
+    with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
+        task = bar.add_task("eval", total=len(ids))
+        result = lm.evaluate(model, ids, lambda done: bar.update(task, completed=done))
+    output.text.print(
+        f"{result.tokens:,} tokens: cross-entropy {result.loss:.4f} nats, perplexity "
+        f"{result.perplexity:.3f}, {result.bits_per_token:.4f} bits per token"
+    )
+    output.json(result.to_json())
+    return 0
+
+
+def generate(args: argparse.Namespace, output: Output) -> int:
+    pieces = []
+    for piece in lm.generate(
+        _load(args),
+        args.prompt,
+        args.length,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
+        sentence=args.sentence,
+    ):
+        pieces.append(piece)
+        output.stream.write(piece)
+        output.stream.flush()
+    text = "".join(pieces)
+    if not text.endswith("\n"):
+        output.stream.write("\n")
+    output.json({"text": text})
+    return 0
+
+
+def score(args: argparse.Namespace, output: Output) -> int:
+    model = _load(args)
+    results = [model.score(sentence) for sentence in args.sentences]
+    for result in results:
+        table = Table(title=escape(result.text), title_justify="left", show_footer=True)
+        table.add_column("token", f"{len(result.tokens)} tokens")
+        table.add_column("log p", f"{result.logprob:.4f}", justify="right")
+        for token, logprob in result.tokens:
+            table.add_row(escape(token if token.isprintable() else repr(token)), f"{logprob:.4f}")
+        output.text.print(table)
+        mean = -result.logprob / len(result.tokens)
+        output.text.print(
+            f"per token {-mean:.4f} nats, {bits(mean):.4f} bits, "
+            f"perplexity {perplexity(mean):.3f}\n"
+        )
+    output.json([result.to_json() for result in results])
+    return 0
+
+
+def _load(args: argparse.Namespace) -> lm.RNNLM:
+    device = args.device or "cpu"
+    set_up(device, args.threads)
+    return lm.load(args.model, device)
+
+
+# ---- what people see
+
+
+class TrainingProgress:
+    """A bar on a terminal; elsewhere a plain line every log interval."""
+
+    def __init__(self, console: Console, config: lm.Config):
+        self.console, self.config = console, config
+        self.bar = _bar(console, "{task.fields[about]}")
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        self.task = self.bar.add_task("train", total=1.0, about="")
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bar.stop()
+
+    def step(self, step) -> None:
+        about = f"loss {step.loss:.3f}  lr {step.lr:.1e}  {step.tokens_per_second:,.0f} tokens/s"
+        self.bar.update(self.task, completed=min(step.progress, 1.0), about=about)
+        if not self.console.is_terminal and step.step % self.config.log_interval == 0:
+            self.console.print(
+                f"step {step.step}  epoch {step.epoch:.2f}  {step.seconds:.1f} s  {about}"
+            )
+
+    def validation(self, record: dict) -> None:
+        loss = record["valid_loss"]
+        self.console.print(
+            f"step {record['step']}  epoch {record['epoch']:.2f}  {record['seconds']:.1f} s  "
+            f"train {record['train_loss']:.4f}  valid {loss:.4f} nats, {bits(loss):.4f} bits, "
+            f"perplexity {perplexity(loss):.3f}"
+        )
+
+
+def _bar(console: Console, about: str) -> Progress:
+    columns = (BarColumn(), TextColumn(about), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _results(report: dict, baselines: dict[str, float]) -> Table:
+    rows = [(f"{name}, valid", loss) for name, loss in baselines.items()]
+    rows.append(("RNN, valid", report["valid_loss"]))
+    if report["test_loss"] is not None:
+        rows.append(("RNN, test", report["test_loss"]))
+    unit = "character" if report["level"] == "char" else "word"
+    table = Table()
+    table.add_column("model")
+    for name in ("nats", f"bits per {unit}", "perplexity"):
+        table.add_column(name, justify="right")
+    for name, loss in rows:
+        table.add_row(name, f"{loss:.4f}", f"{bits(loss):.4f}", f"{perplexity(loss):.3f}")
+    return table
+
+
+# ---- arguments
+
+_SETTINGS = [field.name for field in fields(lm.Config)]
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rnnfast", description="Language models on a fast Elman RNN.", allow_abbrev=False
+    )
+    top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, run, about, device=True):
+        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--json", metavar="PATH", help="write the result as JSON; - for standard output"
+        )
+        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+        if device:
+            sub.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
+        return sub
+
+    sub = command("train", train, "Train a model. Without arguments: a minute on built-in text.")
+    _train_arguments(sub)
+
+    sub = command("eval", evaluate, "Cross-entropy of a model on a file, read as one stream.")
+    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
+
+    sub = command("generate", generate, "Text from a model, printed as it is made.")
+    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("--prompt", default="", metavar="TEXT", help="text to go on from (none)")
+    sub.add_argument("--length", type=int, default=400, metavar="N", help="tokens to make (400)")
+    sub.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="1 as trained; 0 greedy (1)"
+    )
+    sub.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable (all)")
+    sub.add_argument("--seed", type=int, metavar="S", help="the same text each time (random)")
+    sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
+
+    sub = command("score", score, "Log probability of sentences by the chain rule, token by token.")
+    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
+
+    sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
+    bench.add_arguments(sub)
+    return top
+
+
+def _train_arguments(sub: argparse.ArgumentParser) -> None:
+    char, word = (lm.Config.defaults(level) for level in ("char", "word"))
+
+    def setting(group, name, type_, about, **options):
+        default = getattr(char, name)
+        if default != getattr(word, name):
+            default = f"{default}; word level {getattr(word, name)}"
+        shown = "" if default is None else f" ({default})"
+        if "choices" not in options and "action" not in options:
+            options.setdefault("metavar", "N" if type_ is int else "X")
+        if type_ is not None:
+            options["type"] = type_
+        group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
+
+    text = sub.add_argument_group("text (UTF-8; without any: Python's language reference)")
+    text.add_argument("--data", metavar="FILE", help="first 90%% to train on, rest to validate")
+    text.add_argument("--train", metavar="FILE", help="or one file a split")
+    text.add_argument("--valid", metavar="FILE")
+    text.add_argument("--test", metavar="FILE", help="evaluated once, at the end")
+    text.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
+    setting(text, "min_count", int, "word level: rarer words become <unk>")
+    setting(text, "max_vocab", int, "word level: at most so many words")
+
+    model = sub.add_argument_group("model")
+    setting(model, "emsize", int, "size of the embeddings")
+    setting(model, "nhid", int, "hidden units of a layer")
+    setting(model, "nlayers", int, "layers")
+    setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
+    setting(model, "dropout", float, "on embeddings, between layers and on the output")
+    tied = argparse.BooleanOptionalAction
+    setting(model, "tied", None, "share embedding and output weights", action=tied)
+
+    how = sub.add_argument_group("training")
+    setting(how, "batch_size", int, "lanes the text is cut into")
+    setting(how, "bptt", int, "tokens of truncated back-propagation")
+    setting(how, "lr", float, "learning rate of AdamW")
+    schedules = ("cosine", "plateau")
+    setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
+    setting(how, "weight_decay", float, "of AdamW")
+    setting(how, "clip", float, "largest norm of the gradient, 0 for any")
+    setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
+    setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
+    setting(how, "seed", int, "of weights, dropout and sample")
+
+    run = sub.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="model folder (rnnfast-model, rnnfast-model-2)")
+    run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
+    run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
+    setting(run, "log_interval", int, "steps from one line of the log to the next")

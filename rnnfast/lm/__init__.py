@@ -1,0 +1,42 @@
+"""Language models on the Elman RNN: train, evaluate, score, generate.
+
+from rnnfast import lm
+
+config = lm.Config.defaults("char", max_seconds=60)
+model, report = lm.train(config, lm.corpus.builtin(), out="my-model")
+print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1))
+print(lm.load("my-model").score("A sentence.").logprob)
+"""
+
+from . import corpus
+from .config import Config
+from .corpus import Corpus
+from .errors import Interrupted, UserError
+from .evaluate import Evaluation, Score, evaluate, generate, logprobs, score
+from .model import RNNLM
+from .runs import prepare, resume, train
+from .storage import load, save
+from .trainer import Trainer
+from .vocab import Vocabulary
+
+__all__ = [
+    "RNNLM",
+    "Config",
+    "Corpus",
+    "Evaluation",
+    "Interrupted",
+    "Score",
+    "Trainer",
+    "UserError",
+    "Vocabulary",
+    "corpus",
+    "evaluate",
+    "generate",
+    "load",
+    "logprobs",
+    "prepare",
+    "resume",
+    "save",
+    "score",
+    "train",
+]

@@ -1,0 +1,84 @@
+"""Reading text, cutting it into train, valid and test, and the corpus every Python carries."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import UserError
+
+TRAIN_FRACTION = 0.9
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Train, valid and (or None) test text. `source` says where they came from, for a resume."""
+
+    train: str
+    valid: str
+    test: str | None = None
+    source: dict = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the three texts: a resumed run must go on with what it began with."""
+        digest = hashlib.sha256()
+        for text in (self.train, self.valid, self.test or ""):
+            data = text.encode("utf-8")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file, CRLF as "\\n". Raises UserError if missing, empty or not UTF-8."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
+        ) from error
+    if not text.strip():
+        raise UserError(f"{path} is empty: give a file with text")
+    return text
+
+
+def split(text: str, source: dict | None = None) -> Corpus:
+    """The first 90 % of the characters as train, the rest as valid; both contiguous."""
+    cut = int(TRAIN_FRACTION * len(text))
+    return Corpus(text[:cut], text[cut:], None, source or {})
+
+
+def builtin() -> Corpus:
+    """Python's language reference as the standard library carries it for `help()`, split 90/10.
+
+    465,048 characters in Python 3.11; other versions differ a little.
+    """
+    from pydoc_data.topics import topics
+
+    return split("\n".join(topics.values()), {"builtin": "pydoc_data.topics"})
+
+
+def read(
+    data: str | None = None,
+    train: str | None = None,
+    valid: str | None = None,
+    test: str | None = None,
+) -> Corpus:
+    """A corpus from one file (`data`, split 90/10), from one file a split, or the built-in one."""
+    paths = {"data": data, "train": train, "valid": valid, "test": test}
+    source = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    if data and (train or valid):
+        raise UserError("give --data FILE or --train FILE --valid FILE, not both")
+    if data:
+        corpus = split(read_text(data), source)
+        return Corpus(corpus.train, corpus.valid, read_text(test) if test else None, source)
+    if not source:
+        return builtin()
+    if not (train and valid):
+        raise UserError("--train FILE and --valid FILE go together (or give --data FILE alone)")
+    return Corpus(read_text(train), read_text(valid), read_text(test) if test else None, source)

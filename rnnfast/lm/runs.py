@@ -1,0 +1,130 @@
+"""A run: from settings and text to a trainer, anew or from where a checkpoint stands."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from .config import CHAR, Config
+from .corpus import Corpus, read
+from .errors import UserError
+from .model import RNNLM
+from .storage import Folder, load, read_checkpoint, read_settings, weights
+from .trainer import Trainer
+from .vocab import Vocabulary
+
+# The settings a resumed run may change: the budget, and what does not bear on the numbers
+# (other threads or another device change them by rounding).
+RESUMABLE = {"epochs", "max_seconds", "threads", "device", "log_interval"}
+
+
+def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Trainer:
+    """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
+    try:
+        set_up(config.device, config.threads)
+        texts = [text for text in (corpus.train, corpus.valid, corpus.test) if text is not None]
+        # A character of valid that train has not would stop the run; at word level it is <unk>.
+        known = texts if config.level == CHAR else texts[:1]
+        vocab = Vocabulary.build(config.level, known, config.min_count, config.max_vocab)
+        torch.manual_seed(config.seed)
+        model = RNNLM.from_config(config, vocab)
+        trainer = Trainer(model, config, *_streams(vocab, corpus), folder=folder)
+        if folder is not None:
+            folder.write_settings(config, vocab, _about(corpus))
+        return trainer
+    except BaseException:
+        if folder is not None:
+            folder.discard()
+        raise
+
+
+def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Trainer:
+    """The run of a folder, ready to go on.
+
+    `changes` are settings asked for: the budget may be raised, every other must be what the
+    checkpoint has. `corpus` None reads again what the run began with. Raises UserError.
+    """
+    config, vocab, about = read_settings(path)
+    for field in fields(Config):
+        asked, has = changes.get(field.name), getattr(config, field.name)
+        if asked is not None and asked != has and field.name not in RESUMABLE:
+            name = field.name.replace("_", "-")
+            raise UserError(
+                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: leave "
+                f"--{name} out, or start a new run"
+            )
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changed = replace(config, **changes)
+    set_up(changed.device, changed.threads)
+    best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
+    tensors, state = read_checkpoint(path)
+    corpus = corpus or _reread(path, about)
+    if corpus.fingerprint() != about.get("sha256"):
+        raise UserError(
+            f"the text is not the one the run in {path} began with: give that one, or start anew"
+        )
+    trainer = Trainer(
+        RNNLM.from_config(changed, vocab),
+        changed,
+        *_streams(vocab, corpus),
+        folder=Folder(path, resume=True),
+    )
+    try:
+        trainer.restore(tensors, state, best)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
+        ) from error
+    if trainer.finished and trainer.state.step == trainer.state.validated_step:
+        raise UserError(
+            f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
+            f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
+        )
+    trainer.folder.write_settings(changed, vocab, _about(corpus))
+    trainer.folder.cut_log(trainer.state.step)
+    return trainer
+
+
+def _reread(path: str | Path, about: dict) -> Corpus:
+    source = about.get("source") or {}
+    if not source:
+        raise UserError(f"the run in {path} was not trained on a file: give its text")
+    return read(**{name: file for name, file in source.items() if name != "builtin"})
+
+
+def _about(corpus: Corpus) -> dict:
+    return {"source": corpus.source, "sha256": corpus.fingerprint()}
+
+
+def _streams(vocab: Vocabulary, corpus: Corpus) -> tuple:
+    streams = [
+        None if text is None else vocab.encode_stream(text)
+        for text in (corpus.train, corpus.valid, corpus.test)
+    ]
+    if len(streams[1]) == 0:
+        raise UserError("the validation text is empty: give more text")
+    return tuple(streams)
+
+
+def set_up(device: str, threads: int | None) -> None:
+    """Set torch's number of threads. Raises UserError for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here: use --device cpu") from error
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
+
+
+def train(
+    config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
+) -> tuple[RNNLM, dict]:
+    """Train a model and return it with its report; with `out` it is saved there as well."""
+    folder = None if out is None else Folder(out, overwrite)
+    trainer = prepare(config, corpus, folder)
+    trainer.run()
+    return trainer.model, trainer.report()

@@ -1,0 +1,314 @@
+"""A model on disk: a folder of safetensors and JSON, never a pickle, every file replaced at once.
+
+model.safetensors       the weights of the best validation so far
+config.json             the settings, and which corpus
+vocab.json              the tokens
+checkpoint.safetensors  all that a resume needs; its metadata holds the numbers as JSON, so
+                        that tensors and numbers can never be of two different moments
+log.jsonl               one line every log interval and every validation
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from .._version import __version__
+from .config import Config
+from .errors import UserError
+from .model import RNNLM
+from .vocab import Vocabulary
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+VOCAB = "vocab.json"
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that its name holds the old content or the new, whatever happens.
+
+    The data goes to a temporary name beside it, to the disk (fsync), and is then renamed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """A full disk or a missing permission is for the user to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _sync(folder: Path) -> None:
+    """A rename is on the disk when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _json(data) -> bytes:
+    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
+
+
+class Folder:
+    """Where a run writes: a fresh folder, or one that takes an old model's place.
+
+    With `overwrite` the run is written beside the old model and takes its name at the first
+    `publish`, when it has a model to show; until then the old one stays as it is. Raises UserError
+    if `path` holds anything but a model, or a model and `overwrite` is false.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
+        self.path = self.final = Path(path)
+        if resume:
+            for entry in self.path.iterdir():
+                if _is_temporary(entry.name):  # of a run that was killed while it wrote
+                    entry.unlink(missing_ok=True)
+            return
+        with _writing(self.final):
+            if self.final.exists():
+                self._check_replaceable(overwrite)
+            if (self.final / WEIGHTS).exists():
+                self.path = self._beside("new")
+            else:
+                self.final.mkdir(parents=True, exist_ok=True)
+
+    def _check_replaceable(self, overwrite: bool) -> None:
+        if not self.final.is_dir():
+            raise UserError(f"{self.final} is a file: give --out another name")
+        names = sorted(entry.name for entry in self.final.iterdir())
+        foreign = [n for n in names if n not in FILES and not _is_temporary(n)]
+        if foreign:
+            raise UserError(
+                f"{self.final} holds files that are not a model's ({foreign[0]}"
+                f"{', ...' if len(foreign) > 1 else ''}): give --out another folder"
+            )
+        if WEIGHTS in names and not overwrite:
+            raise UserError(
+                f"{self.final} holds a model: give --out another folder, --overwrite to replace "
+                f"it, or --resume {self.final} to go on with it"
+            )
+
+    def _beside(self, suffix: str) -> Path:
+        name = self.final.resolve().name
+        return Path(tempfile.mkdtemp(f".{suffix}", f".{name}.", self.final.resolve().parent))
+
+    @classmethod
+    def fresh(cls, name: str = "rnnfast-model") -> Folder:
+        """The first of name, name-2, name-3, ... that is not there yet, made now."""
+        number = 1
+        while True:
+            path = Path(name if number == 1 else f"{name}-{number}")
+            with _writing(path):
+                try:
+                    path.mkdir()
+                    return cls(path)
+                except FileExistsError:
+                    number += 1
+
+    def publish(self) -> None:
+        """Give the run its name, if it was written beside an old model."""
+        if self.path == self.final:
+            return
+        with _writing(self.final):
+            old = self._beside("old")
+            os.rename(self.final, old)
+            os.rename(self.path, self.final)
+            _sync(self.final.resolve().parent)
+        self.path = self.final
+        shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what a run that never had a model to show has written."""
+        if (self.path / WEIGHTS).exists():
+            return
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def write_settings(self, config: Config, vocab: Vocabulary, corpus: dict) -> None:
+        """`config.json` and `vocab.json`; `corpus` says what was read and its fingerprint."""
+        write_atomic(self.path / VOCAB, _json(vocab.to_json()))
+        about = {"format": FORMAT, "rnnfast": __version__, "torch": torch.__version__}
+        settings = {**about, "config": config.to_json(), "corpus": corpus}
+        write_atomic(self.path / CONFIG, _json(settings))
+
+    def write_weights(self, tensors: dict[str, torch.Tensor]) -> None:
+        write_atomic(self.path / WEIGHTS, to_bytes(tensors, {"format": "pt"}))
+        self.publish()
+
+    def write_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        write_atomic(self.path / CHECKPOINT, to_bytes(tensors, {"state": json.dumps(state)}))
+
+    def log(self, record: dict) -> None:
+        path = self.path / LOG
+        with _writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run logs it anew."""
+        path = self.path / LOG
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = []
+        for line in lines:
+            # The last line of a killed run may be half a line.
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+        write_atomic(path, "".join(kept).encode("utf-8"))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def weights(model: RNNLM) -> dict[str, torch.Tensor]:
+    """Copies of the parameters by name, on the CPU; a shared one (tied) once."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def save(model: RNNLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
+    """Save a model as a folder that `load` reads. An existing model is kept unless `overwrite`."""
+    folder = Folder(path, overwrite)
+    folder.write_settings(config, model.vocab, {})
+    folder.write_weights(weights(model))
+
+
+def load(path: str | Path, device: str = "cpu") -> RNNLM:
+    """The model of a folder, ready to evaluate, score and generate (in eval mode).
+
+    Raises UserError, with the file's name, for a file that is missing, corrupted or does not
+    match the others.
+    """
+    config, vocab, _ = read_settings(path)
+    try:
+        # The shapes come first, and cost nothing: a wrong config could ask for any memory.
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in _build(config, vocab).named_parameters()}
+        tensors, _ = read_tensors(Path(path) / WEIGHTS, shapes)
+    except RuntimeError as error:
+        raise UserError(f"{Path(path) / CONFIG}: no model can have these sizes") from error
+    model = _build(config, vocab)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+    return model.to(device).eval()
+
+
+def _build(config: Config, vocab: Vocabulary) -> RNNLM:
+    # Not the caller's random numbers: loading a model must not change what comes after.
+    with torch.random.fork_rng(devices=[]):
+        return RNNLM.from_config(config, vocab)
+
+
+def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
+    """Config, vocabulary and the record of the corpus. Raises UserError as `load` does."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"there is no model folder {path}: give one that rnnfast train made")
+    settings = _read_json(path / CONFIG)
+    try:
+        if settings["format"] != FORMAT:
+            raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
+        config = Config(**settings["config"])
+        corpus = settings["corpus"]
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(_corrupted(path / CONFIG, error)) from error
+    try:
+        vocab = Vocabulary.from_json(_read_json(path / VOCAB))
+        if vocab.level != config.level:
+            raise UserError(f"level {vocab.level} is not the {config.level} of {CONFIG}")
+    except UserError as error:
+        message = str(error)
+        if str(path) not in message:
+            message = _corrupted(path / VOCAB, error)
+        raise UserError(message) from error
+    return config, vocab, corpus
+
+
+def _corrupted(path: Path, why: object) -> str:
+    return f"{path} is corrupted ({why}): restore it, or train the model again"
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(_corrupted(path, "not JSON")) from error
+
+
+def read_tensors(
+    path: Path, shapes: dict[str, torch.Size] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, which must have the names and `shapes` given."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            if shapes is not None:
+                for name in sorted(names ^ shapes.keys()):
+                    raise UserError(f"{path} and {CONFIG} do not match: {name} is only in one")
+                for name, shape in shapes.items():
+                    found = tuple(file.get_slice(name).get_shape())
+                    if found != tuple(shape):
+                        raise UserError(
+                            f"{path} and {CONFIG} with {VOCAB} do not match: {name} is {found}, "
+                            f"they say {tuple(shape)}"
+                        )
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
+    except SafetensorError as error:
+        raise UserError(_corrupted(path, str(error).splitlines()[0])) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(_corrupted(path, f"{name} is not finite"))
+    return tensors, metadata
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and state of a run; see `Trainer.checkpoint`."""
+    file = Path(path) / CHECKPOINT
+    if not file.exists():
+        raise UserError(f"{file} is missing: {path} has no run to go on with")
+    tensors, metadata = read_tensors(file)
+    try:
+        return tensors, json.loads(metadata["state"])
+    except (KeyError, ValueError) as error:
+        raise UserError(_corrupted(file, "no state")) from error

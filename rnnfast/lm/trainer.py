@@ -1,0 +1,399 @@
+"""Training by truncated back-propagation through time with AdamW; stopping and resuming it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import ngram
+from .batches import Lanes
+from .config import Config
+from .errors import Interrupted, UserError
+from .evaluate import Evaluation, evaluate
+from .model import RNNLM
+from .storage import Folder, weights
+
+WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
+WARMUP_PART = 0.05
+FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
+PLATEAU_FACTOR = 0.5
+VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
+
+
+@dataclass
+class State:
+    """Where a run stands. Together with the tensors of `Trainer.checkpoint` it is all there is."""
+
+    step: int = 0  # updates done
+    seconds: float = 0.0  # of training and validation, over all resumes
+    validated_step: int = 0
+    validated_seconds: float = 0.0  # when the last validation ended
+    validation_cost: float = 0.0  # seconds the last validation took
+    best_loss: float | None = None  # nats a token
+    best_step: int = 0
+    lr_scale: float = 1.0  # what the plateau schedule has made of the learning rate
+    loss_sum: float = 0.0  # since the last line of the log
+    loss_steps: int = 0
+    train_loss: float | None = None  # in the last line of the log
+    curve: list[dict] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, for a progress bar: `progress` is the part of the budget that is used."""
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float  # nats a token, of this chunk
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    progress: float
+
+
+class Trainer:
+    """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
+
+    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint at
+    every validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
+    `max_seconds` the run depends on nothing but the settings, and one that was stopped and
+    resumed is bit for bit the one that was not.
+    """
+
+    def __init__(self, model: RNNLM, config: Config, train, valid, test=None, folder=None):
+        if config.epochs is None and config.max_seconds is None:
+            raise UserError("give epochs or max_seconds: a run needs an end")
+        self.config, self.vocab = config, model.vocab
+        self.device = torch.device(config.device)
+        self.model = model.to(self.device)
+        self.train, self.valid, self.test = train, valid, test
+        self.lanes = Lanes(train, self.vocab.boundary, config.batch_size, config.bptt)
+        self.folder: Folder | None = folder
+        self.optimizer = _adamw(model, config, self.device)
+        self.state = State(curve=[])
+        self.hidden: torch.Tensor | None = None
+        self.best: dict[str, torch.Tensor] | None = None
+        self._stop: int | None = None
+        self._resumed_seconds = 0.0
+        self._resumed_step = 0
+
+    # ---- the run
+
+    def run(
+        self,
+        on_step: Callable[[Step], None] | None = None,
+        on_validation: Callable[[dict], None] | None = None,
+    ) -> None:
+        """Train to the end of the budget; the model then has the weights of the best validation.
+
+        Raises Interrupted after a signal (the model and a checkpoint are saved first) and
+        UserError if the loss is not finite (the last good weights are kept).
+        """
+        began = time.monotonic() - self.state.seconds
+        self._clock = lambda: time.monotonic() - began
+        with self._signals():
+            try:
+                while True:
+                    if self._validation_due():
+                        record = self.validate()
+                        if on_validation:
+                            on_validation(record)
+                    if self.finished:
+                        break
+                    step = self.train_step()
+                    if on_step:
+                        on_step(step)
+                    if self._stop is not None:
+                        raise Interrupted(self._stop)
+            except Interrupted:
+                self.save()
+                raise
+        self._restore(self.best)
+
+    def train_step(self) -> Step:
+        """One chunk: forward, truncated back-propagation, clipping, update."""
+        config, state = self.config, self.state
+        began = self._clock()
+        chunk = state.step % len(self.lanes)
+        if chunk == 0:
+            self.hidden = None  # an epoch starts at the start of every lane
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        inputs, targets = (x.to(self.device) for x in self.lanes[chunk])
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        logits, hidden = self.model(inputs, self.hidden)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        value, norm = loss.item(), norm.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._diverged("loss" if not math.isfinite(value) else "gradient")
+        self.optimizer.step()
+        self.hidden = hidden.detach()
+
+        state.step += 1
+        state.seconds = self._clock()
+        state.loss_sum += value
+        state.loss_steps += 1
+        if state.step % config.log_interval == 0:
+            self._log(lr=self.lr, grad_norm=norm, train_loss=self._mean_train_loss())
+        speed = inputs.numel() / max(state.seconds - began, 1e-9)
+        return Step(
+            state.step, self.epoch, state.seconds, value, self.lr, norm, speed, self.progress
+        )
+
+    def validate(self) -> dict:
+        """Evaluate on valid, keep the model if it is the best so far, and save a checkpoint."""
+        state = self.state
+        began = self._clock()
+        loss = evaluate(self.model, self.valid, self._interruptible).loss
+        if not math.isfinite(loss):
+            self._diverged("validation loss")
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step = loss, state.step
+            self.best = weights(self.model)
+        elif self.config.lr_schedule == "plateau":
+            state.lr_scale *= PLATEAU_FACTOR
+        state.seconds = self._clock()
+        state.validated_step, state.validated_seconds = state.step, state.seconds
+        state.validation_cost = state.seconds - began
+        record = self._log(lr=self.lr, train_loss=self._mean_train_loss(), valid_loss=loss)
+        state.curve.append(record)
+        self.save()
+        return record
+
+    def save(self) -> None:
+        """The best model (the present one before any validation) and a checkpoint."""
+        if self.folder is None:
+            return
+        if self.best is None or self.state.best_step == self.state.step:
+            self.folder.write_weights(self.best or weights(self.model))
+        self.folder.write_checkpoint(*self.checkpoint())
+
+    # ---- how far, how fast
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training text so far."""
+        return self.state.step / len(self.lanes)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds at which training has to stop so that the last validation fits the budget."""
+        seconds = self.config.max_seconds
+        return math.inf if seconds is None else max(seconds - self.state.validation_cost, 1e-9)
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is used: of the epochs or of the time, whichever is more."""
+        epochs = self.epoch / self.config.epochs if self.config.epochs else 0.0
+        return max(epochs, self.state.seconds / self.deadline)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update: a short linear warm-up, then the schedule."""
+        warm = max((self.state.step + 1) / WARMUP_STEPS, self.progress / WARMUP_PART)
+        warmup = min(1.0, warm)
+        if self.config.lr_schedule == "cosine":
+            cosine = (1 + math.cos(math.pi * min(self.progress, 1.0))) / 2
+            scale = FINAL_LR + (1 - FINAL_LR) * cosine
+        else:
+            scale = self.state.lr_scale
+        return self.config.lr * warmup * scale
+
+    def _validation_due(self) -> bool:
+        state = self.state
+        if state.step == state.validated_step:
+            return False
+        if self.finished:
+            return True
+        epoch_ended = state.step % len(self.lanes) == 0
+        if self.config.max_seconds is None:
+            return epoch_ended
+        since = state.seconds - state.validated_seconds
+        # With the clock running, validation gets a tenth of the time at most.
+        return since >= 10 * state.validation_cost and (
+            epoch_ended or since >= self.config.max_seconds / VALIDATIONS
+        )
+
+    def _mean_train_loss(self) -> float | None:
+        state = self.state
+        if state.loss_steps:
+            state.train_loss = state.loss_sum / state.loss_steps
+            state.loss_sum, state.loss_steps = 0.0, 0
+        return state.train_loss
+
+    def _log(self, **values) -> dict:
+        state = self.state
+        record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
+        if self.folder is not None:
+            self.folder.log(record)
+        return record
+
+    # ---- what can go wrong
+
+    def _diverged(self, what: str) -> None:
+        kept = ""
+        if self.folder is not None:
+            kept = f"; the last good weights are in {self.folder.final}"
+            if self.folder.path != self.folder.final:
+                self.folder.discard()
+                kept = f"; the model in {self.folder.final} is as it was"
+            elif self.best is None:
+                # No update with a gradient that is not finite was made: these are still good.
+                self.folder.write_weights(weights(self.model))
+        raise UserError(
+            f"the {what} is not finite at step {self.state.step}: lower --lr or --clip{kept}"
+        )
+
+    def _interruptible(self, _done: int) -> None:
+        if self._stop is not None:
+            raise Interrupted(self._stop)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """A signal only sets a flag, so that it can break neither an update nor a save."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(signum, frame):
+            self._stop = signum
+
+        caught = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, stop) for number in caught]
+        try:
+            yield
+        finally:
+            for number, handler in zip(caught, before, strict=True):
+                signal.signal(number, handler)
+
+    # ---- checkpoints
+
+    def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """Weights, optimizer state, hidden state and generators as tensors; `State` as a dict."""
+        tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
+        if self.hidden is not None:
+            tensors["hidden"] = self.hidden.cpu().contiguous()
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return tensors, dict(vars(self.state))
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict, best) -> None:
+        """Go on from a `checkpoint()`; `best` are the weights of the best validation or None."""
+        self.state = State(**state)
+        self.best = best if self.state.best_loss is not None else None
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            groups.setdefault(kind, {})[rest] = tensor
+        self._restore(groups["model"])
+        for name, parameter in self.model.named_parameters() if "optimizer" in groups else ():
+            # All on the parameter's device: so does the fused AdamW keep its `step`.
+            self.optimizer.state[parameter] = {
+                key: groups["optimizer"][f"{name}.{key}"].to(self.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.hidden = groups["hidden"][""].to(self.device) if "hidden" in groups else None
+        torch.set_rng_state(groups["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in groups["rng"]:
+            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
+        self._resumed_seconds, self._resumed_step = self.state.seconds, self.state.step
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+
+    # ---- the result
+
+    @functools.cached_property
+    def baselines(self) -> dict[str, float]:
+        """Loss of the unigram and the bigram model of train on valid, nats a token."""
+        return ngram.baselines(self.train, self.valid, len(self.vocab), self.vocab.boundary)
+
+    def report(self) -> dict:
+        """The figures of the run so far, of the best model, as `rnnfast train --json` has them.
+
+        Losses are nats a token; `tokens` and `seconds` are over all resumes,
+        `tokens_per_second` is of this one and includes validation.
+        """
+        state = self.state
+        tokens = _tokens(self.lanes, state.step)
+        fresh = tokens - _tokens(self.lanes, self._resumed_step)
+        seconds = max(state.seconds - self._resumed_seconds, 1e-9)
+        test = None
+        if self.test is not None and self.best is not None:
+            test = evaluate(self.model, self.test)
+        valid = None
+        if state.best_loss is not None:
+            valid = Evaluation(len(self.valid), state.best_loss)
+        return {
+            "level": self.config.level,
+            "vocab_size": len(self.vocab),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "epochs": self.epoch,
+            "steps": state.step,
+            "tokens": tokens,
+            "seconds": state.seconds,
+            "tokens_per_second": fresh / seconds,
+            "best_step": state.best_step,
+            **_figures("valid", valid),
+            **_figures("test", test),
+            "baselines": {
+                name: _figures("valid", Evaluation(len(self.valid), loss))
+                for name, loss in self.baselines.items()
+            },
+            "curve": state.curve,
+            "config": self.config.to_json(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "model_dir": None if self.folder is None else str(self.folder.final),
+        }
+
+
+def _figures(split: str, result: Evaluation | None) -> dict:
+    return {
+        f"{split}_loss": result and result.loss,
+        f"{split}_perplexity": result and result.perplexity,
+        f"{split}_bits_per_token": result and result.bits_per_token,
+    }
+
+
+def _tokens(lanes: Lanes, steps: int) -> int:
+    epochs, rest = divmod(steps, len(lanes))
+    length, batch = lanes.inputs.shape
+    return (epochs * length + min(rest * lanes.bptt, length)) * batch
+
+
+def _adamw(model: RNNLM, config: Config, device: torch.device) -> torch.optim.AdamW:
+    """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        (free if "bias" in name or name.startswith("encoder") else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=device.type in ("cpu", "cuda"))

@@ -1,0 +1,441 @@
+"""The command line: what it prints, what it writes, and what it says of bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lm_helpers import PERIODIC
+
+from rnnfast import cli, lm
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))
+TINY = ["--emsize", "8", "--nhid", "16", "--batch-size", "4", "--bptt", "10"]
+TINY += ["--threads", "1", "--lr", "0.01"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    """Every test runs in its own folder, with the text in it, and leaves torch's threads."""
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text(PERIODIC)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rnnfast(capsys):
+    """Runs a command in this process: (status, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in argv])
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A small model trained by the command line, and its report. Copied by who changes it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text").write_text(PERIODIC)
+    argv = ["train", "--data", folder / "text", "--out", folder / "model", *TINY, "--epochs", "2"]
+    assert cli.main([*map(str, argv), "--json", str(folder / "report.json")]) == 0
+    return folder / "model", json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def model(trained):
+    """A copy of the trained model in the folder of the test."""
+    shutil.copytree(trained[0], "model")
+    return Path("model")
+
+
+def contents(folder):
+    """Everything in a folder, to see that nothing changed."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def process(*argv, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "rnnfast", *map(str, argv)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, **options
+    )
+
+
+# ---- what the commands do
+
+
+def test_report_has_the_figures(trained):
+    _, report = trained
+    expected = """level vocab_size parameters epochs steps tokens seconds tokens_per_second
+        valid_loss valid_perplexity valid_bits_per_token test_loss test_perplexity model_dir
+        curve config baselines torch threads"""
+    for key in expected.split():
+        assert key in report
+    assert report["level"] == "char" and report["vocab_size"] == 5
+    assert report["epochs"] == 2 and report["steps"] == 2 * 81
+    assert report["test_loss"] is None and report["test_perplexity"] is None
+    assert report["threads"] == 1 and len(report["curve"]) == 2
+    unigram = report["baselines"]["unigram"]["valid_loss"]
+    assert report["valid_loss"] < unigram
+
+
+def test_eval_repeats_what_train_said(rnnfast, trained):
+    folder, report = trained
+    Path("valid").write_text(lm.corpus.split(PERIODIC).valid)
+    argv = ("eval", folder, "--data", "valid", "--threads", 1)
+    status, out, err = rnnfast(*argv, "--json", "-")
+    result = json.loads(out)
+    assert status == 0
+    assert result.keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    assert result["loss"] == report["valid_loss"]
+    assert result["perplexity"] == report["valid_perplexity"]
+    assert f"{result['loss']:.4f} nats" in err
+    status, out, err = rnnfast(*argv)
+    assert status == 0 and f"{result['loss']:.4f} nats" in out and not err
+
+
+def test_train_prints_a_table_a_sample_and_where(rnnfast):
+    status, out, err = rnnfast("train", "--data", "text", *TINY, "--epochs", 1)
+    assert status == 0
+    for words in ("unigram, valid", "bigram, valid", "RNN, valid", "A sample", "rnnfast-model;"):
+        assert words in out
+    assert re.search(r"^step 50  epoch 0.62 .* loss .* lr .* tokens/s$", err, re.M)
+    assert re.search(r"valid \d.\d+ nats, \d.\d+ bits, perplexity", err)
+    assert lm.load("rnnfast-model").vocab.level == "char"
+    # A second run does not touch the first one's model.
+    before = contents("rnnfast-model")
+    assert rnnfast("train", "--data", "text", *TINY, "--epochs", 1)[0] == 0
+    assert contents("rnnfast-model") == before and Path("rnnfast-model-2").is_dir()
+
+
+def test_json_on_stdout_is_alone_there(rnnfast):
+    argv = ("train", "--data", "text", *TINY, "--epochs", 1, "--out", "m", "--json", "-")
+    status, out, err = rnnfast(*argv)
+    assert status == 0 and json.loads(out)["model_dir"] == "m" and "A sample" in err
+    status, out, err = rnnfast("generate", "m", "--seed", 1, "--length", 5, "--json", "-")
+    assert status == 0 and json.loads(out).keys() == {"text"} and json.loads(out)["text"] in err
+    status, out, err = rnnfast("score", "m", "a1", "--json", "-")
+    assert status == 0 and json.loads(out)[0]["text"] == "a1" and "log p" in err
+
+
+def test_no_arguments_train_on_the_builtin_text(rnnfast):
+    status, out, _ = rnnfast("train", "--max-seconds", 3, "--nhid", 64, "--threads", 1)
+    assert status == 0
+    rows = re.findall(r"(unigram|bigram|RNN), valid\D+([\d.]+)", out)
+    unigram, bigram, rnn = (float(loss) for _, loss in rows)
+    assert bigram < unigram and rnn < unigram
+    status, out, _ = rnnfast("score", "rnnfast-model", "The class statement [defines]")
+    assert status == 0 and "The class statement [defines]" in out
+
+
+def test_splits_of_their_own_and_a_test_set(rnnfast):
+    Path("valid").write_text(PERIODIC[:300])
+    Path("test").write_text(PERIODIC[:120])
+    files = ("--train", "text", "--valid", "valid", "--test", "test")
+    argv = ("train", *files, *TINY, "--epochs", 1, "--out", "m", "--json", "r")
+    assert rnnfast(*argv)[0] == 0
+    report = json.loads(Path("r").read_text())
+    _, out, _ = rnnfast("eval", "m", "--data", "test", "--json", "-")
+    assert json.loads(out)["loss"] == report["test_loss"] and json.loads(out)["tokens"] == 120
+
+
+def test_generate(rnnfast, model):
+    argv = ("generate", model, "--prompt", "a1", "--length", 30, "--seed", 7)
+    first, again = (rnnfast(*argv) for _ in range(2))
+    assert first == again and first[0] == 0 and first[1].startswith("a1")
+    assert rnnfast(*argv, "--json", "t")[1] == first[1]
+    text = json.loads(Path("t").read_text())["text"]
+    assert len(text) == 32 and first[1] in (text, text + "\n")
+    assert text == lm.load(model).generate("a1", 30, seed=7)
+    greedy = rnnfast("generate", model, "--length", 9, "--top-k", 1)
+    assert greedy == rnnfast("generate", model, "--length", 9, "--temperature", 0)
+
+
+def test_score(rnnfast, model):
+    status, out, _ = rnnfast("score", model, "a1b1a2b2", "b", "", "--json", "s")
+    results = json.loads(Path("s").read_text())
+    assert status == 0 and [result["text"] for result in results] == ["a1b1a2b2", "b", ""]
+    for result in results:
+        assert result.keys() == {"text", "logprob", "tokens"}
+        total = sum(token["logprob"] for token in result["tokens"])
+        assert result["logprob"] == pytest.approx(total)
+        assert f"{result['logprob']:.4f}" in out
+    Path("line").write_text("a1b1a2b2\n")
+    _, out, _ = rnnfast("eval", model, "--data", "line", "--json", "-")
+    assert -json.loads(out)["loss"] * 9 == pytest.approx(results[0]["logprob"])
+
+
+def test_word_level_defaults(rnnfast):
+    Path("words").write_text("the cat sat on the mat\nthe dog sat\n" * 100)
+    argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--bptt", 20)
+    assert rnnfast(*argv, "--threads", 1, "--out", "m", "--json", "r")[0] == 0
+    report = json.loads(Path("r").read_text())
+    assert report["config"]["tied"] and report["config"]["nhid"] == 200
+    status, out, _ = rnnfast("score", "m", "the zebra sat")
+    assert status == 0 and "<unk>" in out and "<eos>" in out
+    status, out, _ = rnnfast("generate", "m", "--prompt", "the", "--sentence", "--seed", 1)
+    assert status == 0 and out.startswith("the") and out.count("\n") == 1
+
+
+def test_resume_goes_on(rnnfast, model):
+    before = contents(model)
+    status, _, err = rnnfast("train", "--resume", model)
+    assert status == 2 and "raise --epochs" in err and contents(model) == before
+    status, _, _ = rnnfast("train", "--resume", model, "--epochs", 3, "--json", "r")
+    report = json.loads(Path("r").read_text())
+    assert status == 0 and report["epochs"] == 3 and len(report["curve"]) == 3
+    assert report["config"]["nhid"] == 16 and report["model_dir"] == "model"
+
+
+def test_overwrite_replaces(rnnfast, model):
+    argv = ("train", "--data", "text", *TINY, "--epochs", 1, "--out", model)
+    assert rnnfast(*argv)[0] == 2
+    assert rnnfast(*argv, "--nhid", 8, "--overwrite")[0] == 0
+    assert lm.load(model).rnn.hidden_size == 8
+
+
+# ---- signals
+
+
+def interrupt(number, *, again=False):
+    argv = ("train", "--max-seconds", 600, "--nhid", 32, "--emsize", 8, "--threads", 1)
+    running = process(*argv, "--out", "run", "--log-interval", 5)
+    seen = ""
+    while not (line := running.stderr.readline()).startswith("step 10 "):
+        seen += line
+        assert line, seen
+    running.send_signal(number)
+    if again:
+        running.send_signal(number)
+    out, err = running.communicate(timeout=30)
+    return running.returncode, out, err
+
+
+def test_ctrl_c_saves_a_model_that_goes_on(rnnfast):
+    status, out, err = interrupt(signal.SIGINT, again=True)
+    assert status == 130 and "Traceback" not in err
+    assert "saved in run; go on with rnnfast train --resume run" in out
+    step = int(re.search(r"stopped at step (\d+)", out)[1])
+    Path("line").write_text("The class\n")
+    assert rnnfast("eval", "run", "--data", "line")[0] == 0
+    assert rnnfast("generate", "run", "--length", 5)[0] == 0
+    # Enough time for some steps more, by the run's own clock.
+    seconds = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])["seconds"] + 2
+    assert rnnfast("train", "--resume", "run", "--max-seconds", seconds, "--json", "r")[0] == 0
+    assert json.loads(Path("r").read_text())["steps"] > step
+
+
+def test_sigterm_saves_too():
+    status, out, err = interrupt(signal.SIGTERM)
+    assert (status, err) == (128 + signal.SIGTERM, "") and "saved in run" in out
+    lm.load("run")
+
+
+def test_closed_pipe_is_no_traceback(trained):
+    running = process("generate", trained[0], "--length", 100_000, "--seed", 1)
+    running.stdout.read(10)
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait(30) == 128 + signal.SIGPIPE
+
+
+# ---- bad input
+
+
+def write(name, data=""):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+TRAIN = ["train", *TINY, "--epochs", "1"]
+BAD_INPUT = {
+    "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
+    "folder as file": ([*TRAIN, "--data", "."], "cannot read"),
+    "empty file": ([*TRAIN, "--data", "empty"], "empty is empty"),
+    "garbage": ([*TRAIN, "--data", "garbage"], "not UTF-8"),
+    "too short": ([*TRAIN, "--data", "short"], "fewer than one batch"),
+    "train alone": ([*TRAIN, "--train", "text"], "--valid"),
+    "test alone": ([*TRAIN, "--test", "text"], "--data"),
+    "data and train": ([*TRAIN, "--data", "text", "--train", "text"], "not both"),
+    "tied sizes": ([*TRAIN, "--data", "text", "--tied"], "emsize equal to nhid"),
+    "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
+    "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
+    "lr nan": ([*TRAIN, "--data", "text", "--lr", "nan"], "lr must be"),
+    "threads 0": ([*TRAIN, "--data", "text", "--threads", "0"], "threads"),
+    "device": ([*TRAIN, "--data", "text", "--device", "warp"], "--device cpu"),
+    "json folder": ([*TRAIN, "--data", "text", "--json", "no/where"], "cannot write no/where"),
+    "out is a file": ([*TRAIN, "--data", "text", "--out", "text"], "is a file"),
+    "out is foreign": ([*TRAIN, "--data", "text", "--out", "foreign"], "notes.txt"),
+    "foreign, overwrite": (
+        [*TRAIN, "--data", "text", "--out", "foreign", "--overwrite"],
+        "notes.txt",
+    ),
+    "out is a model": ([*TRAIN, "--data", "text", "--out", "model"], "--overwrite"),
+    "resume nowhere": (["train", "--resume", "nowhere"], "no model folder"),
+    "resume and out": (["train", "--resume", "model", "--out", "x"], "--resume"),
+    "resume, settings": (
+        ["train", "--resume", "model", "--epochs", "3", "--bptt", "11"],
+        "--bptt 11 was asked for but the checkpoint in model has 10",
+    ),
+    "resume, text": (
+        ["train", "--resume", "model", "--epochs", "3", "--data", "longer"],
+        "not the one",
+    ),
+    "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
+    "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
+    "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
+    "prompt stranger": (["generate", "model", "--prompt", "z"], "'z'"),
+    "score stranger": (["score", "model", "a", "z"], "'z'"),
+    "temperature": (["generate", "model", "--temperature", "-1"], "temperature"),
+    "top-k": (["generate", "model", "--top-k", "0"], "top-k"),
+    "length": (["generate", "model", "--length", "-1"], "length"),
+}
+
+
+def bad_input():
+    for name, data in {
+        "empty": "",
+        "garbage": bytes(range(256)) * 50,
+        "short": "a" * 40,
+        "stranger": "abz\n",
+        "longer": PERIODIC + "a",
+        "foreign/notes.txt": "mine",
+    }.items():
+        write(name, data)
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_touches_nothing(rnnfast, model, case):
+    bad_input()
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    argv, says = BAD_INPUT[case]
+    status, out, err = rnnfast(*argv)
+    assert status == 2 and not out
+    assert err.startswith("rnnfast: error: ") and err.count("\n") == 1 and says in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert not list(Path().glob("rnnfast-model*"))
+
+
+def damage_config(**changes):
+    def damage(path):
+        data = json.loads(path.read_text())
+        data["config"].update(changes)
+        path.write_text(json.dumps(data))
+
+    return damage
+
+
+def poison(path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    tensors["decoder.bias"][0] = float("nan")
+    save_file(tensors, path)
+
+
+DAMAGE = {
+    "no weights": ("model.safetensors", Path.unlink),
+    "no config": ("config.json", Path.unlink),
+    "no vocab": ("vocab.json", Path.unlink),
+    "cut weights": ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-100])),
+    "cut header": ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:60])),
+    "empty weights": ("model.safetensors", lambda p: p.write_bytes(b"")),
+    "nan weights": ("model.safetensors", poison),
+    "cut config": ("config.json", lambda p: p.write_text(p.read_text()[:50])),
+    "binary config": ("config.json", lambda p: p.write_bytes(b"\xff\xfe\0")),
+    "list config": ("config.json", lambda p: p.write_text("[]")),
+    "cut vocab": ("vocab.json", lambda p: p.write_text(p.read_text()[:20])),
+    "short vocab": ("vocab.json", lambda p: p.write_text(p.read_text().replace('"2"', '"1"'))),
+    "other vocab": ("vocab.json", lambda p: p.write_text('{"level":"char","tokens":["\\n"]}')),
+    "word vocab": ("vocab.json", lambda p: p.write_text('{"level":"word","tokens":["<eos>"]}')),
+    "other size": ("config.json", damage_config(nhid=17)),
+    "huge size": ("config.json", damage_config(nhid=10**15)),
+    "other layers": ("config.json", damage_config(nlayers=2)),
+    "string size": ("config.json", damage_config(nhid="16")),
+    "new setting": ("config.json", damage_config(colour="red")),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_model_is_one_line(rnnfast, model, case):
+    name, damage = DAMAGE[case]
+    damage(model / name)
+    for argv in (["generate", model], ["train", "--resume", model, "--epochs", 3]):
+        status, out, err = rnnfast(*argv)
+        assert status == 2 and not out
+        assert err.startswith("rnnfast: error: ") and err.count("\n") == 1 and name in err
+
+
+@pytest.mark.parametrize("cut", [0, 200, -50])
+def test_damaged_checkpoint_is_one_line(rnnfast, model, cut):
+    path = model / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    status, _, err = rnnfast("train", "--resume", model, "--epochs", 3)
+    assert status == 2 and err.count("\n") == 1 and "checkpoint.safetensors" in err
+    assert rnnfast("generate", model, "--length", 3)[0] == 0
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["train", "--nhid", "many"], ["eval", "model"]])
+def test_wrong_usage_is_status_two(rnnfast, argv):
+    assert rnnfast(*argv)[0] == 2
+
+
+def test_the_process_itself_exits_with_two():
+    running = process("train", "--data", "nowhere")
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_bug_shows_its_traceback(model, monkeypatch):
+    monkeypatch.setattr(lm.RNNLM, "score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["score", "model", "a"])
+
+
+# ---- a real corpus of words
+
+
+@pytest.mark.skipif(
+    not (DATA / "brown").is_dir(), reason=f"no Brown corpus in {DATA} (RNNFAST_DATA names it)"
+)
+def test_brown_by_words(rnnfast):
+    # A part of it: the whole is minutes of work.
+    for split, size in (("train", 400_000), ("valid", 40_000), ("test", 20_000)):
+        text = (DATA / "brown" / f"{split}.txt").read_text()[:size]
+        Path(split).write_text(text)
+    files = ("--train", "train", "--valid", "valid", "--test", "test", "--level", "word")
+    argv = ("train", *files, "--nhid", 64, "--emsize", 64, "--min-count", 5, "--threads", 1)
+    assert rnnfast(*argv, "--epochs", 2, "--out", "m", "--json", "r")[0] == 0
+    report = json.loads(Path("r").read_text())
+    assert report["valid_perplexity"] < report["baselines"]["unigram"]["valid_perplexity"]
+    _, out, _ = rnnfast("eval", "m", "--data", "test", "--threads", 1, "--json", "-")
+    assert json.loads(out)["perplexity"] == report["test_perplexity"]
+
+
+def test_interrupted_before_training_is_quiet(rnnfast, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rnnfast.lm.trainer.ngram.baselines", stop)
+    began = time.monotonic()
+    status, _, err = rnnfast("train", "--data", "text", *TINY, "--epochs", 1, "--out", "m")
+    assert status == 130 and err.endswith("rnnfast: interrupted\n")
+    assert time.monotonic() - began < 30
+    lm.load("m")

@@ -1,0 +1,172 @@
+"""Text to numbers: corpus, vocabulary, lanes and chunks, n-gram baselines."""
+
+import json
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_helpers import WORDS
+
+from rnnfast import lm
+from rnnfast.lm.batches import Lanes, shifted
+from rnnfast.lm.ngram import Bigram, Unigram, baselines
+
+# ---- corpus
+
+
+def test_builtin_corpus_is_split_ninety_ten():
+    corpus = lm.corpus.builtin()
+    whole = len(corpus.train) + len(corpus.valid)
+    assert whole > 300_000
+    assert len(corpus.train) == int(0.9 * whole)
+    assert corpus.test is None
+
+
+def test_data_is_split_by_characters(tmp_path):
+    # The usual split of tinyshakespeare's 1,115,394 characters.
+    (tmp_path / "input.txt").write_text("x" * 1_115_394)
+    corpus = lm.corpus.read(data=tmp_path / "input.txt")
+    assert (len(corpus.train), len(corpus.valid)) == (1_003_854, 111_540)
+
+
+def test_files_are_read_as_utf8_with_unix_newlines(tmp_path):
+    path = tmp_path / "windows.txt"
+    path.write_bytes("\ufeffé\r\nb\r\n".encode())
+    assert lm.corpus.read_text(path) == "é\nb\n"
+
+
+def test_fingerprint_tells_splits_apart():
+    a = lm.Corpus("ab", "c").fingerprint()
+    assert a == lm.Corpus("ab", "c", None, {"data": "elsewhere"}).fingerprint()
+    assert len({a, lm.Corpus("a", "bc").fingerprint(), lm.Corpus("ab", "", "c").fingerprint()}) == 3
+
+
+# ---- vocabulary
+
+
+@given(st.text(st.characters(exclude_categories=()), min_size=1))
+def test_char_round_trip(text):
+    vocab = lm.Vocabulary.build("char", [text])
+    ids = vocab.encode(text)
+    assert ids.dtype == np.int64
+    assert vocab.decode(ids) == text
+    assert vocab.tokens[vocab.boundary] == "\n"
+    assert set(vocab.tokens) == set(text) | {"\n"}
+
+
+@pytest.mark.parametrize("stranger", ["z", "é", "\U0001f40d", "\0"])
+def test_unknown_character_is_named(stranger):
+    vocab = lm.Vocabulary.build("char", ["abc"])
+    with pytest.raises(lm.UserError, match=r"position 2"):
+        vocab.encode("ab" + stranger + "a")
+
+
+def test_words_are_closed_by_eos():
+    vocab = lm.Vocabulary.build("word", ["a b\nb\n"])
+    assert vocab.tokens == ["<eos>", "<unk>", "b", "a"]
+    for text in ("a  b\n\nb\n", "a b\n\nb"):
+        assert [vocab.tokens[i] for i in vocab.encode_stream(text)] == (
+            ["a", "b", "<eos>", "<eos>", "b", "<eos>"]
+        )
+    assert vocab.decode(vocab.encode("a b\n\nb zebra")) == "a b\n\nb <unk>"
+    assert vocab.encode("a b\nb").tolist() == [3, 2, 0, 2]
+
+
+def test_words_are_limited_by_count_and_size():
+    text = "a a a b b c c d <unk> <unk> <unk>"
+    assert lm.Vocabulary.build("word", [text], min_count=2).tokens[2:] == ["a", "b", "c"]
+    assert lm.Vocabulary.build("word", [text], max_vocab=4).tokens == ["<eos>", "<unk>", "a", "b"]
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_vocabulary_json_round_trip(level):
+    vocab = lm.Vocabulary.build(level, [WORDS + "é\u2028"])
+    again = lm.Vocabulary.from_json(json.loads(json.dumps(vocab.to_json())))
+    assert again.tokens == vocab.tokens
+    assert (again.encode(WORDS) == vocab.encode(WORDS)).all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {"level": "char"},
+        {"level": "char", "tokens": ["a"]},
+        {"level": "char", "tokens": ["\n", "ab"]},
+        {"level": "char", "tokens": ["\n", "a", "a"]},
+        {"level": "word", "tokens": ["<eos>", "a"]},
+        {"level": "word", "tokens": ["<eos>", "<unk>", 3]},
+        {"level": "byte", "tokens": ["\n"]},
+    ],
+)
+def test_broken_vocabulary_is_refused(data):
+    with pytest.raises(lm.UserError):
+        lm.Vocabulary.from_json(data)
+
+
+# ---- lanes
+
+
+def test_lanes_hold_the_stream_once_and_in_order():
+    stream = np.arange(1, 48)
+    lanes = Lanes(stream, boundary=0, batch_size=4, bptt=3)  # lanes of 11, 3 tokens left out
+    assert [lanes[i][0].shape for i in range(len(lanes))] == [(3, 4)] * 3 + [(2, 4)]
+    targets = np.concatenate([lanes[i][1].numpy() for i in range(len(lanes))])
+    inputs = np.concatenate([lanes[i][0].numpy() for i in range(len(lanes))])
+    assert (targets.T.reshape(-1) == stream[:44]).all()
+    assert (inputs.T.reshape(-1) == np.arange(44)).all()
+    with pytest.raises(IndexError):
+        lanes[len(lanes)]
+
+
+def test_less_than_a_batch_is_refused():
+    assert len(Lanes(np.arange(12), 0, 4, 3)) == 1
+    with pytest.raises(lm.UserError, match="--batch-size or --bptt"):
+        Lanes(np.arange(11), 0, 4, 3)
+
+
+# ---- n-grams
+
+
+def test_baselines_are_what_a_dictionary_counts():
+    vocab = lm.Vocabulary.build("word", [WORDS])
+    train = vocab.encode_stream(WORDS)
+    valid = vocab.encode_stream("the cat and the zebra sat\nmat mat the\n")
+    size = len(vocab)
+    counts = Counter(train.tolist())
+    followers = defaultdict(Counter)
+    for v, w in zip([vocab.boundary, *train.tolist()], train.tolist(), strict=False):
+        followers[v][w] += 1
+
+    def unigram(w):
+        return (counts[w] + 1) / (len(train) + size)
+
+    def bigram(v, w):
+        seen = followers[v]
+        if not seen:
+            return unigram(w)
+        return (seen[w] + len(seen) * unigram(w)) / (sum(seen.values()) + len(seen))
+
+    pairs = list(zip([vocab.boundary, *valid.tolist()], valid.tolist(), strict=False))
+    expected = {
+        "unigram": -sum(math.log(unigram(w)) for _, w in pairs) / len(pairs),
+        "bigram": -sum(math.log(bigram(v, w)) for v, w in pairs) / len(pairs),
+    }
+    assert baselines(train, valid, size, vocab.boundary) == pytest.approx(expected, rel=1e-12)
+    seen = baselines(train, train, size, vocab.boundary)
+    assert seen["bigram"] < seen["unigram"] < math.log(size)
+
+
+def test_baselines_sum_to_one():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 5, 40)
+    bigram = Bigram(ids, 7, 0)  # 5 and 6 are never seen
+    everything = np.arange(7)
+    assert Unigram(ids, 7).probabilities.sum() == pytest.approx(1)
+    for previous in everything:
+        assert bigram.probability(np.full(7, previous), everything).sum() == pytest.approx(1)
+    assert (shifted(ids, 3)[0][1:] == ids[:-1]).all() and shifted(ids, 3)[0][0] == 3

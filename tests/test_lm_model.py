@@ -1,0 +1,194 @@
+"""Probabilities: evaluation, scores and generated text against straightforward computations."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from lm_helpers import PERIODIC, WORDS, same_weights, small_model
+
+from rnnfast import lm
+from rnnfast.lm import evaluate as evaluate_function
+from rnnfast.lm.evaluate import bits, perplexity
+
+
+def step_by_step(model, ids):
+    """The chain rule one token at a time, in float64."""
+    model = model.double()
+    hidden, token, total = None, model.vocab.boundary, []
+    with torch.no_grad():
+        for target in ids:
+            logits, hidden = model(torch.tensor([[token]]), hidden)
+            probabilities = logits[0, 0].softmax(0)
+            assert float(probabilities.sum()) == pytest.approx(1)
+            total.append(math.log(float(probabilities[target])))
+            token = int(target)
+    model.float()
+    return np.array(total)
+
+
+def test_forward_shapes_and_layers():
+    for changes in ({}, {"nlayers": 2, "dropout": 0.5}, {"nonlinearity": "relu"}):
+        model = small_model(**changes)
+        logits, hidden = model(torch.zeros(7, 3, dtype=torch.int64))
+        assert logits.shape == (7, 3, len(model.vocab))
+        assert hidden.shape == (changes.get("nlayers", 1), 3, 16)
+
+
+def test_tied_shares_the_weights():
+    model = small_model("word", tied=True)
+    assert model.decoder.weight is model.encoder.weight
+    with pytest.raises(lm.UserError, match="emsize equal to nhid"):
+        lm.RNNLM(model.vocab, 8, 16, tied=True)
+
+
+@pytest.mark.parametrize("nlayers", [1, 2])
+def test_carried_hidden_state_is_one_long_pass(nlayers):
+    model = small_model(nlayers=nlayers)
+    ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
+    whole, last = model(ids)
+    hidden, parts = None, []
+    for chunk in ids.split(7):
+        logits, hidden = model(chunk, hidden)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(hidden, last)
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_evaluate_is_the_chain_rule(level, chunk, monkeypatch):
+    monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "CHUNK", chunk)
+    model = small_model(level, nlayers=2, dropout=0.5)
+    ids = model.vocab.encode_stream(PERIODIC[:50] if level == "char" else WORDS[:150])
+    expected = step_by_step(model, ids)
+    model.train()  # evaluation is without dropout whatever the mode, and leaves the mode
+    np.testing.assert_allclose(lm.logprobs(model, ids), expected, rtol=2e-4)
+    result = lm.evaluate(model, ids)
+    assert model.training
+    assert result.tokens == len(ids)
+    assert result.loss == pytest.approx(-expected.mean(), rel=1e-4)
+    assert result.perplexity == pytest.approx(math.exp(-expected.mean()), rel=1e-4)
+    assert result.bits_per_token == pytest.approx(-expected.mean() / math.log(2), rel=1e-4)
+
+
+def test_number_of_threads_is_left_as_it_was():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = small_model()
+        model.score("a1")
+        pieces = lm.generate(model, length=3)
+        next(pieces)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_evaluate_needs_a_token():
+    with pytest.raises(lm.UserError):
+        evaluate_function(small_model(), np.array([], dtype=np.int64))
+
+
+def test_perplexity_of_a_diverged_model_is_a_number():
+    assert math.isfinite(perplexity(1e6))
+    assert bits(math.log(2)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("level", "sentence"), [("char", "a1b2"), ("word", "the zebra sat")])
+def test_score_adds_up_and_is_what_evaluate_says(level, sentence):
+    model = small_model(level)
+    score = model.score(sentence)
+    result = model.evaluate(sentence + "\n")
+    assert score.text == sentence
+    assert score.logprob == pytest.approx(sum(logprob for _, logprob in score.tokens))
+    assert score.logprob == pytest.approx(-result.loss * result.tokens)
+    names = [token for token, _ in score.tokens]
+    expected = [*"a1b2", "\n"] if level == "char" else ["the", "<unk>", "sat", "<eos>"]
+    assert names == expected
+    assert len(model.score("").tokens) == 1
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_generation_depends_on_the_seed_alone(level):
+    model = small_model(level)
+    texts = [model.generate(length=40, seed=seed) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+    assert len(model.vocab.encode(texts[0])) == 40
+    state = torch.get_rng_state()
+    model.generate(length=5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_top_one_is_the_most_probable_token(level):
+    model = small_model(level)
+    prompt = "a1" if level == "char" else "the cat"
+    ids = model.vocab.encode(prompt).tolist()
+    for _ in range(20):
+        logits, _ = model(torch.tensor([[model.vocab.boundary], *([i] for i in ids)]))
+        row = logits[-1, 0].clone()
+        if model.vocab.unk is not None:
+            row[model.vocab.unk] = -math.inf
+        ids.append(int(row.argmax()))
+    expected = model.vocab.decode(ids)
+    assert model.generate(prompt, 20, top_k=1) == expected
+    assert model.generate(prompt, 20, temperature=0) == expected
+    assert model.generate(prompt, 20, temperature=1e-6, seed=1) == expected
+    assert model.generate(prompt, 20, temperature=1e-300, top_k=2, seed=1) == expected
+
+
+def test_generated_tokens_have_the_models_probabilities():
+    model = small_model()
+    logits, _ = model(torch.tensor([[model.vocab.boundary]]))
+    expected = logits[0, 0].softmax(0).detach()
+    drawn = [model.generate(length=1, seed=seed) for seed in range(1500)]
+    counts = torch.tensor([drawn.count(token) for token in model.vocab.tokens])
+    deviation = (expected * (1 - expected) / len(drawn)).sqrt()
+    assert ((counts / len(drawn) - expected).abs() < 4.5 * deviation + 1e-3).all()
+    three = {model.vocab.tokens[i] for i in expected.topk(3).indices}
+    assert {model.generate(length=1, top_k=3, seed=seed) for seed in range(200)} == three
+
+
+def test_sentence_stops_at_the_boundary():
+    model = small_model("word")
+    text = model.generate("the", 1000, seed=1, sentence=True)
+    assert text.startswith("the") and text.count("\n") == 1 and text.endswith("\n")
+    assert "<unk>" not in model.generate(length=500, seed=1, temperature=5)
+
+
+def test_prompts_and_words_are_set_apart_once():
+    model = small_model("word")
+    for prompt in ("the", "the ", "the\n"):
+        text = model.generate(prompt, 3, seed=2)
+        assert text.startswith(prompt) and "  " not in text and "\n " not in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"length": -1}, {"temperature": -1}, {"temperature": math.nan}, {"top_k": 0}, {"seed": -1}],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(lm.UserError):
+        lm.generate(small_model(), **options)
+
+
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, {"tied": True, "emsize": 16}])
+def test_save_and_load(tmp_path, changes):
+    model = small_model(**changes)
+    config = lm.Config.defaults(
+        "char", **{"emsize": 8, "nhid": 16, "epochs": 1, "dropout": 0.1, **changes}
+    )
+    lm.save(model, config, tmp_path / "model")
+    state = torch.get_rng_state()
+    again = lm.load(tmp_path / "model")
+    assert torch.equal(state, torch.get_rng_state())
+    assert same_weights(model, again) and not again.training
+    assert again.vocab.tokens == model.vocab.tokens
+    assert again.generate("a", 20, seed=1) == model.generate("a", 20, seed=1)
+    with pytest.raises(lm.UserError, match="--overwrite"):
+        lm.save(model, config, tmp_path / "model")
+    lm.save(small_model(seed=5, **changes), config, tmp_path / "model", overwrite=True)
+    assert not same_weights(model, lm.load(tmp_path / "model"))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

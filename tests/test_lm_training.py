@@ -1,0 +1,302 @@
+"""Training: it learns, it can be stopped and resumed bit for bit, and it never loses a model."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from lm_helpers import PERIODIC, WORDS, same_weights, small_config
+
+from rnnfast import lm
+from rnnfast.lm import storage
+from rnnfast.lm.runs import prepare, resume
+
+CORPUS = lm.corpus.split(PERIODIC)
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def records(folder):
+    """The log without what the clock has a part in."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+# ---- learning
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_learns_what_a_bigram_cannot(level):
+    text = PERIODIC if level == "char" else "a b a c a d\n" * 300
+    config = small_config(level, epochs=12, nhid=32, emsize=32, dropout=0.0, lr=0.02)
+    model, report = lm.train(config, lm.corpus.split(text))
+    assert report["baselines"]["bigram"]["valid_loss"] > 0.4
+    assert report["valid_loss"] < 0.1
+    period = "a1b1a2b2\n" if level == "char" else "a b a c a d\n"
+    assert model.generate(length=27, temperature=0).startswith(period)
+    curve = [record["valid_loss"] for record in report["curve"]]
+    assert len(curve) == 12 and min(curve) == report["valid_loss"]
+    assert report["model_dir"] is None and report["test_loss"] is None
+
+
+def test_report_is_what_evaluate_says(tmp_path):
+    corpus = replace(CORPUS, test=PERIODIC[:100])
+    model, report = lm.train(small_config(), corpus, tmp_path / "model")
+    again = lm.load(tmp_path / "model")
+    for split in ("valid", "test"):
+        assert again.evaluate(getattr(corpus, split)).loss == report[f"{split}_loss"]
+    assert same_weights(model, again)
+    steps = math.ceil(len(CORPUS.train) // 4 / 10)
+    assert report["steps"] == 2 * steps and report["epochs"] == 2
+    assert report["tokens"] == 2 * (len(CORPUS.train) // 4) * 4
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
+    trainer = prepare(small_config(epochs=3), CORPUS, storage.Folder(tmp_path / "model"))
+    losses = iter([2.0, 1.0, 1.5])
+    snapshots = []
+
+    def evaluation(model, ids, on_chunk=None):
+        snapshots.append(storage.weights(model))
+        return lm.Evaluation(len(ids), next(losses))
+
+    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    trainer.run()
+    assert trainer.report()["valid_loss"] == 1.0
+    loaded = dict(lm.load(tmp_path / "model").named_parameters())
+    assert all(torch.equal(loaded[name], snapshots[1][name]) for name in loaded)
+    assert same_weights(trainer.model, lm.load(tmp_path / "model"))
+
+
+def test_learning_rate_schedules(monkeypatch):
+    trainer = prepare(small_config(epochs=10, lr=1.0), CORPUS)
+    total = 10 * len(trainer.lanes)
+    rates = []
+    for step in range(total + 1):
+        trainer.state.step = step
+        rates.append(trainer.lr)
+    top = rates.index(max(rates))
+    assert 0 < rates[0] < 0.1 and top <= 0.06 * total and max(rates) > 0.98
+    assert all(a > b for a, b in zip(rates[top:-1], rates[top + 1 :], strict=True))
+    assert rates[-1] == pytest.approx(0.01)
+
+    losses = iter([2.0, 2.1, 1.9, 1.95])
+    monkeypatch.setattr(
+        "rnnfast.lm.trainer.evaluate", lambda m, ids, f=None: lm.Evaluation(1, next(losses))
+    )
+    trainer = prepare(small_config(epochs=4, lr=1.0, lr_schedule="plateau"), CORPUS)
+    trainer.run()
+    assert [record["lr"] for record in trainer.state.curve] == [1.0, 0.5, 0.5, 0.25]
+
+
+def test_gradient_is_clipped_and_weights_decay_where_they_should():
+    trainer = prepare(small_config(clip=1e-3), CORPUS)
+    trainer._clock = time.monotonic
+    assert trainer.train_step().grad_norm > 1e-3  # as it was before clipping
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()])
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+    decay = {
+        id(p): group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    }
+    for name, parameter in trainer.model.named_parameters():
+        assert bool(decay[id(parameter)]) == (name in ("decoder.weight",) or "rnn.weight" in name)
+
+
+def test_time_budget_is_kept():
+    config = small_config(epochs=None, max_seconds=1.5)
+    _, report = lm.train(config, CORPUS)
+    assert 1.0 < report["seconds"] < 3.0  # a busy machine may be late, by a step or a validation
+    assert len(report["curve"]) >= 2 and report["curve"][-1]["step"] == report["steps"]
+
+
+def test_a_run_needs_an_end():
+    with pytest.raises(lm.UserError):
+        prepare(small_config(epochs=None), CORPUS)
+
+
+def test_same_seed_same_model():
+    runs = [lm.train(small_config(seed=seed, epochs=1), CORPUS)[0] for seed in (1, 1, 2)]
+    assert same_weights(runs[0], runs[1]) and not same_weights(runs[0], runs[2])
+
+
+def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
+    trainer = prepare(small_config(epochs=3), CORPUS, storage.Folder(tmp_path / "model"))
+
+    def poison(step):
+        if step.step == len(trainer.lanes) + 3:
+            with torch.no_grad():
+                trainer.model.decoder.bias.fill_(math.nan)
+
+    with pytest.raises(lm.UserError, match="not finite at step"):
+        trainer.run(on_step=poison)
+    assert lm.load(tmp_path / "model").evaluate(CORPUS.valid).loss == trainer.state.best_loss
+
+
+def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
+    model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
+    with pytest.raises(lm.UserError, match=r"as it was"):
+        config = small_config(nonlinearity="relu", lr=1e30, clip=0.0)
+        lm.train(config, CORPUS, tmp_path / "model", overwrite=True)
+    assert same_weights(model, lm.load(tmp_path / "model"))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# ---- stopping and resuming
+
+STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("stops", [[1], [STEPS // 2, STEPS], [STEPS + 7, STEPS + 8]])
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, schedule):
+    config = small_config(
+        epochs=3, dropout=0.3, nlayers=2, lr_schedule=schedule, log_interval=9, lr=0.02
+    )
+    whole = prepare(config, CORPUS, storage.Folder(tmp_path / "whole"))
+    whole.run()
+
+    def stop(step):
+        if step.step in stops:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "parts"))
+    for at in stops:
+        with pytest.raises(lm.Interrupted):
+            trainer.run(on_step=stop)
+        assert trainer.state.step == at
+        lm.load(tmp_path / "parts")
+        torch.manual_seed(0)  # what else the process does must not matter
+        trainer = resume(tmp_path / "parts", {}, CORPUS)
+    trainer.run(on_step=stop)
+
+    assert same_weights(whole.model, trainer.model)
+    (expected, state), (tensors, other) = whole.checkpoint(), trainer.checkpoint()
+    assert expected.keys() == tensors.keys()
+    assert all(torch.equal(expected[name], tensors[name]) for name in expected)
+    assert (state["best_loss"], state["best_step"]) == (other["best_loss"], other["best_step"])
+    assert records(tmp_path / "whole") == records(tmp_path / "parts")
+
+
+def test_stopping_during_validation_loses_nothing(tmp_path, monkeypatch):
+    config = small_config(epochs=2)
+    whole = prepare(config, CORPUS)
+    whole.run()
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+
+    def signal_comes(model, ids, on_chunk):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        on_chunk(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rnnfast.lm.trainer.evaluate", signal_comes)
+        with pytest.raises(lm.Interrupted) as stopped:
+            trainer.run()
+    assert stopped.value.signum == signal.SIGTERM
+    trainer = resume(tmp_path / "model", {}, CORPUS)
+    trainer.run()
+    assert same_weights(whole.model, trainer.model)
+
+
+def test_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGINT)
+    prepare(small_config(epochs=1), CORPUS).run()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path):
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    with pytest.raises(lm.UserError, match="raise --epochs"):
+        resume(tmp_path / "model", {}, CORPUS)
+    trainer = resume(tmp_path / "model", {"epochs": 2}, CORPUS)
+    trainer.run()
+    assert trainer.report()["epochs"] == 2
+    assert storage.read_settings(tmp_path / "model")[0].epochs == 2
+
+
+def test_other_settings_and_other_text_are_refused(tmp_path):
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    with pytest.raises(lm.UserError, match=r"--nhid 17 .* has 16"):
+        resume(tmp_path / "model", {"epochs": 2, "nhid": 17}, CORPUS)
+    with pytest.raises(lm.UserError, match="text is not the one"):
+        resume(tmp_path / "model", {"epochs": 2}, lm.corpus.split(PERIODIC + "a"))
+    with pytest.raises(lm.UserError, match="give its text"):
+        resume(tmp_path / "model", {"epochs": 2})
+    (tmp_path / "model" / "checkpoint.safetensors").unlink()
+    with pytest.raises(lm.UserError, match="missing"):
+        resume(tmp_path / "model", {"epochs": 2}, CORPUS)
+
+
+# ---- storage
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    storage.write_atomic(path, b"old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(lm.UserError, match="No space left"):
+                storage.write_atomic(path, b"new")
+        assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_killed_while_saving_leaves_a_good_model(tmp_path):
+    (tmp_path / "text").write_text(PERIODIC)
+    corpus = lm.corpus.read(data=tmp_path / "text")
+    trainer = prepare(small_config(epochs=1), corpus, storage.Folder(tmp_path / "model"))
+    trainer.run()
+    program = (
+        "import sys; from rnnfast.lm.runs import resume\n"
+        "trainer = resume(sys.argv[1], {'epochs': 2}, None)\n"
+        "print('ready', flush=True)\n"
+        "while True: trainer.save()\n"
+    )
+    for delay in (0.003, 0.011):
+        arguments = [sys.executable, "-c", program, str(tmp_path / "model")]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(delay)
+            process.kill()
+        assert lm.load(tmp_path / "model").evaluate(corpus.valid).loss == trainer.state.best_loss
+        resume(tmp_path / "model", {"epochs": 2}, corpus)
+
+
+def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):
+    model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
+    trainer = prepare(small_config(nhid=8), CORPUS, storage.Folder(tmp_path / "model", True))
+    validations = []
+
+    def still_there(step):
+        if not validations:
+            assert same_weights(model, lm.load(tmp_path / "model"))
+
+    trainer.run(still_there, validations.append)
+    assert lm.load(tmp_path / "model").rnn.hidden_size == 8
+    assert {p.name for p in (tmp_path / "model").iterdir()} == storage.FILES
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_word_level_trains_and_saves(tmp_path):
+    corpus = lm.Corpus(WORDS, WORDS[:200] + "zebra\n", WORDS[:100])
+    model, report = lm.train(small_config("word"), corpus, tmp_path / "model")
+    assert report["test_loss"] is not None and model.vocab.tokens[1] == "<unk>"
+    assert same_weights(model, lm.load(tmp_path / "model"))
