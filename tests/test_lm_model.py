@@ -43,6 +43,25 @@ def test_tied_shares_the_weights():
         lm.RNNLM(model.vocab, 8, 16, tied=True)
 
 
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "nonlinearity": "relu"}], ids=str)
+def test_characters_by_table_are_embeddings(changes):
+    """The input product taken once a character changes neither the logits nor a gradient."""
+    model = small_model(dropout=0.0, **changes).double().train()
+    ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
+    assert len(model.vocab) <= ids.numel()
+    results = []
+    for output in (model.recur(ids)[0], model.rnn(model.encoder(ids))[0]):
+        model.zero_grad()
+        output.pow(3).sum().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((output, gradients))
+    (by_table, ours), (by_embedding, theirs) = results
+    torch.testing.assert_close(by_table, by_embedding, rtol=1e-10, atol=1e-12)
+    assert ours.keys() == theirs.keys() and "encoder.weight" in ours
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("nlayers", [1, 2])
 def test_carried_hidden_state_is_one_long_pass(nlayers):
     model = small_model(nlayers=nlayers)
