@@ -337,7 +337,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     setting(model, "nhid", int, "hidden units of a layer")
     setting(model, "nlayers", int, "layers")
     setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
-    setting(model, "dropout", float, "on embeddings, between layers and on the output")
+    setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
     tied = argparse.BooleanOptionalAction
     setting(model, "tied", None, "share embedding and output weights", action=tied)
 

@@ -1,0 +1,61 @@
+"""What every test file shares: the devices and instruction sets a test runs on."""
+
+import pytest
+import torch
+
+
+def pytest_generate_tests(metafunc):
+    # Imported here and not above: only the tests that ask need the native module.
+    if {"target", "isa"} & set(metafunc.fixturenames):
+        import rnnfast
+
+        isas = rnnfast.build_info()["isas"]
+        if "isa" in metafunc.fixturenames:
+            metafunc.parametrize("isa", isas, indirect=True)
+        else:
+            targets = [("cpu", isa) for isa in isas] + [("cuda", None)]
+            ids = [*(f"cpu-{isa}" for isa in isas), "cuda"]
+            metafunc.parametrize("target", targets, ids=ids, indirect=True)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Every device there is, the CPU with the instruction set it picks itself."""
+    return _existing(request.param)
+
+
+@pytest.fixture
+def isa(request):
+    """Every instruction set this CPU can run, forced in turn; its name."""
+    yield from _forced(request.param)
+
+
+@pytest.fixture
+def target(request):
+    """Every device there is, the CPU once for each of its instruction sets; the device."""
+    device, name = request.param
+    _existing(device)
+    for _ in _forced(name):
+        yield device
+
+
+@pytest.fixture
+def num_threads():
+    """``torch.set_num_threads``, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def _existing(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine, or this build of torch, has no CUDA device")
+    return device
+
+
+def _forced(name):
+    import rnnfast
+
+    rnnfast.set_isa(name)
+    yield name
+    rnnfast.set_isa(None)

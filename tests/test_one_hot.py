@@ -1,0 +1,106 @@
+"""Integer tokens in place of one-hot vectors: the same results, without the vectors."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from rnnfast import FastRNN
+
+VOCAB = 11
+
+
+def run(module, input, hx=None):
+    """Output, h_n and every gradient of a loss that weighs all of them differently."""
+    module.zero_grad()
+    output, h_n = module(input, hx)
+    output = output.data if isinstance(output, PackedSequence) else output
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    ((output * weights).sum() + h_n.sin().sum()).backward()
+    return [output, h_n, *(p.grad.clone() for p in module.parameters())]
+
+
+def assert_same(tokens, vectors):
+    for ours, theirs in zip(tokens, vectors, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (33, 5), (5, 33)])
+def test_equals_one_hot_vectors(shape, bias, batch_first, bidirectional):
+    torch.manual_seed(0)
+    module = FastRNN(
+        VOCAB,
+        17,
+        2,
+        bias=bias,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        dtype=torch.float64,
+    )
+    tokens = torch.randint(VOCAB, shape)
+    hx = torch.randn(2 * (1 + bidirectional), shape[0 if batch_first else 1], 17).double()
+    vectors = F.one_hot(tokens, VOCAB).double()
+    assert_same(run(module, tokens, hx), run(module, vectors, hx))
+    assert_same(run(module, tokens.t().contiguous().t()), run(module, vectors))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_packed(bidirectional):
+    torch.manual_seed(0)
+    module = FastRNN(VOCAB, 17, bidirectional=bidirectional, dtype=torch.float64)
+    tokens, lengths = torch.randint(VOCAB, (9, 4)), torch.tensor([2, 9, 1, 9])
+    vectors = F.one_hot(tokens, VOCAB).double()
+    assert_same(
+        *(
+            run(module, pack_padded_sequence(x, lengths, enforce_sorted=False))
+            for x in (tokens, vectors)
+        )
+    )
+
+
+def test_unbatched():
+    module = FastRNN(VOCAB, 5, dtype=torch.float64)
+    tokens = torch.randint(VOCAB, (6,))
+    assert_same(run(module, tokens), run(module, F.one_hot(tokens, VOCAB).double()))
+
+
+def test_table_given_by_columns():
+    """A w_ih whose transpose is contiguous, as an embedding's product is, needs no copy."""
+    torch.manual_seed(0)
+    module = FastRNN(VOCAB, 5, dtype=torch.float64)
+    tokens = torch.randint(VOCAB, (6, 2))
+    expected = module(tokens)[0]
+    module.weight_ih_l0.data = module.weight_ih_l0.data.t().contiguous().t()
+    assert torch.equal(module(tokens)[0], expected)
+
+
+def test_torch_path_too():
+    torch.manual_seed(0)
+    module = FastRNN(VOCAB, 5, dtype=torch.bfloat16)
+    tokens = torch.randint(VOCAB, (6, 2))
+    assert torch.equal(module(tokens)[0], module(F.one_hot(tokens, VOCAB).bfloat16())[0])
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**40])
+def test_token_out_of_range(token):
+    module = FastRNN(VOCAB, 5)
+    tokens = torch.zeros(6, 2, dtype=torch.int64)
+    tokens[3, 1] = token
+    with pytest.raises(IndexError, match=rf"token {token} is not in \[0, {VOCAB}\)"):
+        module(tokens)
+
+
+def test_double_backward():
+    torch.manual_seed(0)
+    module = FastRNN(VOCAB, 3, dtype=torch.float64)
+    tokens = torch.randint(VOCAB, (4, 2))
+    second = []
+    for input in (tokens, F.one_hot(tokens, VOCAB).double()):
+        (first,) = torch.autograd.grad(
+            module(input)[0].pow(2).sum(), module.weight_ih_l0, create_graph=True
+        )
+        second.append(torch.autograd.grad(first.pow(2).sum(), list(module.parameters())))
+    assert_same(*second)

@@ -1,0 +1,220 @@
+"""The operators ``torch.ops.rnnfast.*``: what they refuse, what ``torch.compile`` makes of them."""
+
+from dataclasses import replace
+
+import pytest
+import rule
+import torch
+from rule import Case
+from torch.nn.utils.rnn import pack_sequence
+
+from rnnfast import FastRNN
+from rnnfast.functional import rnn
+
+CASES = [
+    Case(4, 3, 5, 6),
+    Case(4, 3, 5, 6, nonlinearity="relu", bidirectional=True, layout="batch"),
+    Case(4, 3, 5, 6, bidirectional=True, bias=False, layout="packed", dtype=torch.float64),
+    Case(4, 3, 5, 6, with_hx=False, layout="packed"),
+    Case(4, 3, 5, 6, layout="time", memory="transposed", bidirectional=True),
+    Case(4, 3, 5, 6, layout="batch", memory="strided", dtype=torch.float64),
+]
+
+
+def layer_arguments(case):
+    """The arguments of ``rnnfast::layer``, which has no gradient of its own."""
+    data = rule.make(case)
+    hx = None if data.hx is None else data.hx.detach()
+    options = (case.layout == "batch", case.nonlinearity == "relu", case.bias)
+    return data, (
+        data.input.detach(),
+        hx,
+        [w.detach() for w in data.weights],
+        data.batch_sizes,
+        *options,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}")
+def test_opcheck(case):
+    data, arguments = layer_arguments(case)
+    torch.library.opcheck(torch.ops.rnnfast.layer.default, arguments)
+    out = torch.ops.rnnfast.layer(*arguments)
+    for dy, dh_n, needs in (
+        (data.dy, data.dh_n, (True, case.with_hx, True)),
+        (data.dy, None, (False, False, True)),
+        (None, data.dh_n, (True, False, False)),
+    ):
+        torch.library.opcheck(
+            torch.ops.rnnfast.layer_backward.default, (dy, dh_n, out, *arguments, *needs)
+        )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}")
+def test_operators_write_nothing_they_were_given(case):
+    data, arguments = layer_arguments(case)
+    given = [arguments[0], *arguments[2], data.dy, data.dh_n]
+    given += [t for t in (arguments[1], arguments[3]) if t is not None]
+    before = [t.clone() for t in given]
+    out = torch.ops.rnnfast.layer(*arguments)
+    kept = out.clone()
+    needs = (True, case.with_hx, True)
+    torch.ops.rnnfast.layer_backward(data.dy, data.dh_n, out, *arguments, *needs)
+    for tensor, expected in zip([*given, out], [*before, kept], strict=True):
+        assert torch.equal(tensor, expected)
+
+
+# torch.compile
+
+
+def differentiated(call, data):
+    output, h_n = call(data.input, data.hx, data.weights)
+    wanted = list(data.wanted.values())
+    return [output, h_n, *torch.autograd.grad((output, h_n), wanted, (data.dy, data.dh_n))]
+
+
+def compare_compiled(case, backend):
+    case = replace(case, num_layers=2)
+    data = rule.make(case)
+
+    def call(input, hx, weights):
+        return rnn(
+            input, hx, weights,
+            batch_first=case.layout == "batch", batch_sizes=data.batch_sizes, **case.options,
+        )  # fmt: skip
+
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend=backend)
+    eager, found = differentiated(call, data), differentiated(compiled, data)
+    for tensor, expected in zip(found, eager, strict=True):
+        torch.testing.assert_close(tensor, expected)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.layout != "packed"], ids=lambda c: f"{c.layout}-{c.memory}"
+)
+def test_compile(case):
+    compare_compiled(case, "aot_eager")
+
+
+def test_compile_with_inductor():
+    compare_compiled(CASES[1], "inductor")
+
+
+def test_compile_other_lengths():
+    """A second length must not need the first one's graph."""
+    torch.compiler.reset()
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps in (4, 9):
+        data = rule.make(Case(steps, 3, 5, 6))
+        call = (data.input, data.hx, data.weights)
+        for tensor, expected in zip(compiled(*call), rnn(*call), strict=True):
+            torch.testing.assert_close(tensor, expected)
+
+
+def test_compile_module():
+    """Dynamo traces no nn.RNN, hence no subclass, in one graph unless asked to."""
+    torch.compiler.reset()
+    module = FastRNN(5, 6, bidirectional=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 5)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        for tensor, expected in zip(compiled(x), module(x), strict=True):
+            torch.testing.assert_close(tensor, expected)
+
+
+def test_compile_packed():
+    """With or without graph breaks, the results are the same."""
+    torch.compiler.reset()
+    module = FastRNN(5, 6, 2)
+    x = pack_sequence([torch.randn(n, 5) for n in (4, 2, 1)])
+    output, h_n = torch.compile(module, backend="aot_eager")(x)
+    expected, expected_h_n = module(x)
+    torch.testing.assert_close(output.data, expected.data)
+    torch.testing.assert_close(h_n, expected_h_n)
+
+
+# What is refused, before native code sees it
+
+PACKED = torch.tensor([3, 2, 2, 1])
+WRONG = {
+    "hx batch": ("hx", {"hx": torch.zeros(1, 4, 6)}),
+    "hx layers": ("hx", {"hx": torch.zeros(2, 3, 6)}),
+    "hx size": ("hx", {"hx": torch.zeros(1, 3, 7)}),
+    "hx rank": ("hx", {"hx": torch.zeros(3, 6)}),
+    "hx dtype": ("hx", {"hx": torch.zeros(1, 3, 6, dtype=torch.float64)}),
+    "weight_ih shape": ("weight_ih", {"weight 0": torch.zeros(6, 4)}),
+    "weight_ih dtype": ("weight_ih", {"weight 0": torch.zeros(6, 5, dtype=torch.float64)}),
+    "weight_hh shape": ("weight_hh", {"weight 1": torch.zeros(7, 6)}),
+    "bias_ih shape": ("bias_ih", {"weight 2": torch.zeros(7)}),
+    "bias_hh rank": ("bias_hh", {"weight 3": torch.zeros(6, 1)}),
+    "input rank": ("input", {"input": torch.zeros(4, 5)}),
+    "input size": ("weight_ih|input", {"input": torch.zeros(4, 3, 7)}),
+    "packed, rank": ("input", {"batch_sizes": PACKED, "input": torch.zeros(8, 1, 5)}),
+    "packed, too few rows": ("batch_sizes", {"batch_sizes": PACKED, "input": torch.zeros(7, 5)}),
+    "packed, too many rows": ("batch_sizes", {"batch_sizes": PACKED, "input": torch.zeros(9, 5)}),
+    "packed, growing": (
+        "batch_sizes",
+        {"batch_sizes": torch.tensor([3, 2, 4]), "input": torch.zeros(9, 5)},
+    ),
+    "packed, zero": (
+        "batch_sizes",
+        {"batch_sizes": torch.tensor([3, 3, 0]), "input": torch.zeros(6, 5)},
+    ),
+    "packed, dtype": (
+        "batch_sizes",
+        {"batch_sizes": PACKED.int(), "input": torch.zeros(8, 5)},
+    ),
+    "packed, batch_sizes of rank 2": (
+        "batch_sizes",
+        {"batch_sizes": PACKED[:, None], "input": torch.zeros(8, 5)},
+    ),
+}
+
+
+@pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments(wrong, gradient):
+    """The message says which argument."""
+    named, change = WRONG[wrong]
+    data = rule.make(Case(4, 3, 5, 6))
+    arguments = {"input": data.input, "hx": data.hx, "batch_sizes": None}
+    arguments |= {f"weight {i}": w for i, w in enumerate(data.weights)}
+    arguments |= change
+    weights = [arguments.pop(f"weight {i}") for i in range(4)]
+    with torch.set_grad_enabled(gradient), pytest.raises((ValueError, RuntimeError), match=named):
+        rnn(weights=weights, **arguments)
+
+
+@pytest.mark.parametrize("weights", [3, 5, 8])
+def test_wrong_number_of_weights(weights):
+    data = rule.make(Case(4, 3, 5, 6, 2))
+    with pytest.raises(ValueError, match="weights"):
+        rnn(data.input, data.hx, data.weights[:1] * weights, num_layers=1)
+
+
+def test_wrong_nonlinearity():
+    data = rule.make(Case(4, 3, 5, 6))
+    with pytest.raises(ValueError, match="sigmoid"):
+        rnn(data.input, data.hx, data.weights, nonlinearity="sigmoid")
+
+
+@pytest.mark.parametrize(
+    "batch_sizes", [torch.tensor([3, 9, 3, 9, 3, 9])[::2], torch.tensor([3]).expand(3)]
+)
+def test_batch_sizes_with_strides(batch_sizes):
+    """The kernels read them through a pointer."""
+    data = rule.make(Case(3, 3, 5, 6))
+    flat = data.input.detach().reshape(9, 5)
+    expected, _ = rnn(flat, data.hx, data.weights, batch_sizes=batch_sizes.contiguous())
+    found, _ = rnn(flat, data.hx, data.weights, batch_sizes=batch_sizes)
+    assert torch.equal(found, expected)
+
+
+def test_views_that_negate():
+    """A tensor may carry a minus sign that is not in its memory."""
+    data = rule.make(Case(4, 3, 5, 6))
+    negated = torch.complex(data.input.detach(), -data.input.detach()).conj().imag
+    assert negated.is_neg()
+    found, _ = rnn(negated, data.hx, data.weights)
+    torch.testing.assert_close(found, rnn(data.input, data.hx, data.weights)[0])
