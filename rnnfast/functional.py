@@ -144,7 +144,7 @@ def _layer(x, h0, batch_sizes, batch_first, relu, bias, weights):
         or any(w.requires_grad for w in weights)
     ):
         return _Layer.apply(x, h0, batch_sizes, batch_first, relu, bias, *weights)
-    out = torch.ops.rnnfast.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
+    out = _ops.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
     return out, _final_states(out, weights[1].shape[0], batch_sizes, batch_first)
 
 
@@ -165,16 +165,15 @@ def _final_states(out, H, batch_sizes, batch_first):
 class _Layer(torch.autograd.Function):
     """One layer, all its directions, all time steps; saves its outputs and nothing per step."""
 
+    # No setup_context: with it every call binds its arguments through inspect.signature, 45 us, and
+    # torch.func, which alone needs it, does not come this way.
     @staticmethod
-    def forward(x, h0, batch_sizes, batch_first, relu, bias, *weights):
-        out = torch.ops.rnnfast.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
-        return out, _final_states(out, weights[1].shape[0], batch_sizes, batch_first)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, h0, batch_sizes, ctx.batch_first, ctx.relu, ctx.bias, *weights = inputs
-        ctx.save_for_backward(output[0], x, h0, batch_sizes, *weights)
+    def forward(ctx, x, h0, batch_sizes, batch_first, relu, bias, *weights):
+        out = _ops.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
+        ctx.save_for_backward(out, x, h0, batch_sizes, *weights)
+        ctx.batch_first, ctx.relu, ctx.bias = batch_first, relu, bias
         ctx.set_materialize_grads(False)
+        return out, _final_states(out, weights[1].shape[0], batch_sizes, batch_first)
 
     @staticmethod
     def backward(ctx, dy, dh_n):
@@ -185,7 +184,7 @@ class _Layer(torch.autograd.Function):
         needs_dw = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated again
             return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
-        dx, dh0, dw = torch.ops.rnnfast.layer_backward(
+        dx, dh0, dw = _ops.layer_backward(
             dy,
             dh_n,
             out,

@@ -38,11 +38,26 @@ class FastRNN(nn.RNN):
         IndexError: a token that is not in [0, I).
     """
 
+    def _is_single_step(self, input):
+        """A single step has nothing to fuse over time, and its weights would be packed for one use.
+
+        Not under torch.compile, where nn.RNN would break the graph.
+        """
+        return (
+            not isinstance(input, PackedSequence)
+            and input.dim() in (2, 3)
+            and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
+            and not _is_one_hot(input)
+            and not torch.compiler.is_compiling()
+        )
+
     def check_input(self, input, batch_sizes):
         if not _is_one_hot(input):
             super().check_input(input, batch_sizes)
 
     def forward(self, input, hx=None):
+        if self._is_single_step(input):
+            return super().forward(input, hx)
         self._update_flat_weights()
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -94,8 +109,8 @@ class FastRNNCell(nn.RNNCell):
     """A drop-in for :class:`torch.nn.RNNCell`: one step, ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
 
     Call with ``input`` (B, I) or (I) and optionally ``hx`` (B, H) or (H); returns the next state,
-    (B, H) or (H). A single step has nothing to fuse over time and its weights would be packed for
-    one use, so it runs on torch's own fused cell; to go over a sequence use :class:`FastRNN`.
+    (B, H) or (H). Like a single step of :class:`FastRNN` it runs on torch's own operators, there
+    being nothing to fuse over time; to go over a sequence use :class:`FastRNN`.
     """
 
 
