@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Compiles test_kernels.cpp with the kernels three ways and runs it: with OpenMP and without under
+# AddressSanitizer and UndefinedBehaviorSanitizer, and on std::thread under ThreadSanitizer, which
+# does not see into libgomp. CXX names another compiler.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+
+# The language flags of setup.py.
+flags=(-std=c++17 -O2 -g -fno-omit-frame-pointer -ffp-contract=fast -fno-lto
+  -Wall -Wextra -Werror -Wno-psabi -pthread -I csrc)
+memory=(-fsanitize=address,undefined -fno-sanitize-recover=all)
+
+check() {
+  local name=$1 start=$SECONDS
+  shift
+  mkdir "$temporary/$name"
+  printf '%s\n' csrc/cpu/*.cpp tests/native/test_kernels.cpp |
+    xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
+      _ {} "${CXX:-c++}" "${flags[@]}" "$@"
+  "${CXX:-c++}" "$@" -pthread "$temporary/$name"/*.o -o "$temporary/$name/test"
+  # A wait of a thread that has no core must not spin its time slice away.
+  OMP_WAIT_POLICY=passive TSAN_OPTIONS=halt_on_error=1 "$temporary/$name/test"
+  printf '%s: %d s\n' "$name" $((SECONDS - start))
+}
+
+check memory-openmp "${memory[@]}" -fopenmp
+check memory-one-thread "${memory[@]}" -Wno-unknown-pragmas
+check threads -fsanitize=thread -DRNNFAST_STD_THREADS -Wno-unknown-pragmas
