@@ -12,8 +12,9 @@
 //   reverse: step T-1 is computed first. A packed row starts at its own last step.
 //
 // Aliasing. Nothing that is written may overlap anything else in the struct.
-// Lifetime. The pointers are used during the call only; nothing is kept between calls.
-// Threads. `threads` is the most that may run. The results do not depend on it, bit for bit.
+// Lifetime. The pointers are used during the call only. Work space is kept by the calling thread
+// for its next call, 64 MiB at most. Threads. `threads` is the most that may run. The results do
+// not depend on it, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +56,9 @@ template <class T> struct Forward {
 //   dh0    = W_hh^T dpre_first
 //   dx_t   = W_ih^T dpre_t
 //   dW_ih  = sum dpre_t x_t^T,   dW_hh = sum dpre_t h_{t-1}^T,   db = sum dpre_t
-// Only dpre is always written. Of the others, those with a null pointer are not wanted; x and w_ih
-// are read only for dw_ih and dx, h0 only for dw_hh.
+// What has a null pointer is not wanted; x and w_ih are read only for dw_ih and dx, h0 only for
+// dw_hh. dpre's strides must be given all the same, those of a tensor without gaps: its rows are
+// worked through in the order in which they lie, which x and dx should share.
 template <class T> struct Backward {
   Shape shape;
   int64_t H;

@@ -96,13 +96,12 @@ def _check(x, h0, directions, batch_sizes, batch_first):
     T, B = _sizes(x, batch_sizes, batch_first)
     like = directions[0][1] if _one_hot(x) else x
     H, I = directions[0][1].shape[-1], directions[0][0].shape[-1] if _one_hot(x) else x.shape[-1]  # noqa: E741
-    shapes = ((H, I), (H, H), (H,), (H,))
-    for weights in directions:
-        for name, w, shape in zip(
-            ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, shapes, strict=True
-        ):
-            if w is not None:
-                _check_like(name, w, shape, like)
+    for w_ih, w_hh, b_ih, b_hh in directions:
+        _check_like("weight_ih", w_ih, (H, I), like)
+        _check_like("weight_hh", w_hh, (H, H), like)
+        if b_ih is not None:
+            _check_like("bias_ih", b_ih, (H,), like)
+            _check_like("bias_hh", b_hh, (H,), like)
     if h0 is not None:
         _check_like("hx", h0, (len(directions), B, H), like)
     return T, B, I, H
@@ -183,8 +182,10 @@ def _layer_backward_cpu(
         dh_n = dh_n.contiguous()
     dx = out.new_empty(x.shape if need_dx else 0)
     dh0 = out.new_empty(h0.shape if need_dh0 else 0)
-    dpre = out.new_empty((*_row_shape(x), hidden))
     view = _view(x, batch_sizes, batch_first)
+    # The kernels' own, in the layout of x.
+    step, row = (0, 1) if batch_sizes is not None else (1, T) if batch_first else (B, 1)
+    dpre = (0, step * hidden, row * hidden)
     gradients = []
     for d, (w_ih, w_hh, *_) in enumerate(directions):
         dw_ih = _new_dw_ih(w_ih, one_hot) if need_dw else None
@@ -204,7 +205,7 @@ def _layer_backward_cpu(
             _address(w_hh),
             _view(dy, batch_sizes, batch_first, d * hidden),
             0 if dh_n is None else _address(dh_n, d * B * hidden),
-            _view(dpre, batch_sizes, batch_first),
+            dpre,
             _address(dh0, d * B * hidden) if need_dh0 else 0,
             _NOTHING if one_hot else view,
             _address(w_ih),

@@ -81,11 +81,17 @@ def rnn(
             dropout,
             training,
         )
-    for name, t in (("hx", hx), *(("weights", w) for w in weights)):
-        if t is not None and t.device != input.device:
-            raise RuntimeError(f"{name} must be on {input.device} like the input, got {t.device}")
-    if hx is not None and len(hx) != num_layers * D:
-        raise RuntimeError(f"hx must be ({num_layers * D}, B, H), got {tuple(hx.shape)}")
+    device = input.device  # an operator would be run by whatever device is named last
+    for w in weights:
+        if w.device != device:
+            raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
+    if hx is not None:
+        if hx.device != device:
+            raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
+        if len(hx) != num_layers * D:
+            raise RuntimeError(f"hx must be ({num_layers * D}, B, H), got {tuple(hx.shape)}")
+    if num_layers == 1:
+        return _layer(input, hx, batch_sizes, batch_first, relu, bias, weights)
 
     per_layer = per_direction * D
     states = []
@@ -96,7 +102,7 @@ def rnn(
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
         input, h_n = _layer(input, h0, batch_sizes, batch_first, relu, bias, layer_weights)
         states.append(h_n)
-    return input, states[0] if num_layers == 1 else torch.cat(states)
+    return input, torch.cat(states)
 
 
 def _has_kernel(input, dtype):
@@ -151,6 +157,8 @@ def _layer(x, h0, batch_sizes, batch_first, relu, bias, weights):
 def _final_states(out, H, batch_sizes, batch_first):
     """Each direction's last computed state, (D, B, H), copied out of `out`."""
     if batch_sizes is None:
+        if out.shape[-1] == H and not batch_first:
+            return out[-1:].clone()
         last, first = (out[:, -1], out[:, 0]) if batch_first else (out[-1], out[0])
     else:
         first = out[: batch_sizes[0]]

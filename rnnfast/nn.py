@@ -51,14 +51,25 @@ class FastRNN(nn.RNN):
             and not torch.compiler.is_compiling()
         )
 
-    def check_input(self, input, batch_sizes):
-        if not _is_one_hot(input):
-            super().check_input(input, batch_sizes)
+    def _check_data(self, input, dtype, batch_sizes):
+        """nn.RNN's check_input, which reads that list."""
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). Convert "
+                f"input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        rank = 3 if batch_sizes is None else 2
+        if input.dim() != rank:
+            raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
 
     def forward(self, input, hx=None):
         if self._is_single_step(input):
             return super().forward(input, hx)
-        self._update_flat_weights()
         packed = isinstance(input, PackedSequence)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -81,14 +92,17 @@ class FastRNN(nn.RNN):
             if not batched:
                 data = data.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
-        self.check_input(data, batch_sizes)
+        # nn.RNN keeps a list of its weights, and looks on every call whether it is still right.
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if not _is_one_hot(data):
+            self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
 
         output, h_n = functional.rnn(
             data,
             hx,
-            self._flat_weights,
+            weights,
             num_layers=self.num_layers,
             nonlinearity=self.nonlinearity,
             bidirectional=self.bidirectional,

@@ -199,11 +199,15 @@ void table_gradient(const Backward<T>& a, const Steps& steps, const Rows& rows, 
   }
 }
 
-template <class T> void backward_any(const Backward<T>& a) {
+template <class T> void backward_any(Backward<T> a) {
   const Kernels<T>& kernels = rnnfast::kernels<T>();
   const int64_t B = a.shape.B, I = a.I, H = a.H;
   const Steps steps(a.shape, !a.shape.reverse);
   const Rows rows(a.shape, a.dpre);
+  const Buffer<T> own_dpre = allocate<T>(a.dpre.data == nullptr ? steps.total() * H : 0);
+  if (a.dpre.data == nullptr) {
+    a.dpre.data = own_dpre.get();
+  }
   const bool dw = a.dw_ih != nullptr || a.dw_hh != nullptr || a.db != nullptr;
   if (a.tokens.data != nullptr) {
     check_tokens(steps, a.tokens, I);

@@ -20,23 +20,85 @@ constexpr double kThreadWork = 1e5;
 // With fewer rows than this for each thread, threads share rows and split columns...
 constexpr int64_t kGroupRows = 4;
 // ...if a step has at least this many multiply-adds for each, to pay for the barrier.
-constexpr double kMemberWork = 1 << 14;
+constexpr double kMemberWork = 1 << 13;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-template <class T> struct Free {
-  void operator()(T* p) const { std::free(p); }
-};
-template <class T> using Buffer = std::unique_ptr<T[], Free<T>>;
-
-template <class T> Buffer<T> allocate(int64_t size) {
-  void* p = std::aligned_alloc(64, std::max<int64_t>(64, round_up(size * sizeof(T), 64)));
-  if (p == nullptr) {
-    throw std::bad_alloc();
+// Work space. A large block fresh from the system costs a page fault for every 4 KiB, as much time
+// as a short call's arithmetic, so each thread keeps the blocks it gives back for its next call.
+class Pool {
+public:
+  ~Pool() {
+    for (const Block& block : blocks_) {
+      std::free(block.data);
+    }
   }
-  return Buffer<T>(static_cast<T*>(p));
+  Pool() = default;
+  Pool(const Pool&) = delete;
+
+  // The smallest block kept that is large enough and not wastefully large, or a new one.
+  void* take(size_t& size) {
+    auto best = blocks_.end();
+    for (auto it = blocks_.begin(); it != blocks_.end(); ++it) {
+      if (it->size >= size && it->size <= 2 * size &&
+          (best == blocks_.end() || it->size < best->size)) {
+        best = it;
+      }
+    }
+    if (best == blocks_.end()) {
+      void* const data = std::aligned_alloc(64, size);
+      if (data == nullptr) {
+        throw std::bad_alloc();
+      }
+      return data;
+    }
+    void* const data = best->data;
+    size = best->size;
+    kept_ -= size;
+    blocks_.erase(best);
+    return data;
+  }
+
+  void give(void* data, size_t size) noexcept {
+    if (kept_ + size <= kMost) {
+      try {
+        blocks_.push_back({data, size});
+        kept_ += size;
+        return;
+      } catch (const std::bad_alloc&) { // then it is not kept
+      }
+    }
+    std::free(data);
+  }
+
+  static Pool& of_thread() {
+    thread_local Pool pool;
+    return pool;
+  }
+
+private:
+  static constexpr size_t kMost = size_t(64) << 20;
+  struct Block {
+    void* data;
+    size_t size;
+  };
+  std::vector<Block> blocks_;
+  size_t kept_ = 0;
+};
+
+// Taken and given back by the thread that makes the call.
+template <class T> struct GiveBack {
+  size_t size;
+  void operator()(T* p) const { Pool::of_thread().give(p, size); }
+};
+template <class T> using Buffer = std::unique_ptr<T[], GiveBack<T>>;
+
+template <class T> Buffer<T> allocate(int64_t count) {
+  size_t size = std::max<size_t>(64, round_up(count * sizeof(T), 64));
+  void* const data = Pool::of_thread().take(size);
+  return Buffer<T>(static_cast<T*>(data), GiveBack<T>{size});
 }
 
 // Elements from a row of a compact buffer to the next: whole vectors plus one cache line, so that
