@@ -202,16 +202,23 @@ def _measure_shape(
                 f"where the largest element is {scale:.3g}; nothing was timed"
             )
 
-    calls = {OURS: lambda: forward(ours), THEIRS: lambda: forward(theirs)}
+    modes = {
+        "forward": _alternate(
+            {OURS: lambda: forward(ours), THEIRS: lambda: forward(theirs)}, repeats
+        ),
+        "training": _alternate(
+            {OURS: lambda: training(ours), THEIRS: lambda: training(theirs)}, repeats
+        ),
+    }
     if numpy:
-        calls[NUMPY] = _numpy_forward(theirs, x)
+        # Last and by itself: its BLAS has threads of its own, which go on spinning for a while.
+        call = _numpy_forward(theirs, x)
+        modes["forward"] |= _alternate({NUMPY: call}, len(modes["forward"][OURS]))
     flop = 2 * shape.T * shape.B * shape.H * (shape.I + shape.H)
     return shape._asdict() | {
-        "forward": _compare(calls, flop, repeats),
+        "forward": _figures(modes["forward"], flop),
         # Each of the two products of the forward has two more in the backward.
-        "training": _compare(
-            {OURS: lambda: training(ours), THEIRS: lambda: training(theirs)}, 3 * flop, repeats
-        ),
+        "training": _figures(modes["training"], 3 * flop),
     }
 
 
@@ -221,8 +228,7 @@ def _numpy_forward(module: nn.RNN, x: Tensor) -> Callable[[], Any]:
     return lambda: reference.forward(array, None, *weights)
 
 
-def _compare(calls: dict[str, Callable[[], Any]], flop: int, repeats: int | None) -> dict[str, Any]:
-    samples = _alternate(calls, repeats)
+def _figures(samples: dict[str, np.ndarray], flop: int) -> dict[str, Any]:
     medians = {name: float(np.median(values)) for name, values in samples.items()}
 
     def spread(values: np.ndarray) -> dict[str, float]:

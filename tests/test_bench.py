@@ -113,7 +113,7 @@ def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
             return damage(*super().forward(input, hx))
 
     monkeypatch.setattr(bench, "FastRNN", Wrong)
-    monkeypatch.setattr(bench, "_compare", lambda *args: pytest.fail("timed all the same"))
+    monkeypatch.setattr(bench, "_alternate", lambda *args: pytest.fail("timed all the same"))
     with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
         bench.measure(SHAPES[:1], repeats=1)
 

@@ -44,7 +44,8 @@ template <class T> RNNFAST_INLINE void store(T* p, V<T> v) {
 }
 
 // tanh |x| = (e - 1) / (e + 1) with e = exp 2|x| = 2^n exp r, |r| <= ln 2 / 2, and e - 1 computed
-// as such, so that small x keep all their digits. Within 2 units in the last place; NaN stays NaN.
+// as such, so that small x keep all their digits. Largest error seen: 1.99 units in the last place
+// in float32, 2.39 in float64); NaN stays NaN.
 template <class T> RNNFAST_INLINE V<T> tanh(V<T> x) {
   using L = Lanes<T>;
   using Bits = typename L::Bits;
