@@ -10,7 +10,10 @@ namespace {
 
 // Rows of the products taken at a time: as many as stay in a core's cache beside one another, for
 // each block costs a pass over the sums.
-constexpr int64_t kProductRows = 128;
+constexpr int64_t kProductRows = 256;
+
+// Rows of dpre that db adds up before they join the total.
+constexpr int64_t kSumRows = 32;
 
 // All rows of all steps, in the order in which they lie in memory.
 class Rows {
@@ -34,6 +37,14 @@ public:
       return {t, n - starts_[t]};
     }
     return batch_major_ ? Row{n % shape_.T, n / shape_.T} : Row{n / shape_.B, n % shape_.B};
+  }
+
+  Row after(Row row) const {
+    if (batch_major_) {
+      return row.t + 1 < shape_.T ? Row{row.t + 1, row.b} : Row{0, row.b + 1};
+    }
+    const int64_t here = shape_.batch_sizes != nullptr ? shape_.batch_sizes[row.t] : shape_.B;
+    return row.b + 1 < here ? Row{row.t, row.b + 1} : Row{row.t + 1, 0};
   }
 
 private:
@@ -103,16 +114,16 @@ void input_gradient(const Backward<T>& a, const Kernels<T>& kernels, const Steps
                     int64_t ld) {
   for (int64_t n = begin; n < end;) {
     // As many rows as lie evenly spaced in dx: all, unless the caller's strides are odd.
-    T* const out = steps.at(a.dx, rows[n].t, rows[n].b);
+    Rows::Row row = rows[n];
+    T* const out = steps.at(a.dx, row.t, row.b);
     int64_t count = 0, stride = 0;
-    for (; n + count < end && count < kProductRows; ++count) {
-      const auto [t, b] = rows[n + count];
-      const int64_t ahead = steps.at(a.dx, t, b) - out;
+    for (; n + count < end && count < kProductRows; ++count, row = rows.after(row)) {
+      const int64_t ahead = steps.at(a.dx, row.t, row.b) - out;
       stride = count == 1 ? ahead : stride;
       if (ahead != count * stride) {
         break;
       }
-      std::copy_n(steps.at(a.dpre, t, b), a.H, block + count * ld);
+      std::copy_n(steps.at(a.dpre, row.t, row.b), a.H, block + count * ld);
     }
     Step<T> s{};
     s.rows = count, s.K = a.H, s.N = a.I;
@@ -135,35 +146,39 @@ void weight_gradients(const Backward<T>& a, const Kernels<T>& kernels, const Ste
   const Shape& shape = a.shape;
   for (int64_t n0 = 0; n0 < steps.total(); n0 += kProductRows) {
     const int64_t count = std::min(kProductRows, steps.total() - n0);
-    for (int64_t k = 0; k < count; ++k) {
-      const auto [t, b] = rows[n0 + k];
-      std::copy_n(steps.at(a.dpre, t, b) + m0, m1 - m0, p + k * p_ld);
+    const Rows::Row first = rows[n0];
+    Rows::Row row = first;
+    for (int64_t k = 0; k < count; ++k, row = rows.after(row)) {
+      std::copy_n(steps.at(a.dpre, row.t, row.b) + m0, m1 - m0, p + k * p_ld);
     }
-    if (a.db != nullptr) { // by blocks, for accuracy; q is still free
-      std::fill_n(q, m1 - m0, T(0));
-      for (int64_t k = 0; k < count; ++k) {
-        for (int64_t m = 0; m < m1 - m0; ++m) {
-          q[m] += p[k * p_ld + m];
+    if (a.db != nullptr) { // by sums of a few rows, for accuracy; q is still free
+      for (int64_t k0 = 0; k0 < count; k0 += kSumRows) {
+        std::fill_n(q, m1 - m0, T(0));
+        for (int64_t k = k0; k < std::min(count, k0 + kSumRows); ++k) {
+          for (int64_t m = 0; m < m1 - m0; ++m) {
+            q[m] += p[k * p_ld + m];
+          }
         }
-      }
-      for (int64_t m = 0; m < m1 - m0; ++m) {
-        a.db[m0 + m] = n0 == 0 ? q[m] : a.db[m0 + m] + q[m];
+        for (int64_t m = 0; m < m1 - m0; ++m) {
+          a.db[m0 + m] = n0 + k0 == 0 ? q[m] : a.db[m0 + m] + q[m];
+        }
       }
     }
     Outer<T> o{};
     o.K = count, o.M = m1 - m0, o.p = p, o.p_stride = p_ld, o.q = q, o.q_stride = q_ld;
     o.add = n0 != 0;
     if (a.dw_ih != nullptr) {
-      for (int64_t k = 0; k < count; ++k) {
-        const auto [t, b] = rows[n0 + k];
-        std::copy_n(steps.at(a.x, t, b), a.I, q + k * q_ld);
+      row = first;
+      for (int64_t k = 0; k < count; ++k, row = rows.after(row)) {
+        std::copy_n(steps.at(a.x, row.t, row.b), a.I, q + k * q_ld);
       }
       o.N = a.I, o.out = a.dw_ih + m0 * a.I, o.out_stride = a.I;
       kernels.outer(o);
     }
     if (a.dw_hh != nullptr) {
-      for (int64_t k = 0; k < count; ++k) {
-        const auto [t, b] = rows[n0 + k];
+      row = first;
+      for (int64_t k = 0; k < count; ++k, row = rows.after(row)) {
+        const auto [t, b] = row;
         const int64_t previous = shape.reverse ? t + 1 : t - 1;
         const bool inside = previous >= 0 && previous < shape.T &&
                             (shape.batch_sizes == nullptr || b < shape.batch_sizes[previous]);
@@ -189,8 +204,9 @@ void table_gradient(const Backward<T>& a, const Steps& steps, const Rows& rows, 
   for (int64_t token = 0; token < a.I; ++token) {
     std::fill(a.dtable + token * a.H + m0, a.dtable + token * a.H + m1, T(0));
   }
-  for (int64_t n = 0; n < steps.total(); ++n) {
-    const auto [t, b] = rows[n];
+  Rows::Row row = rows[0];
+  for (int64_t n = 0; n < steps.total(); ++n, row = rows.after(row)) {
+    const auto [t, b] = row;
     const T* const from = steps.at(a.dpre, t, b);
     T* const to = a.dtable + *steps.at(a.tokens, t, b) * a.H;
     for (int64_t m = m0; m < m1; ++m) {

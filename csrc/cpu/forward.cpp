@@ -15,7 +15,7 @@ namespace {
 
 // The input projection runs over this many rows at a time, a few steps ahead of the recurrence:
 // long enough to use each panel of W_ih well, short enough to stay in cache until it is read.
-constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockRows = 128;
 
 // Rows of a buffer that holds a block for every thread: kBlockRows each, or all of its share. A row
 // is in the shares of all members of its group, and members exist only for few rows: see Share.
