@@ -13,8 +13,9 @@
 //
 // Aliasing. Nothing that is written may overlap anything else in the struct.
 // Lifetime. The pointers are used during the call only. Work space is kept by the calling thread
-// for its next call, 64 MiB at most. Threads. `threads` is the most that may run. The results do
-// not depend on it, bit for bit.
+// for its next call, 64 MiB at most.
+//
+// Threads. `threads` is the most that may run. The results do not depend on it, bit for bit.
 #pragma once
 
 #include <cstdint>

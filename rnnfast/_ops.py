@@ -51,7 +51,7 @@ def _address(t, offset=0):
 
 
 def _row_shape(x):
-    return x.shape if _one_hot(x) else x.shape[:-1]
+    return x.shape if is_one_hot(x) else x.shape[:-1]
 
 
 def _new_dw_ih(w_ih, one_hot):
@@ -75,13 +75,13 @@ def _sizes(x, batch_sizes, batch_first):
     return (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
 
 
-def _one_hot(x):
+def is_one_hot(x):
     return x.dtype == torch.int64
 
 
 def _check(x, h0, directions, batch_sizes, batch_first):
     """Everything the kernels trust, but for the range of tokens. Returns (T, B, I, H)."""
-    if x.dim() + _one_hot(x) != (3 if batch_sizes is None else 2):
+    if x.dim() + is_one_hot(x) != (3 if batch_sizes is None else 2):
         wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
         raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
     if batch_sizes is not None:
@@ -94,8 +94,8 @@ def _check(x, h0, directions, batch_sizes, batch_first):
                 f"batch_sizes must sum to the {len(x)} rows of input, got {int(batch_sizes.sum())}"
             )
     T, B = _sizes(x, batch_sizes, batch_first)
-    like = directions[0][1] if _one_hot(x) else x
-    H, I = directions[0][1].shape[-1], directions[0][0].shape[-1] if _one_hot(x) else x.shape[-1]  # noqa: E741
+    like = directions[0][1] if is_one_hot(x) else x
+    H, I = directions[0][1].shape[-1], directions[0][0].shape[-1] if is_one_hot(x) else x.shape[-1]  # noqa: E741
     for w_ih, w_hh, b_ih, b_hh in directions:
         _check_like("weight_ih", w_ih, (H, I), like)
         _check_like("weight_hh", w_hh, (H, H), like)
@@ -118,7 +118,7 @@ def _check_like(name, t, shape, like):
 
 
 def _layer_cpu(x, h0, weights, batch_sizes, batch_first, relu, bias):
-    one_hot = _one_hot(x)
+    one_hot = is_one_hot(x)
     x = x if one_hot else _rows(x)
     directions = _directions(weights, bias)
     T, B, inputs, hidden = _check(x, h0, directions, batch_sizes, batch_first)
@@ -166,7 +166,7 @@ def _layer_backward_cpu(
     need_dh0,
     need_dw,
 ):
-    one_hot = _one_hot(x)
+    one_hot = is_one_hot(x)
     x = x if one_hot else _rows(x)
     directions = _directions(weights, bias)
     T, B, inputs, hidden = _check(x, h0, directions, batch_sizes, batch_first)
@@ -253,7 +253,7 @@ def _(
     dh0 = out.new_empty(h0.shape if need_dh0 else 0)
     dw = []
     for w_ih, *others in _directions(weights, bias) if need_dw else []:
-        dw.append(_new_dw_ih(w_ih, _one_hot(x)))
+        dw.append(_new_dw_ih(w_ih, is_one_hot(x)))
         dw += [w.new_empty(w.shape) for w in others if w is not None]
     return dx, dh0, dw
 

@@ -130,7 +130,7 @@ def _torch_rnn(
     training=False,
 ):
     """The same on torch's operators: what the kernels do not cover, and the second derivative."""
-    if input.dtype == torch.int64:
+    if _ops.is_one_hot(input):
         input = F.one_hot(input, weights[0].shape[-1]).to(weights[0].dtype)
     if hx is None:
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])

@@ -5,12 +5,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
+from ._ops import is_one_hot
 
 __all__ = ["FastRNN", "FastRNNCell", "accelerate"]
-
-
-def _is_one_hot(input):
-    return input.dtype == torch.int64
 
 
 class FastRNN(nn.RNN):
@@ -47,7 +44,7 @@ class FastRNN(nn.RNN):
             not isinstance(input, PackedSequence)
             and input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
-            and not _is_one_hot(input)
+            and not is_one_hot(input)
             and not torch.compiler.is_compiling()
         )
 
@@ -76,7 +73,7 @@ class FastRNN(nn.RNN):
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
             data, batch_sizes = input, None
-            rank = data.dim() + _is_one_hot(data)
+            rank = data.dim() + is_one_hot(data)
             if rank not in (2, 3):
                 raise ValueError(
                     "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
@@ -94,7 +91,7 @@ class FastRNN(nn.RNN):
                 hx = None if hx is None else hx.unsqueeze(1)
         # nn.RNN keeps a list of its weights, and looks on every call whether it is still right.
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        if not _is_one_hot(data):
+        if not is_one_hot(data):
             self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))

@@ -58,9 +58,6 @@ template <class T>
 void recur(const Backward<T>& a, const Kernels<T>& kernels, const Steps& steps, const Share& share,
            const T* w_hh, T* const (&state)[2], int64_t ld, Barrier& barrier) {
   const int64_t H = a.H;
-  const auto active = [&](int64_t i) { // of this share's rows, at step i
-    return std::clamp<int64_t>(steps.rows(i) - share.r0, 0, share.r1 - share.r0);
-  };
   // Rows [begin, end) of the share at step i. Rows at their first step have no product yet, and
   // dh_n in its place.
   const auto run = [&](int64_t i, int64_t begin, int64_t end, bool first) {
@@ -87,17 +84,18 @@ void recur(const Backward<T>& a, const Kernels<T>& kernels, const Steps& steps, 
   };
 
   for (int64_t i = 0; i < a.shape.T; ++i) {
-    if (active(i) == 0) {
+    const int64_t rows = active(steps, share, i), after = active(steps, share, i + 1);
+    if (rows == 0) {
       continue;
     }
-    const int64_t continuing = std::min(active(i - 1), active(i));
+    const int64_t continuing = std::min(active(steps, share, i - 1), rows);
     run(i, 0, continuing, false);
-    run(i, continuing, active(i), true);
+    run(i, continuing, rows, true);
     barrier.wait(share.members);
-    if (a.dh0 != nullptr && active(i + 1) < active(i)) { // rows at their last step
-      const int64_t r = share.r0 + active(i + 1);
+    if (a.dh0 != nullptr && after < rows) { // rows at their last step
+      const int64_t r = share.r0 + after;
       Step<T> s{};
-      s.rows = active(i) - active(i + 1), s.K = H, s.N = H;
+      s.rows = rows - after, s.K = H, s.N = H;
       s.col_begin = share.c0, s.col_end = share.c1;
       s.a = state[(i + 1) % 2] + r * ld, s.a_stride = ld, s.w = w_hh;
       s.act = Activation::kIdentity;

@@ -39,11 +39,6 @@ template <class T> struct Workspace {
   Buffer<T> x_blocks, pre_blocks;
 };
 
-// The rows of `share` at computed step i.
-int64_t active(const Steps& steps, const Share& share, int64_t i) {
-  return std::clamp<int64_t>(steps.rows(i) - share.r0, 0, share.r1 - share.r0);
-}
-
 // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
 template <class T>
 void project(const Forward<T>& a, const Kernels<T>& kernels, const Steps& steps, const Share& share,

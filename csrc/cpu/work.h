@@ -217,6 +217,11 @@ struct Share {
   }
 };
 
+// The rows of `share` at computed step i.
+inline int64_t active(const Steps& steps, const Share& share, int64_t i) {
+  return std::clamp<int64_t>(steps.rows(i) - share.r0, 0, share.r1 - share.r0);
+}
+
 // Each thread's part of packing a K x H matrix.
 template <class T>
 void pack_part(const Kernels<T>& kernels, const T* w, bool transpose, int64_t K, int64_t H,
