@@ -281,10 +281,13 @@ static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
-// MR rows by NV vectors of a sum of outer products. Blocks of K are added up one by one, which is
-// also more accurate than a single long sum.
+// The same for a tile of outer products, both factors read row by row. The sums leave the registers
+// through `result` here too: a store that may end inside a vector calls memcpy, and with that in
+// sight GCC keeps accumulators in memory.
 template <class T, int MR, int NV>
-__attribute__((noinline)) static void outer_tile(const Outer<T>& o, int64_t m, int64_t n) {
+__attribute__((noinline)) static void accumulate_outer(const T* __restrict p, int64_t p_stride,
+                                                       const T* __restrict q, int64_t q_stride,
+                                                       int64_t K, T* __restrict result) {
   constexpr int VL = kVector<T>;
   V<T> acc[MR][NV];
 #pragma GCC unroll 16
@@ -294,9 +297,7 @@ __attribute__((noinline)) static void outer_tile(const Outer<T>& o, int64_t m, i
       acc[i][j] = V<T>{};
     }
   }
-  const T* p = o.p + m;
-  const T* q = o.q + n;
-  for (int64_t k = 0; k < o.K; ++k, p += o.p_stride, q += o.q_stride) {
+  for (int64_t k = 0; k < K; ++k, p += p_stride, q += q_stride) {
     V<T> b[NV];
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
@@ -314,21 +315,33 @@ __attribute__((noinline)) static void outer_tile(const Outer<T>& o, int64_t m, i
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
-      T* const out = o.out + (m + i) * o.out_stride + n + j * VL;
-      const int64_t left = o.N - n - j * VL;
-      store_edge<T>(out, left, o.add ? acc[i][j] + load_edge<T>(out, left) : acc[i][j]);
+      store<T>(result + (i * NV + j) * VL, acc[i][j]);
     }
   }
 }
 
+// Rows [m, m + rows) and NV vectors of columns from n on. Blocks of K are added up one by one, which
+// is also more accurate than a single long sum.
 template <class T, int NV, int MR = RNNFAST_MAX_ROWS>
-RNNFAST_INLINE void outer_rows(int64_t rows, const Outer<T>& o, int64_t m, int64_t n) {
+static void outer_tile(const Outer<T>& o, int64_t rows, int64_t m, int64_t n) {
   if constexpr (MR > 1) {
     if (rows < MR) {
-      return outer_rows<T, NV, MR - 1>(rows, o, m, n);
+      return outer_tile<T, NV, MR - 1>(o, rows, m, n);
     }
   }
-  outer_tile<T, MR, NV>(o, m, n);
+  constexpr int VL = kVector<T>;
+  alignas(64) T acc[MR * NV * VL];
+  accumulate_outer<T, MR, NV>(o.p + m, o.p_stride, o.q + n, o.q_stride, o.K, acc);
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
+      T* const out = o.out + (m + i) * o.out_stride + n + j;
+      V<T> v = load<T>(acc + i * NV * VL + j);
+      if (o.add) {
+        v += load_edge<T>(out, o.N - n - j);
+      }
+      store_edge<T>(out, o.N - n - j, v);
+    }
+  }
 }
 
 template <class T> static void outer(const Outer<T>& o) {
@@ -337,9 +350,9 @@ template <class T> static void outer(const Outer<T>& o) {
     for (int64_t block = 0, m = 0; block < blocks; ++block) {
       const int64_t rows = (o.M - m) / (blocks - block);
       if (o.N - n > kVector<T>) {
-        outer_rows<T, 2>(rows, o, m, n);
+        outer_tile<T, 2>(o, rows, m, n);
       } else {
-        outer_rows<T, 1>(rows, o, m, n);
+        outer_tile<T, 1>(o, rows, m, n);
       }
       m += rows;
     }
