@@ -262,20 +262,28 @@ template <class T> static void step(const Step<T>& s) {
 template <class T>
 static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
                  int64_t col_end, T* packed) {
+  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t c = col_begin; c < col_end; c += kPanel<T>) {
     const int64_t used = N - c < kPanel<T> ? N - c : kPanel<T>;
     const int64_t width = used > kVector<T> ? kPanel<T> : kVector<T>;
     T* to = packed + c * K;
-    for (int64_t k = 0; k < K; ++k, to += width) {
-      if (transpose) {
-        for (int64_t j = 0; j < used; ++j) {
-          to[j] = w[(c + j) * K + k];
-        }
-      } else {
-        std::memcpy(to, w + k * N + c, used * sizeof(T));
+    if (used < width) {
+      std::memset(to, 0, K * width * sizeof(T));
+    }
+    if (!transpose) {
+      for (int64_t k = 0; k < K; ++k) {
+        std::memcpy(to + k * width, w + k * N + c, used * sizeof(T));
       }
-      for (int64_t j = used; j < width; ++j) {
-        to[j] = 0;
+      continue;
+    }
+    // A cache line of each column at a time: with a power of two for K whole columns share a few
+    // cache sets, and a line would be gone before its second element is read.
+    for (int64_t k0 = 0; k0 < K; k0 += kLine) {
+      const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
+      for (int64_t j = 0; j < used; ++j) {
+        for (int64_t k = k0; k < k1; ++k) {
+          to[k * width + j] = w[(c + j) * K + k];
+        }
       }
     }
   }

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "../rnn.h"
 #include "isa.h"
 
@@ -48,10 +50,17 @@ public:
       }
     }
     if (best == blocks_.end()) {
-      void* const data = std::aligned_alloc(64, size);
+      const bool huge = size >= kHugePage;
+      size = huge ? round_up(size, kHugePage) : size;
+      void* const data = std::aligned_alloc(huge ? kHugePage : 64, size);
       if (data == nullptr) {
         throw std::bad_alloc();
       }
+#if defined(MADV_HUGEPAGE)
+      if (huge) {
+        madvise(data, size, MADV_HUGEPAGE); // a hint: no harm if it is not taken
+      }
+#endif
       return data;
     }
     void* const data = best->data;
@@ -84,6 +93,7 @@ private:
 #else
   static constexpr size_t kMost = size_t(64) << 20;
 #endif
+  static constexpr size_t kHugePage = size_t(2) << 20;
   struct Block {
     void* data;
     size_t size;
