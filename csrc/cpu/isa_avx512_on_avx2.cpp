@@ -9,6 +9,7 @@ static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu
 // Nothing from a header may be compiled past this line: the linker could keep that copy for all.
 #pragma GCC target("avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
+#define RNNFAST_EMULATED // a vector is two registers
 #define RNNFAST_MAX_ROWS 12
 namespace rnnfast::avx512_on_avx2 {
 #include "tile-inl.h"

@@ -36,6 +36,14 @@ template <class T> using V = typename Lanes<T>::V;
 
 #define RNNFAST_INLINE static inline __attribute__((always_inline))
 
+// Makes GCC hold a loaded vector in a register. Left alone it folds the load into every
+// multiply-add that uses it, and a tile of two or three rows is then bound by its loads.
+template <class T> RNNFAST_INLINE void keep_in_register([[maybe_unused]] V<T>& v) {
+#if defined(__x86_64__) && !defined(RNNFAST_EMULATED)
+  __asm__("" : "+v"(v));
+#endif
+}
+
 template <class T> RNNFAST_INLINE V<T> load(const T* p) {
   return *reinterpret_cast<const typename Lanes<T>::Loose*>(p);
 }
@@ -112,6 +120,9 @@ __attribute__((noinline)) static void accumulate(const T* __restrict a, int64_t 
 #pragma GCC unroll 16
     for (int j = 0; j < P * NV; ++j) {
       b[j] = load<T>(w + (j / NV) * panel_size + (j % NV) * VL);
+      if constexpr (MR > 1) {
+        keep_in_register<T>(b[j]);
+      }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
@@ -239,6 +250,13 @@ template <class T> static void step(const Step<T>& s) {
   const Finish<T> finish_tile = finisher<T>(s.act);
   constexpr int64_t kWide = kPanel<T>;
   int64_t c = s.col_begin;
+  if (s.col_end - s.col_begin < s.N) { // another thread has just written part of it: fetch it all at once
+    for (int64_t i = 0; i < s.rows; ++i) {
+      for (int64_t k = 0; k < s.K; k += 64 / sizeof(T)) {
+        __builtin_prefetch(s.a + i * s.a_stride + k);
+      }
+    }
+  }
   if (panels_at_once(s.rows) == 4) {
     for (; c + 4 * kWide <= s.col_end; c += 4 * kWide) {
       columns<T, 4, 2>(s, c, finish_tile);
