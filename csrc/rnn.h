@@ -11,7 +11,8 @@
 // list with batch_sizes[0] == B; its rows follow one another, `row` apart, and `step` is ignored.
 //   reverse: step T-1 is computed first. A packed row starts at its own last step.
 //
-// Aliasing. Nothing that is written may overlap anything else in the struct.
+// Aliasing. Nothing that is written may overlap anything else of the call, but for what the parts
+// of a stack hand on to one another.
 // Lifetime. The pointers are used during the call only. Work space is kept by the calling thread
 // for its next call, 64 MiB at most.
 //
@@ -29,18 +30,19 @@ template <class T> struct Sequence {
 };
 
 struct Shape {
-  int64_t T, B;
+  int64_t T, B, H;
   const int64_t* batch_sizes; // [T], or nullptr: B rows at every step
-  bool reverse;
-  bool relu; // otherwise tanh
+  bool relu;                  // otherwise tanh
   int threads;
 };
 
+// One direction of one layer.
+//
 // One-hot input: with tokens.data set (its `row` and `step` count tokens), x_t is the tokens[t]-th
 // unit vector of length I, W_ih x_t a row of `table` = W_ih^T [I, H], and x and w_ih are not read.
 template <class T> struct Forward {
-  Shape shape;
-  int64_t I, H;
+  bool reverse;
+  int64_t I;
   Sequence<const T> x; // T x B x I
   const T* w_ih;       // [H, I]
   const T* w_hh;       // [H, H]
@@ -48,6 +50,7 @@ template <class T> struct Forward {
   const T* b_hh;       // [H], or nullptr
   const T* h0;         // [B, H], or nullptr: zeros
   Sequence<T> h;       // T x B x H, written
+  T* h_n;              // [B, H], written: each row's last computed state; or nullptr
   Sequence<const int64_t> tokens;
   const T* table;
 };
@@ -58,35 +61,35 @@ template <class T> struct Forward {
 //   dx_t   = W_ih^T dpre_t
 //   dW_ih  = sum dpre_t x_t^T,   dW_hh = sum dpre_t h_{t-1}^T,   db = sum dpre_t
 // What has a null pointer is not wanted; x and w_ih are read only for dw_ih and dx, h0 only for
-// dw_hh. dpre's strides must be given all the same, those of a tensor without gaps: its rows are
-// worked through in the order in which they lie, which x and dx should share.
+// dw_hh. The sums run over the rows in the order in which those of h lie, which x and dx should
+// share.
 template <class T> struct Backward {
-  Shape shape;
-  int64_t H;
+  bool reverse;
+  int64_t I;
   Sequence<const T> h;  // T x B x H, as the forward wrote it
   const T* w_hh;        // [H, H]
   Sequence<const T> dy; // T x B x H gradient of every output; data may be nullptr: zeros
   const T* dh_n;        // [B, H] gradient of each row's final state, or nullptr: zeros
-  Sequence<T> dpre;     // T x B x H
   T* dh0;               // [B, H]
-  int64_t I;
-  Sequence<const T> x; // T x B x I
-  const T* w_ih;       // [H, I]
-  const T* h0;         // [B, H], or nullptr: zeros
-  Sequence<T> dx;      // T x B x I
-  bool add_dx;         // add to what dx holds: the second direction's share
-  T* dw_ih;            // [H, I]
-  T* dw_hh;            // [H, H]
-  T* db;               // [H], of either bias
+  Sequence<const T> x;  // T x B x I
+  const T* w_ih;        // [H, I]
+  const T* h0;          // [B, H], or nullptr: zeros
+  Sequence<T> dx;       // T x B x I; the directions of a layer share it, and their sum is written
+  T* dw_ih;             // [H, I]
+  T* dw_hh;             // [H, H]
+  T* db;                // [H], of either bias
   Sequence<const int64_t> tokens;
   T* dtable; // [I, H], for one-hot input in place of dw_ih; x, w_ih and dx do not apply
 };
 
+// A stack: layer l's direction d is stack[l * directions + d]. The forward goes through the layers
+// upwards, so that x of one may be h of the one below; the backward goes downwards, so that dy of
+// one may be dx of the one above.
 // Throw, before anything is written, std::bad_alloc when there is no memory for the packed weights,
 // and std::out_of_range for a token that is not in [0, I).
-void forward(const Forward<float>&);
-void forward(const Forward<double>&);
-void backward(const Backward<float>&);
-void backward(const Backward<double>&);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<float>* stack);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<double>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<float>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<double>* stack);
 
 } // namespace rnnfast

@@ -1,57 +1,38 @@
-# A Sequence of csrc/rnn.h: address, elements from step to step, elements from row to row.
-_View = tuple[int, int, int]
+from torch import Tensor
 
-def forward_float32(
-    T: int,
-    B: int,
-    I: int,
-    H: int,
-    batch_sizes: int,
-    reverse: bool,
+def forward(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    batch_first: bool,
     relu: bool,
+    bias: bool,
     threads: int,
-    x: _View,
-    w_ih: int,
-    w_hh: int,
-    b_ih: int,
-    b_hh: int,
-    h0: int,
-    h: _View,
-    tokens: _View,
-    table: int,
+    outs: list[Tensor],
+    h_n: Tensor,
     /,
 ) -> None: ...
-def backward_float32(
-    T: int,
-    B: int,
-    I: int,
-    H: int,
-    batch_sizes: int,
-    reverse: bool,
+def backward(
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    outs: list[Tensor],
+    x: Tensor,
+    h0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    num_layers: int,
+    batch_first: bool,
     relu: bool,
+    bias: bool,
     threads: int,
-    h: _View,
-    w_hh: int,
-    dy: _View,
-    dh_n: int,
-    dpre: _View,
-    dh0: int,
-    x: _View,
-    w_ih: int,
-    h0: int,
-    dx: _View,
-    add_dx: bool,
-    dw_ih: int,
-    dw_hh: int,
-    db: int,
-    tokens: _View,
-    dtable: int,
+    dx: Tensor | None,
+    dh0: Tensor | None,
+    dw: list[Tensor],
+    between: list[Tensor],
     /,
 ) -> None: ...
-
-forward_float64 = forward_float32
-backward_float64 = backward_float32
-
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str, /) -> None: ...

@@ -63,44 +63,37 @@ def rnn(
             f"weights must hold 2 or 4 tensors for each of {num_layers} layers x {D} directions, "
             f"got {len(weights)}"
         )
-    bias = per_direction == 4
-    relu = nonlinearity == "relu"
+    options = (num_layers, bidirectional, batch_first, nonlinearity == "relu", per_direction == 4)
+    return run(input, hx, weights, batch_sizes, *options, dropout if training else 0.0)
+
+
+def run(
+    input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first, relu, bias, dropout
+):
+    """:func:`rnn` for arguments that are known to fit one another in number and name."""
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if not _has_kernel(input, weights[0].dtype):
-        return _torch_rnn(
-            input,
-            hx,
-            weights,
-            batch_sizes,
-            batch_first,
-            relu,
-            bias,
-            num_layers,
-            bidirectional,
-            dropout,
-            training,
-        )
-    device = input.device  # an operator would be run by whatever device is named last
-    for w in weights:
-        if w.device != device:
-            raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
-    if hx is not None:
-        if hx.device != device:
-            raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
-        if len(hx) != num_layers * D:
-            raise RuntimeError(f"hx must be ({num_layers * D}, B, H), got {tuple(hx.shape)}")
-    if num_layers == 1:
-        return _layer(input, hx, batch_sizes, batch_first, relu, bias, weights)
+        options = (num_layers, bidirectional, batch_first, relu, bias, dropout)
+        return _torch_rnn(input, hx, weights, batch_sizes, *options)
+    for w in weights:  # an operator would be run by whatever device is named last
+        if not w.is_cpu:
+            raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
+    if hx is not None and not hx.is_cpu:
+        raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
+    if num_layers == 1 or not dropout:
+        return _stack(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
 
-    per_layer = per_direction * D
+    D, per_layer = 2 if bidirectional else 1, len(weights) // num_layers
+    if hx is not None and len(hx) != num_layers * D:
+        raise RuntimeError(f"hx must be ({num_layers * D}, B, H), got {tuple(hx.shape)}")
     states = []
     for layer in range(num_layers):
-        if layer > 0 and training and dropout > 0:
+        if layer > 0:
             input = F.dropout(input, dropout)
         h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, h_n = _layer(input, h0, batch_sizes, batch_first, relu, bias, layer_weights)
+        input, h_n = _stack(input, h0, layer_weights, batch_sizes, 1, batch_first, relu, bias)
         states.append(h_n)
     return input, torch.cat(states)
 
@@ -117,17 +110,7 @@ def _has_kernel(input, dtype):
 
 
 def _torch_rnn(
-    input,
-    hx,
-    weights,
-    batch_sizes,
-    batch_first,
-    relu,
-    bias,
-    num_layers=1,
-    bidirectional=False,
-    dropout=0.0,
-    training=False,
+    input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first, relu, bias, dropout=0.0
 ):
     """The same on torch's operators: what the kernels do not cover, and the second derivative."""
     if _ops.is_one_hot(input):
@@ -137,95 +120,63 @@ def _torch_rnn(
         D = 2 if bidirectional else 1
         hx = input.new_zeros(num_layers * D, B, weights[1].shape[-1])
     call = _VF.rnn_relu if relu else _VF.rnn_tanh
-    common = (hx, weights, bias, num_layers, dropout, training, bidirectional)
+    common = (hx, weights, bias, num_layers, dropout, dropout > 0, bidirectional)
     if batch_sizes is None:
         return call(input, *common, batch_first)
     return call(input, batch_sizes, *common)
 
 
-def _layer(x, h0, batch_sizes, batch_first, relu, bias, weights):
+def _stack(x, h0, weights, batch_sizes, *options):
+    """Layers without dropout between them; `options`: num_layers, batch_first, relu, bias."""
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (h0 is not None and h0.requires_grad)
-        or any(w.requires_grad for w in weights)
+        or any([w.requires_grad for w in weights])  # noqa: C419 - a generator costs more than it saves
     ):
-        return _Layer.apply(x, h0, batch_sizes, batch_first, relu, bias, *weights)
-    out = _ops.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
-    return out, _final_states(out, weights[1].shape[0], batch_sizes, batch_first)
+        return _Stack.apply(x, h0, batch_sizes, options, *weights)
+    outs, h_n = _ops.rnn(x, h0, weights, batch_sizes, *options, False)
+    return outs[0], h_n
 
 
-def _final_states(out, H, batch_sizes, batch_first):
-    """Each direction's last computed state, (D, B, H), copied out of `out`."""
-    if batch_sizes is None:
-        if out.shape[-1] == H and not batch_first:
-            return out[-1:].clone()
-        last, first = (out[:, -1], out[:, 0]) if batch_first else (out[-1], out[0])
-    else:
-        first = out[: batch_sizes[0]]
-        last_step = (batch_sizes.unsqueeze(1) > torch.arange(len(first))).sum(0) - 1
-        starts = batch_sizes.cumsum(0) - batch_sizes
-        last = out[starts[last_step] + torch.arange(len(first))]
-    if out.shape[-1] == H:
-        return last.unsqueeze(0).clone(memory_format=torch.contiguous_format)
-    return torch.stack([last[:, :H], first[:, H:]])
-
-
-class _Layer(torch.autograd.Function):
-    """One layer, all its directions, all time steps; saves its outputs and nothing per step."""
+class _Stack(torch.autograd.Function):
+    """Layers, all their directions, all time steps; saves their outputs and nothing per step."""
 
     # No setup_context: with it every call binds its arguments through inspect.signature, 45 us, and
     # torch.func, which alone needs it, does not come this way.
     @staticmethod
-    def forward(ctx, x, h0, batch_sizes, batch_first, relu, bias, *weights):
-        out = _ops.layer(x, h0, weights, batch_sizes, batch_first, relu, bias)
-        ctx.save_for_backward(out, x, h0, batch_sizes, *weights)
-        ctx.batch_first, ctx.relu, ctx.bias = batch_first, relu, bias
+    def forward(ctx, x, h0, batch_sizes, options, *weights):
+        outs, h_n = _ops.rnn(x, h0, weights, batch_sizes, *options, True)
+        ctx.save_for_backward(x, h0, batch_sizes, *outs, *weights)
+        ctx.options = options
         ctx.set_materialize_grads(False)
-        return out, _final_states(out, weights[1].shape[0], batch_sizes, batch_first)
+        return outs[-1], h_n
 
     @staticmethod
     def backward(ctx, dy, dh_n):
         if dy is None and dh_n is None:
             return (None,) * len(ctx.needs_input_grad)
-        out, x, h0, batch_sizes, *weights = ctx.saved_tensors
-        need_dx, need_dh0, *_ = ctx.needs_input_grad
-        needs_dw = ctx.needs_input_grad[6:]
+        x, h0, batch_sizes, *saved = ctx.saved_tensors
+        num_layers = ctx.options[0]
+        outs, weights = saved[:num_layers], saved[num_layers:]
+        need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated again
             return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
-        dx, dh0, dw = _ops.layer_backward(
-            dy,
-            dh_n,
-            out,
-            x,
-            h0,
-            weights,
-            batch_sizes,
-            ctx.batch_first,
-            ctx.relu,
-            ctx.bias,
-            need_dx,
-            need_dh0,
-            any(needs_dw),
-        )
-        dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
-        return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, None, None, *dw)
+        needs = (need_dx, need_dh0, True in needs_dw)
+        tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
+        dx, dh0, dw = _ops.rnn_backward(*tensors, *ctx.options, *needs)
+        if False in needs_dw:
+            dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
+        return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, *dw)
 
 
 def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """The same gradients as a graph of torch operators, from a second forward."""
-    D = len(weights) // (4 if ctx.bias else 2)
-    outputs = _torch_rnn(
-        x,
-        h0,
-        weights,
-        batch_sizes,
-        ctx.batch_first,
-        ctx.relu,
-        ctx.bias,
-        bidirectional=D == 2,
-    )
+    num_layers, batch_first, relu, bias = ctx.options
+    bidirectional = len(weights) == 2 * num_layers * (4 if bias else 2)
+    options = (num_layers, bidirectional, batch_first, relu, bias)
+    outputs = _torch_rnn(x, h0, weights, batch_sizes, *options)
     given = [(o, g) for o, g in zip(outputs, (dy, dh_n), strict=True) if g is not None]
-    inputs = (x, h0, None, None, None, None, *weights)
+    inputs = (x, h0, None, None, *weights)
     wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
     gradients = torch.autograd.grad(
         [o for o, _ in given],

@@ -90,23 +90,26 @@ class FastRNN(nn.RNN):
                 data = data.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
         # nn.RNN keeps a list of its weights, and looks on every call whether it is still right.
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        own = self._parameters
+        weights = [
+            own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
+        ]
         if not is_one_hot(data):
             self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
 
-        output, h_n = functional.rnn(
+        output, h_n = functional.run(
             data,
             hx,
             weights,
-            num_layers=self.num_layers,
-            nonlinearity=self.nonlinearity,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first and not packed,
-            dropout=self.dropout,
-            training=self.training,
-            batch_sizes=batch_sizes,
+            batch_sizes,
+            self.num_layers,
+            self.bidirectional,
+            self.batch_first and not packed,
+            self.mode == "RNN_RELU",
+            self.bias,
+            self.dropout if self.training else 0.0,
         )
         if packed:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)

@@ -16,16 +16,23 @@ CASES = [
     Case(4, 3, 5, 6, nonlinearity="relu", bidirectional=True, layout="batch"),
     Case(4, 3, 5, 6, bidirectional=True, bias=False, layout="packed", dtype=torch.float64),
     Case(4, 3, 5, 6, with_hx=False, layout="packed"),
+    Case(4, 3, 5, 6, num_layers=3, bidirectional=True),
+    Case(4, 3, 5, 6, num_layers=2, layout="packed"),
     Case(4, 3, 5, 6, layout="time", memory="transposed", bidirectional=True),
     Case(4, 3, 5, 6, layout="batch", memory="strided", dtype=torch.float64),
 ]
 
 
-def layer_arguments(case):
-    """The arguments of ``rnnfast::layer``, which has no gradient of its own."""
+def operator_arguments(case):
+    """The arguments of ``rnnfast::rnn`` but for `keep`; it has no gradient of its own."""
     data = rule.make(case)
     hx = None if data.hx is None else data.hx.detach()
-    options = (case.layout == "batch", case.nonlinearity == "relu", case.bias)
+    options = (
+        case.num_layers,
+        case.layout == "batch",
+        case.nonlinearity == "relu",
+        case.bias,
+    )
     return data, (
         data.input.detach(),
         hx,
@@ -35,32 +42,37 @@ def layer_arguments(case):
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}-{c.num_layers}"
+)
 def test_opcheck(case):
-    data, arguments = layer_arguments(case)
-    torch.library.opcheck(torch.ops.rnnfast.layer.default, arguments)
-    out = torch.ops.rnnfast.layer(*arguments)
+    data, arguments = operator_arguments(case)
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.rnnfast.rnn.default, (*arguments, keep))
+    outs, _ = torch.ops.rnnfast.rnn(*arguments, True)
     for dy, dh_n, needs in (
         (data.dy, data.dh_n, (True, case.with_hx, True)),
         (data.dy, None, (False, False, True)),
         (None, data.dh_n, (True, False, False)),
     ):
         torch.library.opcheck(
-            torch.ops.rnnfast.layer_backward.default, (dy, dh_n, out, *arguments, *needs)
+            torch.ops.rnnfast.rnn_backward.default, (dy, dh_n, outs, *arguments, *needs)
         )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}-{c.num_layers}"
+)
 def test_operators_write_nothing_they_were_given(case):
-    data, arguments = layer_arguments(case)
+    data, arguments = operator_arguments(case)
     given = [arguments[0], *arguments[2], data.dy, data.dh_n]
     given += [t for t in (arguments[1], arguments[3]) if t is not None]
     before = [t.clone() for t in given]
-    out = torch.ops.rnnfast.layer(*arguments)
-    kept = out.clone()
+    outs, _ = torch.ops.rnnfast.rnn(*arguments, True)
+    kept = [out.clone() for out in outs]
     needs = (True, case.with_hx, True)
-    torch.ops.rnnfast.layer_backward(data.dy, data.dh_n, out, *arguments, *needs)
-    for tensor, expected in zip([*given, out], [*before, kept], strict=True):
+    torch.ops.rnnfast.rnn_backward(data.dy, data.dh_n, outs, *arguments, *needs)
+    for tensor, expected in zip([*given, *outs], [*before, *kept], strict=True):
         assert torch.equal(tensor, expected)
 
 

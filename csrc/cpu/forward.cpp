@@ -2,7 +2,8 @@
 //
 // Work is split over `groups` of rows, each computed by `members` threads that split the hidden
 // columns. Rows are independent, so groups never meet; members exchange h_t through a barrier a
-// step and exist only where there are too few rows to go round.
+// step and exist only where there are too few rows to go round. There, the two directions of a
+// layer run side by side, and so do layers, each a block of steps behind the one below.
 //
 // The state between steps lives in two compact buffers that alternate (`state`), not in the
 // caller's tensor: its rows are padded, so that they fall into different cache sets whatever the
@@ -16,141 +17,195 @@ namespace {
 // The input projection runs over this many rows at a time, a few steps ahead of the recurrence:
 // long enough to use each panel of W_ih well, short enough to stay in cache until it is read.
 constexpr int64_t kBlockRows = 128;
+// Layers that run side by side begin so many blocks apart that the wait is a small part of T.
+constexpr int64_t kPipelineBlocks = 16, kPipelineRows = 16;
 
-// Rows of a buffer that holds a block for every thread: kBlockRows each, or all of its share. A row
-// is in the shares of all members of its group, and members exist only for few rows: see Share.
-int64_t block_rows(int threads, int64_t B) { return threads * (kBlockRows + 2 * kGroupRows) + B; }
-// Where a thread's block begins in it.
-int64_t block_offset(const Steps& steps, int64_t B, int64_t H, int64_t panel, int thread,
-                     int threads) {
-  int64_t offset = 0;
-  for (int before = 0; before < thread; ++before) {
-    const Share share(steps, B, H, panel, before, threads);
-    offset += std::max(kBlockRows, share.r1 - share.r0);
-  }
-  return offset;
-}
-
-// Everything one call works in.
-template <class T> struct Workspace {
-  int64_t x_ld, ld;           // elements from row to row of the buffers
-  Buffer<T> w_ih, w_hh, bias; // packed, packed, b_ih + b_hh
-  Buffer<T> state[2];         // [B, ld]
-  Buffer<T> x_blocks, pre_blocks;
-};
-
-// W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
-template <class T>
-void project(const Forward<T>& a, const Kernels<T>& kernels, const Steps& steps, const Share& share,
-             const Workspace<T>& space, int64_t i0, int64_t i1, T* x, T* pre) {
-  int64_t n = 0;
-  for (int64_t i = i0; i < i1; ++i) {
-    for (int64_t r = share.r0; r < share.r0 + active(steps, share, i); ++r, ++n) {
-      if (a.tokens.data == nullptr) {
-        std::copy_n(steps.at(a.x, steps.time(i), r), a.I, x + n * space.x_ld);
-        continue;
-      }
-      const T* const row = a.table + *steps.at(a.tokens, steps.time(i), r) * a.H;
-      for (int64_t c = share.c0; c < share.c1; ++c) {
-        pre[n * space.ld + c] = row[c] + space.bias[c];
-      }
+// One direction of one layer, computed by a team of threads.
+template <class T> class Layer {
+public:
+  // Buffers for a team of `team` threads at most. `below`: the layer that writes x meanwhile.
+  Layer(const Shape& shape, const Forward<T>& call, int team, bool pipelined, const Layer* below)
+      : shape_(shape), call_(call), below_(below), kernels_(rnnfast::kernels<T>()),
+        steps_(shape, call.reverse), team_(team), I_(call.tokens.data == nullptr ? call.I : 0),
+        block_rows_(pipelined
+                        ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
+                        : kBlockRows),
+        x_ld_(row_stride<T>(I_)), ld_(row_stride<T>(shape.H)) {
+    const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
+    // A row is in the shares of all members of its group, and members exist only for few rows.
+    const int64_t rows = team * (kBlockRows + 2 * kGroupRows) + B;
+    w_ih_ = allocate<T>(I_ * width);
+    w_hh_ = allocate<T>(H * width);
+    bias_ = allocate<T>(width);
+    x_blocks_ = allocate<T>(rows * x_ld_);
+    pre_blocks_ = allocate<T>(rows * ld_);
+    for (Buffer<T>& state : state_) {
+      state = allocate<T>(B * ld_);
+    }
+    barriers_.reset(new Barrier[team + 1]);
+    done_.reset(new Progress[team]);
+    for (int64_t c = 0; c < width; ++c) {
+      bias_[c] = (call.b_ih != nullptr && c < H ? call.b_ih[c] : T(0)) +
+                 (call.b_hh != nullptr && c < H ? call.b_hh[c] : T(0));
     }
   }
-  if (a.tokens.data == nullptr) {
-    Step<T> s{};
-    s.rows = n, s.K = a.I, s.N = a.H;
-    s.col_begin = share.c0, s.col_end = share.c1;
-    s.a = x, s.a_stride = space.x_ld, s.w = space.w_ih.get();
-    s.act = Activation::kIdentity;
-    s.addend = space.bias.get(), s.addend_stride = 0;
-    s.padded = pre, s.padded_stride = space.ld;
-    kernels.step(s);
-  }
-}
 
-// The share's rows through all steps; `x` and `pre` are its own blocks.
-template <class T>
-void recur(const Forward<T>& a, const Kernels<T>& kernels, const Steps& steps, const Share& share,
-           const Workspace<T>& space, T* x, T* pre, Barrier& barrier) {
-  const int64_t ld = space.ld, block = std::max<int64_t>(1, kBlockRows / (share.r1 - share.r0));
-  for (int64_t i0 = 0; i0 < a.shape.T; i0 += block) {
-    const int64_t i1 = std::min(a.shape.T, i0 + block);
-    project(a, kernels, steps, share, space, i0, i1, x, pre);
-    const T* addend = pre;
-    for (int64_t i = i0; i < i1; ++i) {
-      const int64_t rows = active(steps, share, i);
-      if (rows == 0) {
-        continue;
-      }
-      Step<T> s{};
-      s.rows = rows, s.N = a.H;
-      s.K = i == 0 && a.h0 == nullptr ? 0 : a.H;
-      s.col_begin = share.c0, s.col_end = share.c1;
-      s.a = space.state[i % 2].get() + share.r0 * ld, s.a_stride = ld, s.w = space.w_hh.get();
-      s.act = a.shape.relu ? Activation::kRelu : Activation::kTanh;
-      s.addend = addend, s.addend_stride = ld;
-      s.padded = space.state[(i + 1) % 2].get() + share.r0 * ld, s.padded_stride = ld;
-      s.out = steps.at(a.h, steps.time(i), share.r0), s.out_stride = a.h.row;
-      kernels.step(s);
-      barrier.wait(share.members);
-      addend += rows * ld;
-    }
-  }
-}
-
-template <class T> void forward_any(const Forward<T>& a) {
-  const Kernels<T>& kernels = rnnfast::kernels<T>();
-  const int64_t B = a.shape.B, H = a.H;
-  const int64_t I = a.tokens.data == nullptr ? a.I : 0; // columns of the input product
-  const Steps steps(a.shape, a.shape.reverse);
-  if (a.tokens.data != nullptr) {
-    check_tokens(steps, a.tokens, a.I);
-  }
-  const int wanted = threads_for(a.shape, double(steps.total()) * H * (H + I));
-
-  const int64_t width = round_up(H, kernels.vector);
-  const int64_t x_ld = row_stride<T>(I), ld = row_stride<T>(H);
-  const Workspace<T> space{x_ld,
-                           ld,
-                           allocate<T>(I * width),
-                           allocate<T>(H * width),
-                           allocate<T>(width),
-                           {allocate<T>(B * ld), allocate<T>(B * ld)},
-                           allocate<T>(block_rows(wanted, B) * x_ld),
-                           allocate<T>(block_rows(wanted, B) * ld)};
-  const std::unique_ptr<Barrier[]> barriers(new Barrier[wanted + 1]);
-
-  for (int64_t c = 0; c < width; ++c) {
-    space.bias[c] = (a.b_ih != nullptr && c < H ? a.b_ih[c] : T(0)) +
-                    (a.b_hh != nullptr && c < H ? a.b_hh[c] : T(0));
-  }
-
-  parallel(wanted, [&](int thread, int threads) {
-    pack_part(kernels, a.w_ih, true, I, H, thread, threads, space.w_ih.get());
-    pack_part(kernels, a.w_hh, true, H, H, thread, threads, space.w_hh.get());
+  void run(int thread, int threads) {
+    const int64_t B = shape_.B, H = shape_.H;
+    pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
+    pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     for (int64_t r = thread; r < B; r += threads) {
-      for (const Buffer<T>& state : space.state) {
-        if (a.h0 != nullptr) {
-          std::copy_n(a.h0 + r * H, H, state.get() + r * ld);
+      for (const Buffer<T>& state : state_) {
+        if (call_.h0 != nullptr) {
+          std::copy_n(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
-          std::fill_n(state.get() + r * ld, H, T(0));
+          std::fill_n(state.get() + r * ld_, H, T(0));
         }
       }
     }
-    barriers[0].wait(threads);
-
-    const Share share(steps, B, H, kernels.panel, thread, threads);
+    barriers_[0].wait(threads);
+    const Share share(steps_, B, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
-      const int64_t offset = block_offset(steps, B, H, kernels.panel, thread, threads);
-      recur(a, kernels, steps, share, space, space.x_blocks.get() + offset * x_ld,
-            space.pre_blocks.get() + offset * ld, barriers[1 + share.group]);
+      int64_t before = 0; // rows of the blocks of the threads before this one
+      for (int other = 0; other < thread; ++other) {
+        const Share theirs(steps_, B, H, kernels_.panel, other, threads);
+        before += std::max(kBlockRows, theirs.r1 - theirs.r0);
+      }
+      recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * ld_,
+            done_[thread]);
     }
-  });
+    for (int other = thread; other < team_; other += threads) {
+      done_[other].set(shape_.T); // those that have no share, or do not exist
+    }
+  }
+
+private:
+  // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
+  void project(const Share& share, int64_t i0, int64_t i1, T* x, T* pre) const {
+    if (below_ != nullptr) {
+      for (int other = 0; other < below_->team_; ++other) {
+        below_->done_[other].wait_for(i1);
+      }
+    }
+    int64_t n = 0;
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t t = steps_.time(i);
+      for (int64_t r = share.r0; r < share.r0 + active(steps_, share, i); ++r, ++n) {
+        if (call_.tokens.data == nullptr) {
+          std::copy_n(steps_.at(call_.x, t, r), I_, x + n * x_ld_);
+          continue;
+        }
+        const T* const row = call_.table + *steps_.at(call_.tokens, t, r) * shape_.H;
+        for (int64_t c = share.c0; c < share.c1; ++c) {
+          pre[n * ld_ + c] = row[c] + bias_[c];
+        }
+      }
+    }
+    if (call_.tokens.data == nullptr) {
+      Step<T> s{};
+      s.rows = n, s.K = I_, s.N = shape_.H;
+      s.col_begin = share.c0, s.col_end = share.c1;
+      s.a = x, s.a_stride = x_ld_, s.w = w_ih_.get();
+      s.act = Activation::kIdentity;
+      s.addend = bias_.get(), s.addend_stride = 0;
+      s.padded = pre, s.padded_stride = ld_;
+      kernels_.step(s);
+    }
+  }
+
+  // The share's rows through all steps; `x` and `pre` are its own blocks.
+  void recur(const Share& share, T* x, T* pre, Progress& done) {
+    const int64_t H = shape_.H, T_ = shape_.T;
+    const int64_t block = std::max<int64_t>(1, block_rows_ / (share.r1 - share.r0));
+    for (int64_t i0 = 0; i0 < T_; i0 += block) {
+      const int64_t i1 = std::min(T_, i0 + block);
+      project(share, i0, i1, x, pre);
+      const T* addend = pre;
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t rows = active(steps_, share, i);
+        if (rows == 0) {
+          continue;
+        }
+        T* const now = state_[i % 2].get() + share.r0 * ld_;
+        T* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
+        Step<T> s{};
+        s.rows = rows, s.N = H;
+        s.K = i == 0 && call_.h0 == nullptr ? 0 : H;
+        s.col_begin = share.c0, s.col_end = share.c1;
+        s.a = now, s.a_stride = ld_, s.w = w_hh_.get();
+        s.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
+        s.addend = addend, s.addend_stride = ld_;
+        s.padded = next, s.padded_stride = ld_;
+        s.out = steps_.at(call_.h, steps_.time(i), share.r0), s.out_stride = call_.h.row;
+        kernels_.step(s);
+        for (int64_t r = active(steps_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
+          std::copy(next + r * ld_ + share.c0, next + r * ld_ + share.c1, // it was r's last step
+                    call_.h_n + (share.r0 + r) * H + share.c0);
+        }
+        barriers_[1 + share.group].wait(share.members);
+        addend += rows * ld_;
+      }
+      done.set(i1);
+    }
+  }
+
+  const Shape& shape_;
+  const Forward<T>& call_;
+  const Layer* below_;
+  const Kernels<T>& kernels_;
+  Steps steps_;
+  int team_;
+  int64_t I_; // columns of the input product
+  int64_t block_rows_;
+  int64_t x_ld_, ld_;            // elements from row to row of the buffers
+  Buffer<T> w_ih_, w_hh_, bias_; // packed, packed, b_ih + b_hh
+  Buffer<T> state_[2];           // [B, ld]
+  Buffer<T> x_blocks_, pre_blocks_;
+  std::unique_ptr<Barrier[]> barriers_; // of the team, then of each group
+  std::unique_ptr<Progress[]> done_;    // of each thread
+};
+
+template <class T>
+void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<T>* stack) {
+  double work = 0; // multiply-adds
+  for (int64_t n = 0; n < layers * directions; ++n) {
+    const Steps steps(shape, stack[n].reverse);
+    if (stack[n].tokens.data != nullptr) {
+      check_tokens(steps, stack[n].tokens, stack[n].I);
+    }
+    const int64_t I = stack[n].tokens.data == nullptr ? stack[n].I : 0;
+    work += double(steps.total()) * shape.H * (shape.H + I);
+  }
+  const int64_t width = at_once<T>(shape, layers, directions);
+  const int wanted = threads_for(shape, work * double(width) / double(layers * directions));
+  const bool pipelined = directions == 1 && width > 1;
+  for (int64_t first = 0; first < layers * directions; first += width) {
+    const int teams = static_cast<int>(std::min(width, layers * directions - first));
+    std::vector<std::unique_ptr<Layer<T>>> wave;
+    for (int n = 0; n < teams; ++n) {
+      wave.push_back(std::make_unique<Layer<T>>(shape, stack[first + n], wanted, pipelined,
+                                                pipelined && n > 0 ? wave.back().get() : nullptr));
+    }
+    parallel(wanted, [&](int thread, int threads) {
+      const Team team(thread, threads, teams);
+      if (threads >= teams) {
+        wave[team.index]->run(team.thread, team.threads);
+        return;
+      }
+      for (const auto& layer : wave) {
+        layer->run(thread, threads);
+      }
+    });
+  }
 }
 
 } // namespace
 
-void forward(const Forward<float>& a) { forward_any(a); }
-void forward(const Forward<double>& a) { forward_any(a); }
+void forward(const Shape& shape, int64_t layers, int64_t directions, const Forward<float>* stack) {
+  forward_any(shape, layers, directions, stack);
+}
+void forward(const Shape& shape, int64_t layers, int64_t directions, const Forward<double>* stack) {
+  forward_any(shape, layers, directions, stack);
+}
 
 } // namespace rnnfast

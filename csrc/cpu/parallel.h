@@ -43,9 +43,21 @@ template <class Work> void parallel(int wanted, const Work& work) {
 #endif
 }
 
-// A barrier for a step of microseconds: spins, and gives up its core when the others must be
-// waiting for one. Counts up for ever instead of resetting, so there is no phase in which to be
-// late.
+// Waits for what another thread does within microseconds: spins, and gives up its core when the
+// other must be waiting for one.
+template <class Condition> void spin_until(const Condition& condition) {
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins < 4096) {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+// Counts up for ever instead of resetting, so there is no phase in which to be late.
 class Barrier {
 public:
   void wait(int members) {
@@ -54,19 +66,24 @@ public:
     }
     const int64_t mine = arrived_.fetch_add(1, std::memory_order_acq_rel);
     const int64_t all = (mine / members + 1) * members;
-    for (int spins = 0; arrived_.load(std::memory_order_acquire) < all; ++spins) {
-      if (spins < 4096) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        sched_yield();
-      }
-    }
+    spin_until([&] { return arrived_.load(std::memory_order_acquire) >= all; });
   }
 
 private:
   alignas(64) std::atomic<int64_t> arrived_{0};
+  char pad_[64 - sizeof(std::atomic<int64_t>)];
+};
+
+// How far one thread has come, for those that follow it.
+class Progress {
+public:
+  void set(int64_t steps) { steps_.store(steps, std::memory_order_release); }
+  void wait_for(int64_t steps) const {
+    spin_until([&] { return steps_.load(std::memory_order_acquire) >= steps; });
+  }
+
+private:
+  alignas(64) std::atomic<int64_t> steps_{0};
   char pad_[64 - sizeof(std::atomic<int64_t>)];
 };
 

@@ -250,7 +250,8 @@ template <class T> static void step(const Step<T>& s) {
   const Finish<T> finish_tile = finisher<T>(s.act);
   constexpr int64_t kWide = kPanel<T>;
   int64_t c = s.col_begin;
-  if (s.col_end - s.col_begin < s.N) { // another thread has just written part of it: fetch it all at once
+  if (s.col_end - s.col_begin <
+      s.N) { // another thread has just written part of it: fetch it all at once
     for (int64_t i = 0; i < s.rows; ++i) {
       for (int64_t k = 0; k < s.K; k += 64 / sizeof(T)) {
         __builtin_prefetch(s.a + i * s.a_stride + k);
@@ -346,8 +347,8 @@ __attribute__((noinline)) static void accumulate_outer(const T* __restrict p, in
   }
 }
 
-// Rows [m, m + rows) and NV vectors of columns from n on. Blocks of K are added up one by one, which
-// is also more accurate than a single long sum.
+// Rows [m, m + rows) and NV vectors of columns from n on. Blocks of K are added up one by one,
+// which is also more accurate than a single long sum.
 template <class T, int NV, int MR = RNNFAST_MAX_ROWS>
 static void outer_tile(const Outer<T>& o, int64_t rows, int64_t m, int64_t n) {
   if constexpr (MR > 1) {

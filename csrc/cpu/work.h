@@ -23,6 +23,8 @@ constexpr double kThreadWork = 1e5;
 constexpr int64_t kGroupRows = 4;
 // ...if a step has at least this many multiply-adds for each, to pay for the barrier.
 constexpr double kMemberWork = 1 << 13;
+// A W_hh that is larger is better split over threads than held whole by each.
+constexpr int64_t kTogetherBytes = 1 << 19;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -158,6 +160,9 @@ public:
 
   int64_t total() const { return total_; }
 
+  // The first row of step t among all rows of a packed batch.
+  const std::vector<int64_t>& starts() const { return starts_; }
+
   // Where to cut the rows so that `groups` get nearly the same number of row-steps.
   int64_t cut(int64_t group, int64_t groups) const {
     if (shape_.batch_sizes == nullptr) {
@@ -182,6 +187,45 @@ private:
   int64_t total_;
 };
 
+// All rows of all steps, in the order in which they lie in memory.
+class Rows {
+public:
+  struct Row {
+    int64_t t, b;
+  };
+
+  Rows(const Shape& shape, const Steps& steps, bool batch_major)
+      : shape_(shape), starts_(steps.starts()),
+        batch_major_(shape.batch_sizes == nullptr && batch_major) {}
+
+  Row operator[](int64_t n) const {
+    if (shape_.batch_sizes != nullptr) {
+      const int64_t t = std::upper_bound(starts_.begin(), starts_.end(), n) - starts_.begin() - 1;
+      return {t, n - starts_[t]};
+    }
+    return batch_major_ ? Row{n % shape_.T, n / shape_.T} : Row{n / shape_.B, n % shape_.B};
+  }
+
+  Row after(Row row) const {
+    if (batch_major_) {
+      return row.t + 1 < shape_.T ? Row{row.t + 1, row.b} : Row{0, row.b + 1};
+    }
+    const int64_t here = shape_.batch_sizes != nullptr ? shape_.batch_sizes[row.t] : shape_.B;
+    return row.b + 1 < here ? Row{row.t, row.b + 1} : Row{row.t + 1, 0};
+  }
+
+  // A tensor with these rows one after another, `row` elements apart.
+  template <class T> Sequence<T> compact(T* data, int64_t row) const {
+    return batch_major_ ? Sequence<T>{data, row, shape_.T * row}
+                        : Sequence<T>{data, shape_.B * row, row};
+  }
+
+private:
+  const Shape& shape_;
+  const std::vector<int64_t>& starts_;
+  bool batch_major_;
+};
+
 inline void check_tokens(const Steps& steps, const Sequence<const int64_t>& tokens, int64_t I) {
   for (int64_t i = 0; i < steps.count(); ++i) {
     for (int64_t b = 0; b < steps.rows(i); ++b) {
@@ -194,12 +238,45 @@ inline void check_tokens(const Steps& steps, const Sequence<const int64_t>& toke
   }
 }
 
-// How many threads to ask for, given the multiply-adds of the whole call.
+// How many threads to ask for, given the multiply-adds of the work.
 inline int threads_for(const Shape& shape, double work) {
   return work < 2 * kThreadWork
              ? 1
              : static_cast<int>(std::min<double>(std::max(shape.threads, 1), work / kThreadWork));
 }
+
+// How many parts of a stack to compute at the same time: both directions of a layer, or layers one
+// behind the other. More than one only where the rows do not go round, and while each thread's
+// share of the cache holds a whole W_hh.
+template <class T> int64_t at_once(const Shape& shape, int64_t layers, int64_t directions) {
+  const int64_t threads = std::max(shape.threads, 1);
+  const int64_t groups = std::clamp<int64_t>(shape.B / kGroupRows, 1, threads);
+  if (groups == threads || shape.H * shape.H * int64_t(sizeof(T)) > kTogetherBytes) {
+    return 1;
+  }
+  return directions > 1 ? directions : std::min(layers, threads / groups);
+}
+
+// Threads that work as several teams at once: of which team one is, and as which of its members.
+struct Team {
+  int index, thread, threads;
+
+  // With fewer threads than teams, every thread is in all of them: one after another.
+  Team(int thread, int threads, int teams) : index(0), thread(thread), threads(threads) {
+    if (threads >= teams) {
+      while (begin(index + 1, threads, teams) <= thread) {
+        ++index;
+      }
+      this->thread = thread - begin(index, threads, teams);
+      this->threads = begin(index + 1, threads, teams) - begin(index, threads, teams);
+    }
+  }
+
+private:
+  static int begin(int team, int threads, int teams) {
+    return static_cast<int>(int64_t(threads) * team / teams);
+  }
+};
 
 // One thread's share: rows [r0, r1) and hidden columns [c0, c1), both perhaps empty.
 struct Share {

@@ -35,8 +35,8 @@ struct Case {
   int64_t T, B, I, H;
   Layout layout;
   bool reverse = false, relu = false, bias = true, h0 = true, tokens = false;
-  bool dy = true, dh_n = true;                                      // given
-  bool dh0 = true, dx = true, add_dx = false, dw = true, db = true; // wanted
+  bool dy = true, dh_n = true;                      // given
+  bool dh0 = true, dx = true, dw = true, db = true; // wanted
 
   bool packed() const { return layout == Layout::kPacked || layout == Layout::kPackedStrided; }
 
@@ -44,9 +44,9 @@ struct Case {
     char text[200];
     std::snprintf(text, sizeof text,
                   "T=%d B=%d I=%d H=%d layout=%d reverse=%d relu=%d bias=%d h0=%d dy=%d dh_n=%d "
-                  "dh0=%d dx=%d add_dx=%d dw=%d db=%d tokens=%d",
+                  "dh0=%d dx=%d dw=%d db=%d tokens=%d",
                   int(T), int(B), int(I), int(H), int(layout), reverse, relu, bias, h0, dy, dh_n,
-                  dh0, dx, add_dx, dw, db, tokens);
+                  dh0, dx, dw, db, tokens);
     return text;
   }
 };
@@ -108,14 +108,6 @@ public:
 
   T* data() { return reinterpret_cast<T*>(bytes_.data()) + kGuard; }
 
-  void put(const Rows& rows, const std::vector<T>& values) {
-    for (int64_t begin : rows.begins) {
-      if (begin >= 0) {
-        std::copy_n(values.begin() + begin, rows.width, data() + begin);
-      }
-    }
-  }
-
   // Takes the rows out, and fails if anything else has changed.
   std::vector<T> take(const Rows& rows, const std::string& what) {
     std::vector<char> left = bytes_;
@@ -145,7 +137,7 @@ private:
 template <class T> struct Inputs {
   std::vector<int64_t> batch_sizes;
   Rows x_rows, h_rows, token_rows;
-  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, dy, dh_n, dx;
+  std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, dy, dh_n;
   std::vector<int64_t> tokens;
   std::vector<T> table;
 
@@ -155,8 +147,8 @@ template <class T> struct Inputs {
         w_ih(random.array<T>(c.H * c.I, 1 / std::sqrt(double(c.I) + 1))),
         w_hh(random.array<T>(c.H * c.H, 1 / std::sqrt(double(c.H)))), b_ih(random.array<T>(c.H)),
         b_hh(random.array<T>(c.H)), h0(random.array<T>(c.B * c.H)),
-        dy(random.array<T>(h_rows.size)), dh_n(random.array<T>(c.B * c.H)),
-        dx(random.array<T>(x_rows.size)), tokens(token_rows.size), table(c.I * c.H) {
+        dy(random.array<T>(h_rows.size)), dh_n(random.array<T>(c.B * c.H)), tokens(token_rows.size),
+        table(c.I * c.H) {
     for (int64_t j = 0; j < c.H; ++j) {
       for (int64_t k = 0; k < c.I; ++k) {
         table[k * c.H + j] = w_ih[j * c.I + k];
@@ -183,10 +175,10 @@ template <class T> struct Inputs {
 
 // Rows of sequences that exist, step by step; empty where it was not wanted.
 template <class T> struct Results {
-  std::vector<T> h, dpre, dh0, dx, dw_ih, dw_hh, db, dtable;
+  std::vector<T> h, h_n, dh0, dx, dw_ih, dw_hh, db, dtable;
 
   std::vector<std::pair<const char*, const std::vector<T>*>> all() const {
-    return {{"h", &h},         {"dpre", &dpre},   {"dh0", &dh0}, {"dx", &dx},
+    return {{"h", &h},         {"h_n", &h_n},     {"dh0", &dh0}, {"dx", &dx},
             {"dw_ih", &dw_ih}, {"dw_hh", &dw_hh}, {"db", &db},   {"dtable", &dtable}};
   }
 };
@@ -261,9 +253,6 @@ public:
           }
           r.db[j] += d;
         }
-        for (int64_t k = 0; c_.add_dx && k < c_.I; ++k) {
-          dx[slot * c_.I + k] += double(in_.dx[in_.x_rows.begins[slot] + k]);
-        }
       }
       std::copy(dstate.begin(), dstate.end(), r.dh0.begin() + b * c_.H);
     }
@@ -273,7 +262,10 @@ public:
         r.dtable[k * c_.H + j] = r.dw_ih[j * c_.I + k];
       }
     }
-    r.dpre = existing(dpre, c_.H);
+    for (int64_t b = 0; b < c_.B; ++b) {
+      const auto last = h_.begin() + at(time(b, length(b) - 1), b);
+      r.h_n.insert(r.h_n.end(), last, last + c_.H);
+    }
     r.dx = existing(dx, c_.I);
     return r;
   }
@@ -308,14 +300,13 @@ Results<T> run(const Case& c, const Inputs<T>& in, int threads, const std::strin
   const Rows &rows = in.h_rows, &x_rows = in.x_rows;
   const Rows states(c.B, c.H), matrix_ih(c.H, c.I), matrix_hh(c.H, c.H), vector(1, c.H),
       matrix_table(c.I, c.H);
-  Guarded<T> h(rows.size), dpre(rows.size), dh0(states.size), dx(x_rows.size);
+  Guarded<T> h(rows.size), h_n(states.size), dh0(states.size), dx(x_rows.size);
   Guarded<T> dw_ih(matrix_ih.size), dw_hh(matrix_hh.size), db(vector.size),
       dtable(matrix_table.size);
-  const Shape shape{c.T,       c.B,    c.packed() ? in.batch_sizes.data() : nullptr,
-                    c.reverse, c.relu, threads};
+  const Shape shape{c.T, c.B, c.H, c.packed() ? in.batch_sizes.data() : nullptr, c.relu, threads};
 
   Forward<T> f{};
-  f.shape = shape, f.I = c.I, f.H = c.H;
+  f.reverse = c.reverse, f.I = c.I;
   if (c.tokens) {
     f.tokens = {in.tokens.data(), in.token_rows.step, in.token_rows.row}, f.table = in.table.data();
   } else {
@@ -325,31 +316,28 @@ Results<T> run(const Case& c, const Inputs<T>& in, int threads, const std::strin
   f.b_ih = c.bias ? in.b_ih.data() : nullptr, f.b_hh = c.bias ? in.b_hh.data() : nullptr;
   f.h0 = c.h0 ? in.h0.data() : nullptr;
   f.h = {h.data(), rows.step, rows.row};
-  forward(f);
+  f.h_n = h_n.data();
+  forward(shape, 1, 1, &f);
 
   Results<T> results;
   results.h = h.take(rows, name + " h");
+  results.h_n = h_n.take(states, name + " h_n");
   // What the backward reads lies in a block of its own size too.
   const std::vector<T> outputs(h.data(), h.data() + rows.size);
-  if (c.add_dx) {
-    dx.put(x_rows, in.dx);
-  }
   Backward<T> g{};
-  g.shape = shape, g.I = c.I, g.H = c.H;
+  g.reverse = c.reverse, g.I = c.I;
   g.h = {outputs.data(), rows.step, rows.row};
   g.x = f.x, g.w_ih = f.w_ih, g.tokens = f.tokens, g.w_hh = f.w_hh, g.h0 = f.h0;
   g.dy = {c.dy ? in.dy.data() : nullptr, rows.step, rows.row};
   g.dh_n = c.dh_n ? in.dh_n.data() : nullptr;
-  g.dpre = {dpre.data(), rows.step, rows.row};
   g.dh0 = c.dh0 ? dh0.data() : nullptr;
-  g.dx = {c.dx ? dx.data() : nullptr, x_rows.step, x_rows.row}, g.add_dx = c.add_dx;
+  g.dx = {c.dx ? dx.data() : nullptr, x_rows.step, x_rows.row};
   g.dw_ih = c.dw && !c.tokens ? dw_ih.data() : nullptr;
   g.dtable = c.dw && c.tokens ? dtable.data() : nullptr;
   g.dw_hh = c.dw ? dw_hh.data() : nullptr;
   g.db = c.db ? db.data() : nullptr;
-  backward(g);
+  backward(shape, 1, 1, &g);
 
-  results.dpre = dpre.take(rows, name + " dpre");
   if (c.dh0) {
     results.dh0 = dh0.take(states, name + " dh0");
   }
@@ -432,6 +420,55 @@ void check_concurrent_calls(const Case& c) {
   }
 }
 
+// Layers and directions that run at the same time must give the bits of one thread: three layers
+// one behind the other, and both directions with a shared dx.
+void check_stacks() {
+  for (int64_t directions : {1, 2}) {
+    for (int64_t B : {1, 3}) {
+      const int64_t T = 70, H = 33, layers = 3, width = directions * H;
+      Random random;
+      const std::vector<float> w = random.array<float>(H * width, 0.2),
+                               x = random.array<float>(T * B * width),
+                               dy = random.array<float>(T * B * width);
+      std::vector<std::vector<float>> expected;
+      for (int threads : {1, 2, 3, 8}) {
+        std::vector<std::vector<float>> written;
+        std::vector<Forward<float>> up;
+        std::vector<Backward<float>> down;
+        const auto rows = [&](std::vector<float>& v, int64_t d) {
+          return Sequence<float>{v.data() + d * H, B * width, width};
+        };
+        const auto view = [&](const std::vector<float>& v, int64_t d) {
+          return Sequence<const float>{v.data() + d * H, B * width, width};
+        };
+        written.assign(2 * layers, std::vector<float>(T * B * width));
+        for (int64_t n = 0; n < layers * directions; ++n) {
+          const int64_t l = n / directions, d = n % directions;
+          Forward<float> f{};
+          f.reverse = d == 1, f.I = width, f.x = view(l == 0 ? x : written[l - 1], 0);
+          f.w_ih = w.data(), f.w_hh = w.data(), f.h = rows(written[l], d);
+          up.push_back(f);
+          Backward<float> g{};
+          g.reverse = d == 1, g.I = width, g.x = f.x, g.w_ih = f.w_ih, g.w_hh = f.w_hh;
+          g.h = view(written[l], d);
+          g.dy = view(l == layers - 1 ? dy : written[layers + l + 1], d);
+          g.dx = rows(written[layers + l], 0);
+          down.push_back(g);
+        }
+        const Shape shape{T, B, H, nullptr, false, threads};
+        forward(shape, layers, directions, up.data());
+        backward(shape, layers, directions, down.data());
+        if (threads == 1) {
+          expected = written;
+        } else if (written != expected) {
+          fail("a stack of " + std::to_string(directions) + " directions, B=" + std::to_string(B) +
+               ": " + std::to_string(threads) + " threads give other bits than one");
+        }
+      }
+    }
+  }
+}
+
 // A token out of range must be noticed before anything is written, forward and backward.
 void check_wrong_tokens() {
   Case c{3, 2, 5, 7, Layout::kTime};
@@ -441,17 +478,17 @@ void check_wrong_tokens() {
     in.tokens[5] = wrong;
     Guarded<float> written(6 * c.H);
     const Rows nothing(0, c.H);
-    const Shape shape{c.T, c.B, nullptr, false, false, 1};
+    const Shape shape{c.T, c.B, c.H, nullptr, false, 1};
     Forward<float> f{};
-    f.shape = shape, f.I = c.I, f.H = c.H, f.w_hh = in.w_hh.data(), f.table = in.table.data();
+    f.I = c.I, f.w_hh = in.w_hh.data(), f.table = in.table.data();
     f.tokens = {in.tokens.data(), in.token_rows.step, in.token_rows.row};
     f.h = {written.data(), in.h_rows.step, in.h_rows.row};
     Backward<float> g{};
-    g.shape = shape, g.I = c.I, g.H = c.H, g.w_hh = in.w_hh.data(), g.tokens = f.tokens;
-    g.h = {in.dy.data(), in.h_rows.step, in.h_rows.row}, g.dpre = f.h;
+    g.I = c.I, g.dw_hh = written.data(), g.w_hh = in.w_hh.data(), g.tokens = f.tokens;
+    g.h = {in.dy.data(), in.h_rows.step, in.h_rows.row};
     for (bool back : {false, true}) {
       try {
-        back ? backward(g) : forward(f);
+        back ? backward(shape, 1, 1, &g) : forward(shape, 1, 1, &f);
       } catch (const std::out_of_range&) {
         written.take(nothing, "a call with a wrong token");
         continue;
@@ -478,6 +515,7 @@ void check_isa_names() {
 int main() {
   check_isa_names();
   check_wrong_tokens();
+  check_stacks();
   const int64_t sizes[][4] = {
       // T, B, I, H
       {1, 1, 1, 1},
@@ -502,8 +540,7 @@ int main() {
       c.reverse = bit(0), c.relu = bit(1), c.bias = bit(2), c.h0 = bit(3);
       c.dy = bit(4), c.dh_n = bit(5);
       c.tokens = I > 0 && bit(11);
-      c.dh0 = bit(6), c.dx = !c.tokens && bit(7), c.add_dx = c.dx && bit(8), c.dw = bit(9),
-      c.db = bit(10);
+      c.dh0 = bit(6), c.dx = !c.tokens && bit(7), c.dw = bit(9), c.db = bit(10);
       check<float>(c, "float");
       check<double>(c, "double");
     }

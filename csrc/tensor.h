@@ -1,0 +1,159 @@
+// What the bindings must know of a torch tensor, without a header of torch: where it lies and how.
+// torch hands that out through DLPack's C exchange protocol (DLPack 1.2 and later), in some 20 ns a
+// tensor, where an attribute read from Python costs more than that each.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace rnnfast {
+
+// The binary layout that DLPack fixes; only what is used here has a type.
+namespace dlpack {
+struct DataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  DataType dtype;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+constexpr int32_t kCpu = 1;
+struct ExchangeApi {
+  uint32_t major, minor;
+  void* previous;
+  void *allocate, *managed_from_object, *managed_to_object;
+  int (*tensor_from_object)(void* object, Tensor* out);
+  void* current_stream;
+};
+
+inline const ExchangeApi& torchs_api() {
+  static const ExchangeApi* const api = [] {
+    const pybind11::object capsule =
+        pybind11::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__");
+    void* const pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (pointer == nullptr) {
+      throw pybind11::error_already_set();
+    }
+    const auto* const found = static_cast<const ExchangeApi*>(pointer);
+    if (found->major != 1 || found->tensor_from_object == nullptr) {
+      throw std::runtime_error("this torch exchanges tensors by DLPack " +
+                               std::to_string(found->major) + ", rnnfast wants 1");
+    }
+    return found;
+  }();
+  return *api;
+}
+} // namespace dlpack
+
+enum class Dtype { kInt64, kFloat32, kFloat64, kOther };
+
+inline const char* name_of(Dtype dtype) {
+  switch (dtype) {
+  case Dtype::kInt64:
+    return "torch.int64";
+  case Dtype::kFloat32:
+    return "torch.float32";
+  case Dtype::kFloat64:
+    return "torch.float64";
+  case Dtype::kOther:
+    break;
+  }
+  return "another dtype";
+}
+
+inline std::string name_of(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+// A view of a tensor that somebody else keeps alive; or of none, from None.
+class Tensor {
+public:
+  Tensor() = default;
+  Tensor(const char* name, pybind11::handle object) : name_(name) {
+    if (object.is_none()) {
+      return;
+    }
+    if (dlpack::torchs_api().tensor_from_object(object.ptr(), &tensor_) != 0) {
+      throw pybind11::error_already_set();
+    }
+    if (tensor_.device_type != dlpack::kCpu) {
+      throw std::runtime_error(std::string(name) + " must be on cpu like the kernels");
+    }
+    exists_ = true;
+  }
+
+  explicit operator bool() const { return exists_; }
+  int64_t dim() const { return tensor_.ndim; }
+  int64_t size(int64_t i) const { return tensor_.shape[i < 0 ? i + tensor_.ndim : i]; }
+  int64_t stride(int64_t i) const { return tensor_.strides[i < 0 ? i + tensor_.ndim : i]; }
+  std::vector<int64_t> shape() const { return {tensor_.shape, tensor_.shape + tensor_.ndim}; }
+
+  Dtype dtype() const {
+    const dlpack::DataType type = tensor_.dtype;
+    return type.code == dlpack::kInt && type.bits == 64     ? Dtype::kInt64
+           : type.code == dlpack::kFloat && type.bits == 32 ? Dtype::kFloat32
+           : type.code == dlpack::kFloat && type.bits == 64 ? Dtype::kFloat64
+                                                            : Dtype::kOther;
+  }
+
+  // nullptr of no tensor.
+  template <class T> T* data(int64_t offset = 0) const {
+    return exists_ ? reinterpret_cast<T*>(static_cast<char*>(tensor_.data) + tensor_.byte_offset) +
+                         offset
+                   : nullptr;
+  }
+
+  [[noreturn]] void refuse(const std::string& wanted) const {
+    throw std::runtime_error(std::string(name_) + " must be " + wanted + ", got " +
+                             name_of(dtype()) + " " + name_of(shape()));
+  }
+
+  // Every element in its place, and the elements of a row adjacent. Returns itself.
+  const Tensor& expect(Dtype dtype, std::initializer_list<int64_t> shape) const {
+    bool fits = dim() == int64_t(shape.size());
+    for (size_t i = 0; fits && i < shape.size(); ++i) {
+      fits = size(int64_t(i)) == shape.begin()[i];
+    }
+    if (!fits || this->dtype() != dtype) {
+      refuse(std::string(name_of(dtype)) + " " + name_of(std::vector<int64_t>(shape)) +
+             " to fit the rest");
+    }
+    if (dim() > 1 && size(-1) > 1 && stride(-1) != 1) {
+      refuse("of contiguous rows");
+    }
+    return *this;
+  }
+  const Tensor& expect_contiguous(Dtype dtype, std::initializer_list<int64_t> shape) const {
+    expect(dtype, shape);
+    int64_t stride = 1;
+    for (int64_t i = dim() - 1; i >= 0; --i) {
+      if (size(i) > 1 && this->stride(i) != stride) {
+        refuse("contiguous");
+      }
+      stride *= size(i);
+    }
+    return *this;
+  }
+
+private:
+  const char* name_ = "";
+  bool exists_ = false;
+  dlpack::Tensor tensor_{};
+};
+
+} // namespace rnnfast
