@@ -39,3 +39,21 @@ def set_isa(name: str, /) -> None: ...
 
 openmp: bool
 compiler: str
+
+class Sampler:
+    def __init__(
+        self,
+        table: Tensor,
+        layers: list[tuple[Tensor, Tensor]],
+        decoder_w: Tensor,
+        decoder_b: Tensor,
+        relu: bool,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        stop: int,
+        seed: int,
+        /,
+    ) -> None: ...
+    def feed(self, tokens: list[int], /) -> None: ...
+    def generate(self, n: int, /) -> list[int]: ...

@@ -182,3 +182,22 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
     plain = _unobserved(weights, dy, dh_n, x, h0)
     call = _gradients if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)
+
+
+def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):
+    """Draws tokens from a language model: a `_C.Sampler`, which csrc/generate.h describes.
+
+    `feed(tokens)` reads a list of tokens and `generate(n)` returns up to n more; the state, zero at
+    first, is carried from call to call. The tensors, float32 on the CPU, are copied: `table`
+    (V, H) is W_ih x of layer 0 for each token; `layers` has a pair for each, W_hh (H, H), above
+    layer 0 [W_hh W_ih] (H, 2H), and b_ih + b_hh (H); `decoder` is its weight (V, H) and bias (V),
+    where -inf bans a token.
+
+    Raises RuntimeError for a tensor of another shape, dtype or device, ValueError for an option
+    out of range. `feed` raises IndexError for a token that is not in [0, V), `generate`
+    OverflowError where the logits of the next token are not finite.
+    """
+    layers = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
+    tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
+    stop = -1 if stop is None else stop
+    return _C.Sampler(*tensors, relu, temperature, top_k, top_p, stop, seed)

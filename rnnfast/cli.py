@@ -166,6 +166,7 @@ def generate(args: argparse.Namespace, output: Output) -> int:
         args.length,
         temperature=args.temperature,
         top_k=args.top_k,
+        top_p=args.top_p,
         seed=args.seed,
         sentence=args.sentence,
     ):
@@ -297,6 +298,9 @@ def parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=1.0, metavar="T", help="1 as trained; 0 greedy (1)"
     )
     sub.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable (all)")
+    sub.add_argument(
+        "--top-p", type=float, metavar="P", help="from the fewest that make up this share (1)"
+    )
     sub.add_argument("--seed", type=int, metavar="S", help="the same text each time (random)")
     sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
 

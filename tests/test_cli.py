@@ -166,6 +166,7 @@ def test_generate(rnnfast, model):
     assert text == lm.load(model).generate("a1", 30, seed=7)
     greedy = rnnfast("generate", model, "--length", 9, "--top-k", 1)
     assert greedy == rnnfast("generate", model, "--length", 9, "--temperature", 0)
+    assert greedy == rnnfast("generate", model, "--length", 9, "--top-p", 1e-9)
 
 
 def test_score(rnnfast, model):
@@ -256,6 +257,14 @@ def test_closed_pipe_is_no_traceback(trained):
     assert running.wait(30) == 128 + signal.SIGPIPE
 
 
+def test_ctrl_c_ends_a_long_text(trained):
+    running = process("generate", trained[0], "--length", 10**12, "--seed", 1)
+    running.stdout.read(10)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (130, "rnnfast: interrupted\n")
+
+
 # ---- bad input
 
 
@@ -305,6 +314,7 @@ BAD_INPUT = {
     "score stranger": (["score", "model", "a", "z"], "'z'"),
     "temperature": (["generate", "model", "--temperature", "-1"], "temperature"),
     "top-k": (["generate", "model", "--top-k", "0"], "top-k"),
+    "top-p": (["generate", "model", "--top-p", "0"], "top-p"),
     "length": (["generate", "model", "--length", "-1"], "length"),
 }
 

@@ -141,8 +141,9 @@ def test_generation_depends_on_the_seed_alone(level):
 
 
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_top_one_is_the_most_probable_token(level):
-    model = small_model(level)
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 3, "nonlinearity": "relu"}], ids=str)
+def test_top_one_is_the_most_probable_token(level, changes):
+    model = small_model(level, **changes)
     prompt = "a1" if level == "char" else "the cat"
     ids = model.vocab.encode(prompt).tolist()
     for _ in range(20):
@@ -156,6 +157,7 @@ def test_top_one_is_the_most_probable_token(level):
     assert model.generate(prompt, 20, temperature=0) == expected
     assert model.generate(prompt, 20, temperature=1e-6, seed=1) == expected
     assert model.generate(prompt, 20, temperature=1e-300, top_k=2, seed=1) == expected
+    assert model.generate(prompt, 20, top_p=1e-9, seed=1) == expected
 
 
 def test_generated_tokens_have_the_models_probabilities():
@@ -168,6 +170,49 @@ def test_generated_tokens_have_the_models_probabilities():
     assert ((counts / len(drawn) - expected).abs() < 4.5 * deviation + 1e-3).all()
     three = {model.vocab.tokens[i] for i in expected.topk(3).indices}
     assert {model.generate(length=1, top_k=3, seed=seed) for seed in range(200)} == three
+    # Just under the share of the three most probable, so that it takes all of them.
+    share = float(expected.topk(3).values.sum()) - 1e-3
+    assert {model.generate(length=1, top_p=share, seed=seed) for seed in range(200)} == three
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_generation_depends_on_nothing_but_weights_and_options(level, monkeypatch, num_threads):
+    model = small_model(level, nhid=65, emsize=65, nlayers=2, dropout=0.5)
+
+    def again():
+        return model.generate("the" if level == "word" else "a1", 200, seed=1)
+
+    expected = again()
+    for threads in (1, 2):
+        num_threads(threads)
+        assert again() == expected
+    for block, weights in ((1, 1 << 26), (7, 1 << 26), (64, 1)):
+        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK", block)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK_WEIGHTS", weights)
+        assert again() == expected
+    model.train()  # no dropout in what it writes, and it stays in training
+    assert again() == expected and model.training
+    model.double()
+    assert again() == expected and model.decoder.weight.dtype == torch.float64
+
+
+def test_generation_is_a_stream_of_one_piece_a_token():
+    model = small_model()
+    assert len(list(lm.generate(model, length=100, seed=1))) == 100
+    pieces = lm.generate(model, "a1", length=10**15)
+    assert next(pieces) == "a1" and len(next(pieces)) == 1
+    assert list(lm.generate(model, length=0)) == []
+
+
+def test_a_state_that_overflows_ends_the_text():
+    model = small_model(nonlinearity="relu")
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.copy_(1e6 * torch.eye(16))
+        model.rnn.bias_ih_l0.fill_(1)
+    pieces = lm.generate(model, length=1000, seed=1)
+    assert next(pieces)
+    with pytest.raises(lm.UserError, match="state has overflowed"):
+        list(pieces)
 
 
 def test_sentence_stops_at_the_boundary():
@@ -186,7 +231,17 @@ def test_prompts_and_words_are_set_apart_once():
 
 @pytest.mark.parametrize(
     "options",
-    [{"length": -1}, {"temperature": -1}, {"temperature": math.nan}, {"top_k": 0}, {"seed": -1}],
+    [
+        {"length": -1},
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.01},
+        {"top_p": math.nan},
+        {"seed": -1},
+    ],
+    ids=str,
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(lm.UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .. import _ops
 from .batches import shifted
 from .errors import UserError
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
 CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words
+BLOCK = 64  # tokens a call of the sampler: the reader, and Ctrl-C, wait for so many
+BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 
 
 def perplexity(loss: float) -> float:
@@ -141,13 +145,19 @@ def generate(
     top_k: int | None = None,
     seed: int | None = None,
     sentence: bool = False,
+    top_p: float | None = None,
 ) -> Iterator[str]:
     """A text, piece by piece as it is made: the prompt, then one piece for each of `length` tokens.
 
-    Without a prompt the text starts after a boundary. Tokens are drawn from the `top_k` most
-    probable (None: all) at `temperature` (0: always the most probable), by a generator seeded
-    with `seed` (None: from the system). `sentence` stops at the first boundary. `<unk>` is never
-    generated. Raises UserError for options out of range or an unknown character in the prompt.
+    Without a prompt the text starts after a boundary. Tokens are drawn at `temperature` (0: always
+    the most probable, the first of equals), from the `top_k` most probable (None: all), and of
+    those from the fewest whose share of their probability reaches `top_p` (None: all; Holtzman et
+    al. 2020), by a generator seeded with `seed` (None: from the system). `sentence` stops at the
+    first boundary. `<unk>` is never generated.
+
+    The weights are those at the time of the call, and it runs in float32 on the CPU whatever the
+    model's dtype and device. Raises UserError for options out of range, an unknown character in
+    the prompt and, from the iterator, where the hidden state of the model overflows.
     """
     if length < 0:
         raise UserError(f"length must be zero or more, not {length}")
@@ -155,50 +165,64 @@ def generate(
         raise UserError(f"temperature must be zero or more, not {temperature}")
     if top_k is not None and top_k < 1:
         raise UserError(f"top-k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top-p must be more than 0 and at most 1, not {top_p}")
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"seed must be in [0, 2**63), not {seed}")
-    ids = model.vocab.encode(prompt)
+    vocab = model.vocab
+    ids = vocab.encode(prompt)
+    sampler = _sampler(
+        model,
+        temperature=temperature,
+        top_k=min(top_k or len(vocab), len(vocab)),
+        top_p=1.0 if top_p is None else top_p,
+        stop=vocab.boundary if sentence else None,
+        seed=secrets.randbits(63) if seed is None else seed,
+    )
+    block = max(1, min(BLOCK, BLOCK_WEIGHTS // sum(p.numel() for p in model.parameters())))
     # Checked before the first piece is asked for: the errors above are raised by the call itself.
-    return _generate(model, prompt, ids, length, temperature, top_k, seed, sentence)
+    return _pieces(vocab, prompt, ids, sampler, length, block, sentence)
 
 
 @torch.inference_mode()
-def _generate(model, prompt, ids, length, temperature, top_k, seed, sentence):
-    vocab = model.vocab
-    device = model.decoder.weight.device
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
+def _sampler(model, **options):
+    """A native sampler with the weights of `model`, which reads and draws tokens."""
+    embedding, decoder_w, decoder_b, *rnn = (
+        p.to("cpu", torch.float32)
+        for p in (
+            model.encoder.weight,
+            model.decoder.weight,
+            model.decoder.bias,
+            *model.rnn.parameters(),
+        )
+    )
+    with one_thread():  # so that the table has the same bits with any number of threads
+        table = embedding @ rnn[0].t()
+    layers = []
+    for k in range(0, len(rnn), 4):
+        w_ih, w_hh, b_ih, b_hh = rnn[k : k + 4]
+        layers.append((torch.cat([w_hh, w_ih], 1) if k else w_hh, b_ih + b_hh))
+    if model.vocab.unk is not None:
+        decoder_b = decoder_b.index_fill(0, torch.tensor(model.vocab.unk), -math.inf)
+    relu = model.rnn.nonlinearity == "relu"
+    return _ops.sampler(table, layers, (decoder_w, decoder_b), relu, **options)
+
+
+def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     if prompt:
         yield prompt
     previous = int(ids[-1]) if len(ids) and not prompt[-1].isspace() else vocab.boundary
-    inputs = torch.from_numpy(np.concatenate(([vocab.boundary], ids)))[:, None]
-    hidden = None
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(length):
-            with one_thread():
-                logits, hidden = model(inputs.to(device), hidden)
-            row = logits[-1, 0].float().cpu()
-            if vocab.unk is not None:
-                row[vocab.unk] = -math.inf
-            token = _draw(row, temperature, top_k, generator)
+    given = [vocab.boundary, *ids.tolist()]
+    for start in range(0, len(given), block):
+        sampler.feed(given[start : start + block])
+    while length > 0:
+        try:
+            tokens = sampler.generate(min(block, length))
+        except OverflowError as error:
+            raise UserError(f"no more text from this model: {error}") from error
+        for token in tokens:
             yield vocab.piece(token, previous)
-            if sentence and token == vocab.boundary:
-                return
-            inputs, previous = torch.tensor([[token]]), token
-    finally:
-        model.train(was_training)
-
-
-def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, generator) -> int:
-    if temperature == 0 or top_k == 1:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        values, at = logits.topk(top_k)
-    else:
-        values, at = logits, None
-    # The largest is subtracted first: a tiny temperature must not turn logits into infinities.
-    probabilities = torch.softmax((values.double() - values.max()) / temperature, dim=0)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return int(drawn if at is None else at[drawn])
+            previous = token
+        if sentence and previous == vocab.boundary:
+            return
+        length -= len(tokens)

@@ -1,9 +1,11 @@
 // The kernels against three nested loops, without torch or Python, for the sanitizers: every
-// instruction set of this CPU, both dtypes, every layout the contract allows, 1, 3 and 4 threads.
+// instruction set of this CPU, both dtypes, every layout the contract allows, 1, 3 and 4 threads;
+// and the sampler of language models.
 //
 // Inputs lie in blocks of exactly their size, so that AddressSanitizer sees a read too far. What is
 // written lies between guards, and every byte the contract does not give away must stay as it was.
 #include "cpu/isa.h"
+#include "generate.h"
 #include "rnn.h"
 
 #include <algorithm>
@@ -498,6 +500,90 @@ void check_wrong_tokens() {
   }
 }
 
+// The sampler: greedy tokens against nested loops, and draws through every filter.
+void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
+  Random random;
+  const std::vector<float> table = random.array<float>(V * H, 2), b = random.array<float>(H, 0.2);
+  const std::vector<float> w = random.array<float>(H * H, 1 / std::sqrt(double(H)));
+  const std::vector<float> w2 = random.array<float>(H * 2 * H, 1 / std::sqrt(double(H)));
+  const std::vector<float> decoder_w = random.array<float>(V * H);
+  std::vector<float> decoder_b = random.array<float>(V, 0.2);
+  LanguageModel model{V, H, relu, table.data(), decoder_w.data(), decoder_b.data(), {}};
+  for (int64_t l = 0; l < L; ++l) {
+    model.layers.push_back({l == 0 ? w.data() : w2.data(), b.data()});
+  }
+  const std::vector<int64_t> prompt{0, V - 1, V / 2};
+  for (const Isa* isa : available_isas()) {
+    set_isa(isa->name);
+    const std::string name = std::string(isa->name) + " generate V=" + std::to_string(V) +
+                             " H=" + std::to_string(H) + " L=" + std::to_string(L);
+    Sampler greedy(model, {0, V, 1, -1, 0});
+    std::vector<int64_t> tokens = prompt, drawn(30);
+    greedy.feed(prompt.data(), int64_t(prompt.size()));
+    for (int64_t n = 0, from = 0; from < 30; from += n) {
+      n = std::min<int64_t>(30 - from, n + 1);
+      if (greedy.generate(n, drawn.data() + from) != n) {
+        fail(name + ": too few tokens");
+      }
+    }
+    tokens.insert(tokens.end(), drawn.begin(), drawn.end());
+    std::vector<std::vector<double>> states(L, std::vector<double>(H));
+    for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+      for (int64_t l = 0; l < L; ++l) {
+        std::vector<double> next(b.begin(), b.end());
+        for (int64_t j = 0; j < H; ++j) {
+          next[j] += l == 0 ? double(table[tokens[i] * H + j]) : 0;
+          for (int64_t k = 0; k < H; ++k) {
+            next[j] += double(l == 0 ? w[j * H + k] : w2[j * 2 * H + k]) * states[l][k];
+            next[j] += l == 0 ? 0 : double(w2[j * 2 * H + H + k]) * states[l - 1][k];
+          }
+          next[j] = relu ? std::max(next[j], 0.0) : std::tanh(next[j]);
+        }
+        states[l] = next;
+      }
+      std::vector<double> logits(decoder_b.begin(), decoder_b.end());
+      for (int64_t v = 0; v < V; ++v) {
+        for (int64_t j = 0; j < H; ++j) {
+          logits[v] += double(decoder_w[v * H + j]) * states[L - 1][j];
+        }
+      }
+      const double best = *std::max_element(logits.begin(), logits.end());
+      if (i + 1 >= prompt.size() && logits[tokens[i + 1]] < best - 1e-4) {
+        fail(name + ": token " + std::to_string(i) + " is not the most probable");
+      }
+    }
+    for (const Sampling& sampling :
+         {Sampling{1, V, 1, -1, 1}, {2, 3, 1, -1, 2}, {5, V, 0.9, 0, 3}, {1e-300, 2, 0.5, -1, 4}}) {
+      Sampler sampler(model, sampling);
+      int64_t n = 0;
+      while (n < 30) {
+        const int64_t m = sampler.generate(30 - n, drawn.data() + n);
+        n += m;
+        if (m < 1 || (n < 30 && drawn[n - 1] != sampling.stop)) {
+          fail(name + ": stopped too early");
+        }
+      }
+      if (*std::min_element(drawn.begin(), drawn.end()) < 0 ||
+          *std::max_element(drawn.begin(), drawn.end()) >= V) {
+        fail(name + ": a token out of range");
+      }
+    }
+    const std::vector<int64_t> wrong{0, V};
+    try {
+      greedy.feed(wrong.data(), 2);
+      fail(name + ": a token out of range was accepted");
+    } catch (const std::out_of_range&) {
+    }
+  }
+  set_isa("");
+  decoder_b.assign(V, -std::numeric_limits<float>::infinity());
+  try {
+    Sampler(model, {1, V, 1, -1, 0}).generate(30, std::vector<int64_t>(30).data());
+    fail("drew a token where there is none to draw");
+  } catch (const std::overflow_error&) {
+  }
+}
+
 void check_isa_names() {
   try {
     set_isa("nosuch");
@@ -516,6 +602,9 @@ int main() {
   check_isa_names();
   check_wrong_tokens();
   check_stacks();
+  check_generate(1, 1, 1, false);
+  check_generate(65, 33, 1, true);
+  check_generate(17, 7, 3, false);
   const int64_t sizes[][4] = {
       // T, B, I, H
       {1, 1, 1, 1},

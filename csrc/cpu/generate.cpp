@@ -1,0 +1,234 @@
+// A token is L + 1 products of a single row and a draw. The products take the time that their
+// weights take to come out of the cache. A second thread gains nothing where anything else runs:
+// 512 units, 65 tokens, 2 busy cores, 13 us a token with one thread and 230 with two, which have to
+// meet after every product.
+#include "../generate.h"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "work.h"
+
+namespace rnnfast {
+namespace {
+
+Buffer<float> copy(const float* from, int64_t count) {
+  Buffer<float> to = allocate<float>(count);
+  std::copy_n(from, count, to.get());
+  return to;
+}
+
+// A matrix [N, K] as the kernels take it.
+struct Matrix {
+  int64_t N, K;
+  Buffer<float> packed;
+
+  Matrix(const Kernels<float>& kernels, const float* w, int64_t N, int64_t K)
+      : N(N), K(K), packed(allocate<float>(K * round_up(N, kernels.vector))) {
+    kernels.pack(w, true, K, N, 0, N, packed.get());
+  }
+};
+
+struct Layer {
+  Matrix w;
+  Buffer<float> b; // [H]
+  // What `w` multiplies: the layer's last state [H], then, but for the first layer, the state of
+  // the layer below [H]. Two, in turn: a step must not overwrite what it still reads.
+  Buffer<float> input[2];
+};
+
+struct Candidate {
+  float logit, weight;
+  int64_t token;
+};
+
+bool more_probable(const Candidate& a, const Candidate& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+double weight(std::vector<Candidate>::const_iterator first,
+              std::vector<Candidate>::const_iterator last) {
+  return std::accumulate(first, last, 0.0,
+                         [](double sum, const Candidate& c) { return sum + c.weight; });
+}
+
+} // namespace
+
+class Sampler::Impl {
+public:
+  Impl(const LanguageModel& model, const Sampling& sampling)
+      : sampling_(sampling), kernels_(kernels<float>()), V_(model.V), H_(model.H),
+        act_(model.relu ? Activation::kRelu : Activation::kTanh),
+        table_(copy(model.table, V_ * H_)), decoder_w_(kernels_, model.decoder_w, V_, H_),
+        decoder_b_(copy(model.decoder_b, V_)), top_(state(0)),
+        logits_(allocate<float>(round_up(V_, kernels_.vector))), weights_(V_), candidates_(V_),
+        random_(sampling.seed) {
+    for (const LanguageModel::Layer& layer : model.layers) {
+      const int64_t below = layers_.empty() ? 0 : H_;
+      layers_.push_back({Matrix(kernels_, layer.w, H_, H_ + below),
+                         copy(layer.b, H_),
+                         {state(below), state(below)}});
+    }
+  }
+
+  void feed(const int64_t* tokens, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      if (tokens[i] < 0 || tokens[i] >= V_) {
+        throw std::out_of_range("token " + std::to_string(tokens[i]) + " is not in [0, " +
+                                std::to_string(V_) + "), the vocabulary of this model");
+      }
+    }
+    std::for_each(tokens, tokens + n, [this](int64_t token) { read(token); });
+  }
+
+  int64_t generate(int64_t n, int64_t* tokens) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t token = draw();
+      if (token < 0 && i == 0) {
+        throw std::overflow_error("the logits of the next token are not finite: the hidden state "
+                                  "has overflowed, or the weights are not finite");
+      }
+      if (token < 0) {
+        return i;
+      }
+      tokens[i] = token;
+      read(token);
+      if (token == sampling_.stop) {
+        return i + 1;
+      }
+    }
+    return n;
+  }
+
+private:
+  // Zeros, to be written by `Step::padded` after `before` elements of something else.
+  Buffer<float> state(int64_t before) const {
+    const int64_t size = before + round_up(H_, kernels_.vector);
+    Buffer<float> buffer = allocate<float>(size);
+    std::fill_n(buffer.get(), size, 0.0f);
+    return buffer;
+  }
+
+  static Step<float> product(const Matrix& w, const float* a) {
+    Step<float> s{};
+    s.rows = 1, s.K = w.K, s.N = w.N, s.col_end = w.N;
+    s.a = a, s.w = w.packed.get();
+    return s;
+  }
+
+  // One step of every layer.
+  void read(int64_t token) {
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      Step<float> s = product(layers_[l].w, layers_[l].input[now_].get());
+      s.act = act_;
+      s.addend = layers_[l].b.get();
+      s.addend2 = l == 0 ? table_.get() + token * H_ : nullptr;
+      s.out = layers_[l].input[1 - now_].get();
+      s.padded = l + 1 < layers_.size() ? layers_[l + 1].input[now_].get() + H_ : top_.get();
+      kernels_.step(s);
+    }
+    now_ = 1 - now_;
+  }
+
+  // The next token, or -1 where the logits have a NaN or no finite maximum.
+  int64_t draw() {
+    Step<float> s = product(decoder_w_, top_.get());
+    s.act = Activation::kIdentity;
+    s.addend = decoder_b_.get();
+    s.padded = logits_.get();
+    kernels_.step(s);
+
+    float max = -std::numeric_limits<float>::infinity();
+    int64_t best = 0;
+    bool nan = false;
+    for (int64_t i = 0; i < V_; ++i) {
+      nan |= std::isnan(logits_[i]);
+      if (logits_[i] > max) {
+        max = logits_[i], best = i;
+      }
+    }
+    if (nan || std::isinf(max)) {
+      return -1;
+    }
+    return sampling_.temperature == 0 ? best : draw_by_weight(max);
+  }
+
+  int64_t draw_by_weight(double max_logit) {
+    for (int64_t i = 0; i < V_; ++i) {
+      // Divided, not multiplied by the inverse, which is infinite for a tiny temperature.
+      weights_[i] = std::exp(static_cast<float>((logits_[i] - max_logit) / sampling_.temperature));
+    }
+    if (sampling_.top_k < V_ || sampling_.top_p < 1) {
+      const Candidate least = least_kept();
+      for (int64_t i = 0; i < V_; ++i) {
+        if (more_probable(least, {logits_[i], weights_[i], i})) {
+          weights_[i] = 0;
+        }
+      }
+    }
+    const double total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+    const double point = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
+    int64_t token = 0; // the first with which the sum is over the point, which is below the total
+    for (double sum = weights_[0]; sum <= point && token + 1 < V_; sum += weights_[token]) {
+      ++token;
+    }
+    return token;
+  }
+
+  // The least probable token that top_k and top_p leave.
+  Candidate least_kept() {
+    for (int64_t i = 0; i < V_; ++i) {
+      candidates_[i] = {logits_[i], weights_[i], i};
+    }
+    auto first = candidates_.begin(), last = candidates_.end();
+    if (sampling_.top_k < V_) {
+      last = first + sampling_.top_k;
+      std::partial_sort(first, last, candidates_.end(), more_probable); // fast for a small k
+    }
+    if (sampling_.top_p < 1) {
+      const double total = weight(first, last);
+      // All below (1 - p) of the mean together are less than what may be left out. Most of a large
+      // vocabulary is. Half of that, so that roundings do not matter.
+      const double low = (1 - sampling_.top_p) / 2 * total / static_cast<double>(last - first);
+      last = std::partition(first, last, [low](const Candidate& c) { return c.weight >= low; });
+      // It is in [first, last), and what is before is kept: halves of halves take linear time.
+      for (double missing = sampling_.top_p * total; last - first > 1;) {
+        const auto middle = first + (last - first) / 2;
+        std::nth_element(first, middle, last, more_probable);
+        const double half = weight(first, middle);
+        if (half < missing) {
+          missing -= half, first = middle;
+        } else {
+          last = middle;
+        }
+      }
+    }
+    return *(last - 1);
+  }
+
+  const Sampling sampling_;
+  const Kernels<float>& kernels_;
+  const int64_t V_, H_;
+  const Activation act_;
+  const Buffer<float> table_; // [V, H]
+  const Matrix decoder_w_;
+  const Buffer<float> decoder_b_; // [V]
+  std::vector<Layer> layers_;
+  int now_ = 0;       // which `input` the next step reads
+  Buffer<float> top_; // state of the last layer
+  Buffer<float> logits_;
+  std::vector<float> weights_; // [V] probabilities but for a common factor
+  std::vector<Candidate> candidates_;
+  std::mt19937_64 random_; // the same numbers from every standard library
+};
+
+Sampler::Sampler(const LanguageModel& model, const Sampling& sampling)
+    : impl_(new Impl(model, sampling)) {}
+Sampler::~Sampler() = default;
+
+void Sampler::feed(const int64_t* tokens, int64_t n) { impl_->feed(tokens, n); }
+int64_t Sampler::generate(int64_t n, int64_t* tokens) { return impl_->generate(n, tokens); }
+
+} // namespace rnnfast
