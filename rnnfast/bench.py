@@ -15,7 +15,7 @@ import io
 import math
 import os
 import platform
-import time
+import timeit
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,9 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         return ",".join(map(str, self))
 
+
+# Seconds a call, averaged over so many of them.
+Sampler = Callable[[int], float]
 
 DEFAULT_SHAPES = (
     Shape(100, 1, 128, 128),
@@ -110,23 +113,10 @@ def measure(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
-        report = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "machine": _machine(),
-            "load": os.getloadavg()[0],  # before anything runs here: what others do
-            "versions": {
-                "rnnfast": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "build": build_info(),
-            "dtype": str(dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        }
-        ceiling = _gemm_gflops(dtype)
+        report = context() | {"dtype": str(dtype).removeprefix("torch.")}
+        ceiling = gemm_gflops(dtype)
         results = [_measure_shape(Shape(*shape), dtype, repeats, numpy) for shape in shapes]
-        report["gemm_gflops"] = max(ceiling, _gemm_gflops(dtype))
+        report["gemm_gflops"] = max(ceiling, gemm_gflops(dtype))
     finally:
         torch.set_num_threads(threads_before)
 
@@ -136,15 +126,30 @@ def measure(
     report["shapes"] = results
     report["geometric_mean"] = {
         mode: {
-            other: math.exp(
-                np.mean([math.log(r[mode]["ratio"][other]["of_medians"]) for r in results])
-            )
+            other: geometric_mean(r[mode]["ratio"][other]["of_medians"] for r in results)
             for other in results[0][mode]["ratio"]
         }
         for mode in MODES
         if results
     }
     return report
+
+
+def context() -> dict[str, Any]:
+    """What a report must say of when, where and with what it was measured."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "load": os.getloadavg()[0],  # before anything runs here: what others do
+        "versions": {
+            "rnnfast": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "build": build_info(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _machine() -> dict[str, Any]:
@@ -164,12 +169,12 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _gemm_gflops(dtype: torch.dtype) -> float:
+def gemm_gflops(dtype: torch.dtype) -> float:
     """The best of several products of two large matrices, in GFLOP/s."""
     n = GEMM_SIZE
     a, b = torch.ones(2, n, n, dtype=dtype)
     out = torch.empty(n, n, dtype=dtype)
-    return 2e-9 * n**3 / min(_seconds(lambda: torch.mm(a, b, out=out)) for _ in range(6))
+    return 2e-9 * n**3 / min(timeit.repeat(lambda: torch.mm(a, b, out=out), repeat=6, number=1))
 
 
 def _measure_shape(
@@ -182,6 +187,7 @@ def _measure_shape(
         dy = torch.randn(shape.T, shape.B, shape.H, dtype=dtype)
         ours = FastRNN(shape.I, shape.H, dtype=dtype)
     ours.load_state_dict(theirs.state_dict())
+    modules = {OURS: ours, THEIRS: theirs}
 
     def forward(module: nn.RNN) -> Sequence[Tensor]:
         with torch.no_grad():
@@ -192,34 +198,49 @@ def _measure_shape(
 
     gradients = ["gradient of " + name for name, _ in theirs.named_parameters(prefix="")]
     names = ["output", "h_n", "gradient of input", *gradients]
-    for name, a, b in zip(
-        names, [*forward(ours), *training(ours)], [*forward(theirs), *training(theirs)], strict=True
-    ):
-        error, scale = (a - b).abs().max().item(), b.abs().max().item()
-        if not error <= TOLERANCE[dtype] * scale:  # so that a NaN is a disagreement too
-            raise RuntimeError(
-                f"{OURS} and {THEIRS} disagree at T,B,I,H = {shape}: {name} differs by {error:.3g} "
-                f"where the largest element is {scale:.3g}; nothing was timed"
-            )
+    difference = disagreement(
+        names,
+        [*forward(ours), *training(ours)],
+        [*forward(theirs), *training(theirs)],
+        TOLERANCE[dtype],
+    )
+    if difference:
+        raise RuntimeError(
+            f"{OURS} and {THEIRS} disagree at T,B,I,H = {shape}: {difference}; nothing was timed"
+        )
 
     modes = {
-        "forward": _alternate(
-            {OURS: lambda: forward(ours), THEIRS: lambda: forward(theirs)}, repeats
-        ),
-        "training": _alternate(
-            {OURS: lambda: training(ours), THEIRS: lambda: training(theirs)}, repeats
-        ),
+        mode: alternate(
+            {name: sampler(lambda m=m, call=call: call(m)) for name, m in modules.items()}, repeats
+        )
+        for mode, call in (("forward", forward), ("training", training))
     }
     if numpy:
         # Last and by itself: its BLAS has threads of its own, which go on spinning for a while.
         call = _numpy_forward(theirs, x)
-        modes["forward"] |= _alternate({NUMPY: call}, len(modes["forward"][OURS]))
+        modes["forward"] |= alternate({NUMPY: sampler(call)}, len(modes["forward"][OURS]))
     flop = 2 * shape.T * shape.B * shape.H * (shape.I + shape.H)
     return shape._asdict() | {
-        "forward": _figures(modes["forward"], flop),
+        "forward": figures(modes["forward"], flop),
         # Each of the two products of the forward has two more in the backward.
-        "training": _figures(modes["training"], 3 * flop),
+        "training": figures(modes["training"], 3 * flop),
     }
+
+
+def disagreement(
+    names: Sequence[str], got: Sequence[Any], want: Sequence[Any], tolerance: float
+) -> str | None:
+    """The first of the arrays or tensors that differs, and by how much; None if none does.
+
+    ``tolerance`` is a part of the largest element of what is wanted.
+    """
+    for name, a, b in zip(names, got, want, strict=True):
+        if a.shape != b.shape:
+            return f"{name} is {tuple(a.shape)}, not {tuple(b.shape)}"
+        error, scale = float(abs(a - b).max()), float(abs(b).max())
+        if not error <= tolerance * scale:  # so that a NaN is a disagreement too
+            return f"{name} differs by {error:.3g} where the largest element is {scale:.3g}"
+    return None
 
 
 def _numpy_forward(module: nn.RNN, x: Tensor) -> Callable[[], Any]:
@@ -228,52 +249,65 @@ def _numpy_forward(module: nn.RNN, x: Tensor) -> Callable[[], Any]:
     return lambda: reference.forward(array, None, *weights)
 
 
-def _figures(samples: dict[str, np.ndarray], flop: int) -> dict[str, Any]:
-    medians = {name: float(np.median(values)) for name, values in samples.items()}
-
-    def spread(values: np.ndarray) -> dict[str, float]:
-        p20, p80 = np.percentile(values, [20, 80])
-        return {"p20": float(p20), "p80": float(p80)}
-
+def figures(samples: dict[str, np.ndarray], flop: int) -> dict[str, Any]:
+    """What a report says of the samples of one mode of one shape; rnnfast is one of them."""
+    ms = milliseconds(samples)
+    ours = ms[OURS]["median"]
     return {
         "rounds": len(samples[OURS]),
-        "ms": {
-            name: {"median": 1e3 * medians[name], **spread(1e3 * values)}
-            for name, values in samples.items()
-        },
+        "ms": ms,
         "ratio": {
-            name: {"of_medians": medians[name] / medians[OURS], **spread(values / samples[OURS])}
+            name: {"of_medians": ms[name]["median"] / ours, **_spread(values / samples[OURS])}
             for name, values in samples.items()
             if name != OURS
         },
-        "gflops": 1e-9 * flop / medians[OURS],
+        "gflops": 1e-6 * flop / ours,
     }
 
 
-def _alternate(calls: dict[str, Callable[[], Any]], repeats: int | None) -> dict[str, np.ndarray]:
-    """Seconds a call of each, one sample a round."""
-    cost = {}
-    for name, call in calls.items():
-        _seconds(call)  # warms up
-        cost[name] = _seconds(call)
-    number = {name: max(1, math.ceil(SAMPLE_SECONDS / cost[name])) for name in calls}
-    round_seconds = sum(cost[name] * number[name] for name in calls)
-    rounds = repeats or max(MIN_ROUNDS, int(MODE_SECONDS / round_seconds))
+def milliseconds(samples: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Median and 20th and 80th percentile of each."""
+    return {
+        name: {"median": 1e3 * float(np.median(values)), **_spread(1e3 * values)}
+        for name, values in samples.items()
+    }
 
-    samples = {name: [] for name in calls}
-    order = list(calls)
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    p20, p80 = np.percentile(values, [20, 80])
+    return {"p20": float(p20), "p80": float(p80)}
+
+
+def sampler(call: Callable[[], Any]) -> Sampler:
+    return lambda number: timeit.timeit(call, number=number) / number
+
+
+def alternate(
+    samplers: dict[str, Sampler], repeats: int | None = None, seconds: float = MODE_SECONDS
+) -> dict[str, np.ndarray]:
+    """Seconds a call of each, one sample a round, in an order that turns round.
+
+    As many rounds as ``repeats``, or as fit ``seconds``.
+    """
+    cost = {}
+    for name, sample in samplers.items():
+        sample(1)  # warms up
+        cost[name] = sample(1)
+    number = {name: max(1, math.ceil(SAMPLE_SECONDS / cost[name])) for name in samplers}
+    round_seconds = sum(cost[name] * number[name] for name in samplers)
+    rounds = repeats or max(MIN_ROUNDS, int(seconds / round_seconds))
+
+    samples = {name: [] for name in samplers}
+    order = list(samplers)
     for _ in range(rounds):
         for name in order:
-            samples[name].append(_seconds(calls[name], number[name]))
+            samples[name].append(samplers[name](number[name]))
         order.append(order.pop(0))
     return {name: np.array(values) for name, values in samples.items()}
 
 
-def _seconds(call: Callable[[], Any], number: int = 1) -> float:
-    start = time.perf_counter()
-    for _ in range(number):
-        call()
-    return (time.perf_counter() - start) / number
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(np.mean([math.log(value) for value in values]))
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -296,10 +330,10 @@ def rows(report: dict[str, Any], mode: str) -> list[list[str]]:
     table = [[*heading, "GFLOP/s", "of gemm"]]
     for result in report["shapes"]:
         figures = result[mode]
-        row = [str(_shape(result)), _ms(figures["ms"][OURS]["median"])]
+        row = [str(_shape(result)), format_ms(figures["ms"][OURS]["median"])]
         for other in others:
             row += [
-                _ms(figures["ms"][other]["median"]),
+                format_ms(figures["ms"][other]["median"]),
                 f"{figures['ratio'][other]['of_medians']:.2f}",
             ]
         table.append([*row, f"{figures['gflops']:.0f}", f"{figures['of_gemm']:.0%}"])
@@ -310,7 +344,7 @@ def rows(report: dict[str, Any], mode: str) -> list[list[str]]:
     return table
 
 
-def _ms(value: float) -> str:
+def format_ms(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
@@ -322,11 +356,19 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: the headline, then a table a mode."""
     parts = [f"{headline(report)}. {report['date']}, `{report['command']}`\n"]
     for mode, title in MODES.items():
-        heading, *body = rows(report, mode)
-        rule = ["---"] + ["---:"] * (len(heading) - 1)
-        lines = ["| " + " | ".join(row) + " |" for row in (heading, rule, *body)]
-        parts.append("\n".join([f"### {title}\n", *lines, ""]))
+        parts.append(f"### {title}\n\n{markdown_table(rows(report, mode))}")
     return "\n".join(parts)
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    """As Markdown: the first row is the heading; all columns but the first are numbers."""
+    widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    lines = []
+    for first, *others in (table[0], rule, *table[1:]):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("| " + " | ".join([first.ljust(widths[0]), *cells]) + " |\n")
+    return "".join(lines)
 
 
 def figure(report: dict[str, Any]) -> Any:
@@ -378,21 +420,17 @@ def require_matplotlib() -> None:
         raise UserError("a plot needs matplotlib: pip install 'rnnfast[plot]'") from error
 
 
-def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Write ``figure(report)``, whole or not at all, in the format that the name ends with."""
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure, whole or not at all, in the format that the name ends with."""
     image = io.BytesIO()
-    figure(report).savefig(image, format=path.suffix[1:], dpi=150)
+    figure.savefig(image, format=path.suffix[1:], dpi=150)
     write_atomic(path, image.getvalue())
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the headline and a table a mode, and a warning where the machine was busy."""
     console.print(headline(report), highlight=False)
-    if report["load"] > 0.5 * report["machine"]["cores"]:
-        console.print(
-            f"The machine was busy: load average {report['load']:.1f} at the start. Threads that "
-            "wait for one another then stall, and the ratios say little."
-        )
+    warn_if_busy(report, console)
     for mode, title in MODES.items():
         heading, *body, last = rows(report, mode)
         table = Table(title=title, title_justify="left", box=box.SIMPLE)
@@ -406,6 +444,14 @@ def show(report: dict[str, Any], console: Console) -> None:
         table.add_section()
         table.add_row(*last)
         console.print(table)
+
+
+def warn_if_busy(report: dict[str, Any], console: Console) -> None:
+    if report["load"] > 0.5 * report["machine"]["cores"]:
+        console.print(
+            f"The machine was busy: load average {report['load']:.1f} at the start. Threads that "
+            "wait for one another then stall, and the ratios say little."
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -443,11 +489,11 @@ def run(args: argparse.Namespace, output: Any) -> int:
     show(report, output.text)
     output.json(report)
     if args.plot:
-        save_plot(report, args.plot)
+        save_figure(figure(report), args.plot)
     return 0
 
 
-def progress(shapes: Sequence[Shape], console: Console) -> Iterable[Shape]:
+def progress(shapes: Sequence[Any], console: Console) -> Iterable[Any]:
     """The shapes, with a bar on the console that moves between them only.
 
     A bar that refreshes itself has a thread, which would compete with what is timed.

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 import time
 
@@ -113,7 +114,7 @@ def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
             return damage(*super().forward(input, hx))
 
     monkeypatch.setattr(bench, "FastRNN", Wrong)
-    monkeypatch.setattr(bench, "_alternate", lambda *args: pytest.fail("timed all the same"))
+    monkeypatch.setattr(bench, "alternate", lambda *args: pytest.fail("timed all the same"))
     with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
         bench.measure(SHAPES[:1], repeats=1)
 
@@ -138,13 +139,13 @@ def test_samples_alternate_and_the_order_turns_round():
 
         return record
 
-    samples = bench._alternate({name: call(name) for name in "abc"}, repeats=3)
+    samples = bench.alternate({name: bench.sampler(call(name)) for name in "abc"}, repeats=3)
     assert "".join(ran).endswith("abcbcacab")
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_tables(report):
-    text = bench.markdown(report)
+    text = re.sub(" +", " ", bench.markdown(report))
     console = Console(width=80, file=io.StringIO())
     bench.show(report, console)
     shown = console.file.getvalue()
@@ -159,7 +160,7 @@ def test_tables(report):
         assert "| " + " | ".join(row) + " |" in text
         assert any(all(cell in line for cell in row) for line in shown.splitlines())
         mean = f"{report['geometric_mean'][mode]['nn.RNN']:.2f}"
-        assert f"| geometric mean |  |  | {mean} |" in text
+        assert f"| geometric mean | | | {mean} |" in text
     # Every row of a Markdown table has as many cells as its heading.
     for table in text.split("### ")[1:]:
         assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
