@@ -1,41 +1,142 @@
-"""Measure the default shapes and write benchmarks/results/<cpu>-<isa>.{json,md,png}.
+"""Time rnnfast against nn.RNN and every other RNN that is installed; see benchmarks/README.md.
 
-Run it on a machine that does nothing else: python benchmarks/run.py
+Writes benchmarks/results/<cpu>-<isa>.json, .md, .png and -roofline.png. Run it on a machine that
+does nothing else: python benchmarks/run.py
 """
 
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import ceilings
+import contest
+import report as reports
+from cases import Case, special_cases
 from rich.console import Console
 
 from rnnfast import bench
 from rnnfast.lm.storage import write_atomic
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, help="samples (default: about 1.5 s a measurement)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
-    bench.require_matplotlib()
-    args.out.mkdir(parents=True, exist_ok=True)
+def measure(
+    cases: Sequence[Case],
+    everyone: Sequence[contest.Contestant],
+    repeats: int | None,
+    console: Console,
+) -> dict[str, Any]:
+    """The report of all cases, which ``json.dumps`` takes.
 
-    report = bench.measure(
-        bench.progress(bench.DEFAULT_SHAPES, Console(stderr=True)), repeats=args.repeats, numpy=True
+    The means are over the cases that ``bench.DEFAULT_SHAPES`` has.
+    """
+    report = bench.context()
+    threads = report["threads"]
+    default = {Case(*shape) for shape in bench.DEFAULT_SHAPES}
+    limits = {
+        "dtypes": sorted({"float32", *(case.dtype for case in cases)}),
+        "working_sets": sorted({case.weight_bytes() for case in cases}),
+        "threads": threads,
+    }
+    ceiling = ceilings.measure(**limits)
+    results = []
+    with contest.started(everyone, threads):
+        for case in bench.progress(cases, console):
+            modes = {mode: contest.measure(case, mode, everyone, repeats) for mode in bench.MODES}
+            results.append((case, modes))
+    ceiling = ceilings.best(ceiling, ceilings.measure(**limits))
+
+    report |= {
+        "dtype": "float32",
+        "gemm_gflops": ceiling["gemm_gflops"]["float32"],
+        "ceilings": ceiling,
+        "contestants": {c.name: {"version": c.version, "absent": c.absent} for c in everyone},
+        "cases": [
+            {
+                "case": str(case),
+                "default": case in default,
+                **vars(case),
+                "intensity": case.intensity(),
+            }
+            | {mode: _figures(case, mode, *modes[mode], ceiling) for mode in bench.MODES}
+            for case, modes in results
+        ],
+    }
+    report["geometric_mean"] = {mode: _means(report, mode) for mode in bench.MODES}
+    return report
+
+
+def _figures(
+    case: Case, mode: str, samples: dict[str, Any], not_run: dict[str, str], ceiling: dict[str, Any]
+) -> dict[str, Any]:
+    """What the report says of one mode of one case."""
+    gemm = ceiling["gemm_gflops"][case.dtype]
+    least = 1e3 * case.least_seconds(mode, gemm, ceiling["read_gbs"][str(case.weight_bytes())])
+    if bench.OURS in samples:
+        figures = bench.figures(samples, case.flop(mode))
+    else:
+        figures = {"ms": bench.milliseconds(samples)}
+    medians = {name: ms["median"] for name, ms in figures["ms"].items()}
+    ours = medians.pop(bench.OURS, None)
+    fastest = min(medians, key=medians.get)
+    figures |= {"not_run": not_run, "ceiling_ms": least, "fastest_other": fastest}
+    if ours is not None:
+        figures |= {"of_ceiling": least / ours, "first": ours <= medians[fastest]}
+    return figures
+
+
+def _means(report: dict[str, Any], mode: str) -> dict[str, float]:
+    """Of the ratios at the default shapes: of whoever ran them all, and of the fastest of each."""
+    ratios = [
+        (result[mode]["ratio"], result[mode]["fastest_other"])
+        for result in report["cases"]
+        if result["default"]
+    ]
+    if not ratios:
+        return {}
+    means = {
+        name: bench.geometric_mean(ratio[name]["of_medians"] for ratio, _ in ratios)
+        for name in report["contestants"]
+        if all(name in ratio for ratio, _ in ratios)
+    }
+    fastest = bench.geometric_mean(ratio[name]["of_medians"] for ratio, name in ratios)
+    return means | {"fastest other": fastest}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, help="samples (default: about 2.5 s a measurement)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--only", metavar="TEXT", help="the cases whose name has this; then nothing is written"
     )
+    args = parser.parse_args(arguments)
+
+    cases = [*(Case(*shape) for shape in bench.DEFAULT_SHAPES), *special_cases()]
+    if args.only is None:
+        args.out.mkdir(parents=True, exist_ok=True)
+    else:
+        cases = [case for case in cases if args.only in str(case)]
+    if not cases:
+        parser.error(f"--only {args.only!r}: no case is named so")
+
+    report = measure(cases, contest.contestants(), args.repeats, Console(stderr=True))
     repeats = f" --repeats {args.repeats}" if args.repeats else ""
     report["command"] = f"python benchmarks/run.py{repeats}"
-    bench.show(report, Console())
+    print(reports.markdown(report))
+    bench.warn_if_busy(report, Console())
+    if args.only is not None:
+        return
 
     # The instruction set is part of the name because hypervisors call every generation of a CPU
     # the same.
     name = f"{report['machine']['cpu']} {report['build']['isa']}".lower()
     stem = args.out / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     write_atomic(stem.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
-    write_atomic(stem.with_suffix(".md"), bench.markdown(report).encode())
-    bench.save_plot(report, stem.with_suffix(".png"))
+    write_atomic(stem.with_suffix(".md"), reports.markdown(report).encode())
+    bench.save_figure(reports.comparison(report), stem.with_suffix(".png"))
+    bench.save_figure(reports.roofline(report), stem.with_name(stem.name + "-roofline.png"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""One process for each contestant, and the contest between them.
+
+A library's threads go on spinning for a while after a call, and would disturb whoever is timed
+next. So no two contestants share a process, and all but the one that is working are stopped
+(SIGSTOP): their samples can then alternate in one run, as in `rnnfast bench`.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+from cases import Case, result_names
+
+from rnnfast import bench
+
+PATIENCE = 120  # seconds without an answer, after which a contestant is given up for this case
+MODE_SECONDS = 2.5  # spent on the samples of one mode of one case, all contestants together
+
+# bfloat16 keeps 8 bits; whoever sums a gradient over the steps in it loses some more.
+TOLERANCE = {"float32": bench.TOLERANCE[torch.float32], "bfloat16": 0.1}
+
+
+class Contestant:
+    """A process of peers.py. Nothing runs in it except while `ask` waits for its answer."""
+
+    def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
+        """``arguments``: the class in peers.py, and what it is made from."""
+        self.name = name
+        self._arguments = arguments
+        self._environment = os.environ | (environment or {})
+        self._process = None
+        self.version = None
+        self.absent = None  # why it does not take part
+
+    def start(self, threads: int) -> None:
+        """Sets ``version``, or ``absent`` where its library is missing."""
+        self._cpus = ",".join(map(str, _cpus(threads)))
+        self.version, self.absent = None, None
+        try:
+            self.version = self._hello()
+        except peers.NotRunError as error:
+            self.absent = str(error)
+            self.close()
+
+    def _hello(self) -> str:
+        self._connection, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, peers.__file__, str(fd), self._cpus, *self._arguments],
+                pass_fds=[fd],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr,
+            )
+        return self.ask("hello")
+
+    def ask(self, method: str, *values: Any) -> Any:
+        """Raises NotRunError with the reason that it gave, or for silence and death."""
+        if self._process is None:  # it was given up in an earlier case
+            self._hello()
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._connection.send((method, *values))
+            if not self._connection.poll(PATIENCE):
+                self.close()
+                raise peers.NotRunError(f"no answer in {PATIENCE} s", self.name)
+            reason, answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            raise peers.NotRunError("its process died", self.name) from error
+        self._process.send_signal(signal.SIGSTOP)
+        if reason:
+            raise peers.NotRunError(reason, self.name)
+        return answer
+
+    def close(self) -> None:
+        if self._process:
+            self._connection.close()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _cpus(threads: int) -> list[int]:
+    """The CPUs to run on: of different cores as far as there are such."""
+
+    def siblings_before(cpu: int) -> bool:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            return int(path.read_text().replace("-", ",").split(",")[0]) != cpu
+        except OSError:
+            return False
+
+    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (siblings_before(cpu), cpu))
+    if len(cpus) < threads:
+        raise ValueError(f"threads: got {threads}, want at most {len(cpus)}, the CPUs there are")
+    return cpus[:threads]
+
+
+def contestants() -> list[Contestant]:
+    """All there are, not started; rnnfast and nn.RNN are the first two."""
+    onednn = [
+        Contestant(
+            "oneDNN " + ".".join(peers.onednn_version(root).split(".")[:2]),
+            "OneDNN",
+            root,
+            environment=peers.onednn_environment(root),
+        )
+        for root in peers.onednn_roots()
+    ]
+    return [
+        Contestant(bench.OURS, "FastRNN"),
+        Contestant(bench.THEIRS, "NNRNN"),
+        Contestant("torch.compile", "CompiledRNN"),
+        Contestant("JAX", "JAX"),
+        Contestant("ONNX Runtime", "ONNXRuntime"),
+        *(onednn or [Contestant("oneDNN", "OneDNN", sys.prefix)]),
+        Contestant(bench.NUMPY, "NumPy"),
+    ]
+
+
+@contextlib.contextmanager
+def started(everyone: list[Contestant], threads: int) -> Iterator[None]:
+    try:
+        for contestant in everyone:
+            contestant.start(threads)
+        yield
+    finally:
+        for contestant in everyone:
+            contestant.close()
+
+
+def measure(
+    case: Case, mode: str, everyone: list[Contestant], repeats: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Time one mode of one case: seconds a call by contestant, and why others were not timed.
+
+    Whoever is timed has given the results of nn.RNN in float32, up to TOLERANCE.
+
+    Raises:
+        RuntimeError: rnnfast has not, or nn.RNN cannot be run.
+    """
+    present = {c.name: c for c in everyone if c.absent is None}
+    try:
+        truth = present[bench.THEIRS].ask("prepare", replace(case, dtype="float32"), mode)
+    except peers.NotRunError as error:
+        raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+    names = result_names(case, mode)
+    not_run = {}
+    for name, contestant in present.items():
+        try:
+            results = contestant.ask("prepare", case, mode)
+        except peers.NotRunError as error:
+            not_run[name] = str(error)
+            continue
+        difference = bench.disagreement(names, results, truth, TOLERANCE[case.dtype])
+        if difference and name == bench.OURS:
+            raise RuntimeError(f"{name} and {bench.THEIRS} disagree at {case}: {difference}")
+        if difference:
+            not_run[name] = f"wrong: {difference}"
+    while True:
+        samplers = {
+            name: partial(contestant.ask, "sample")
+            for name, contestant in present.items()
+            if name not in not_run
+        }
+        try:
+            return bench.alternate(samplers, repeats, MODE_SECONDS), not_run
+        except peers.NotRunError as error:
+            if error.contestant == bench.THEIRS:
+                raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+            not_run[error.contestant] = str(error)

@@ -1,0 +1,176 @@
+"""The report of run.py as Markdown and as two plots."""
+
+from dataclasses import replace
+from typing import Any
+
+from cases import Case
+from matplotlib.figure import Figure
+
+from rnnfast import bench
+
+
+def case_of(result: dict[str, Any]) -> Case:
+    fields = {name: result[name] for name in Case.__dataclass_fields__}
+    return Case(**fields | {"lengths": tuple(fields["lengths"] or ()) or None})
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Headline, ceilings, a table a mode, and what the tables leave unsaid."""
+    ceilings = report["ceilings"]
+    reads = ", ".join(f"{level} {gbs:.0f}" for level, gbs in ceilings["levels"].items())
+    gemm = ", ".join(f"{name} {rate:.0f}" for name, rate in ceilings["gemm_gflops"].items())
+    contestants = report["contestants"].items()
+    present = ", ".join(f"{name} {c['version']}" for name, c in contestants if c["version"])
+    absent = ", ".join(f"{name} ({c['absent']})" for name, c in contestants if c["absent"])
+    parts = [
+        f"{bench.headline(report)}. {report['date']}, `{report['command']}`\n",
+        f"Ceilings: {bench.GEMM_SIZE}^3 product {gemm} GFLOP/s; read GB/s {reads}; copy in memory "
+        f"{ceilings['copy_gbs']:.0f} GB/s.\n",
+        f"Contestants: {present}.{f' Absent: {absent}.' if absent else ''}\n",
+        "Times are milliseconds a call; a ratio is a time over that of rnnfast.\n",
+    ]
+    for mode, title in bench.MODES.items():
+        parts.append(f"### {title}\n\n{bench.markdown_table(rows(report, mode))}")
+        parts += [f"{line}\n" for line in remarks(report, mode)]
+    return "\n".join(parts)
+
+
+def timed(report: dict[str, Any], mode: str) -> list[str]:
+    """The contestants that some case of the mode was timed with."""
+    return [
+        name
+        for name in report["contestants"]
+        if any(name in result[mode]["ms"] for result in report["cases"])
+    ]
+
+
+def rows(report: dict[str, Any], mode: str) -> list[list[str]]:
+    """The table of one mode as text: a heading, a row a case, the geometric means of the first."""
+    names = timed(report, mode)
+    table = [["T,B,I,H", *names, "ceiling", "of it", "fastest other", "ratio", "first"]]
+    table += [[r["case"], *_row(r[mode], names)] for r in report["cases"] if r["default"]]
+    if mean := report["geometric_mean"][mode]:
+        row = [f"{mean[name]:.2f}" if name in mean else "" for name in names]
+        table.append(["mean ratio", *row, "", "", "", f"{mean['fastest other']:.2f}", ""])
+    table += [[r["case"], *_row(r[mode], names)] for r in report["cases"] if not r["default"]]
+    return table
+
+
+def _row(figures: dict[str, Any], names: list[str]) -> list[str]:
+    row = []
+    for name in names:
+        if name in figures["ms"]:
+            row.append(bench.format_ms(figures["ms"][name]["median"]))
+        else:
+            row.append("not run: " + figures["not_run"][name].partition(":")[0])
+    ours = bench.OURS in figures["ms"]
+    fastest = figures["fastest_other"]
+    return [
+        *row,
+        bench.format_ms(figures["ceiling_ms"]),
+        f"{figures['of_ceiling']:.0%}" if ours else "",
+        fastest,
+        f"{figures['ratio'][fastest]['of_medians']:.2f}" if ours else "",
+        ("yes" if figures["first"] else "no") if ours else "",
+    ]
+
+
+def remarks(report: dict[str, Any], mode: str) -> list[str]:
+    lines = []
+    results = report["cases"]
+    for name, contestant in report["contestants"].items():
+        reasons = {r["case"]: r[mode]["not_run"].get(name) for r in results}
+        if contestant["version"] and name not in timed(report, mode):
+            lines.append(f"{name}: {', '.join(sorted(set(reasons.values())))}.")
+            continue
+        lines += [
+            f"{name} at {case}: {why}." for case, why in reasons.items() if why and ":" in why
+        ]
+    by_case = {case_of(result): result[mode] for result in results}
+    for case, figures in by_case.items():
+        dense = by_case.get(replace(case, lengths=None))
+        if case.lengths and dense and bench.OURS in figures["ms"]:
+            packed, full = (
+                1e3 * f["ms"][bench.OURS]["median"] / c.tokens
+                for c, f in ((case, figures), (replace(case, lengths=None), dense))
+            )
+            lines.append(
+                f"{bench.OURS} at {case}: {packed:.2f} us for each of {case.tokens} tokens; "
+                f"without the lengths {full:.2f} us for each of {case.T * case.B}."
+            )
+    return lines
+
+
+def comparison(report: dict[str, Any]) -> Figure:
+    """Every contestant's time over that of rnnfast: one panel a mode, one line a case."""
+    results = [r for r in report["cases"] if any("ratio" in r[mode] for mode in bench.MODES)]
+    figure = Figure(figsize=(13, 2 + 0.36 * len(results)), layout="constrained")
+    panels = figure.subplots(1, len(bench.MODES), sharey=True)
+    others = [name for name in report["contestants"] if name != bench.OURS]
+    handles = {}
+    for axes, (mode, title) in zip(panels, bench.MODES.items(), strict=True):
+        figures = [(y, r[mode]) for y, r in enumerate(results) if "ratio" in r[mode]]
+        axes.set_xscale("log", base=2)
+        for k, name in enumerate(others):
+            points = [(f["ratio"][name]["of_medians"], y) for y, f in figures if name in f["ratio"]]
+            if points:
+                marker = "osD^v<>ph*"[k % 10]
+                (handles[name],) = axes.plot(*zip(*points, strict=True), marker, c=f"C{k}", ms=5)
+        # Where nothing but a call's own cost counts, the ceiling is far off the plot.
+        shown = [r["of_medians"] for _, f in figures for r in f["ratio"].values()]
+        axes.set_xlim(min([0.5, *shown]) / 1.2, max([2, *shown]) * 1.2)
+        bound = [(f["of_ceiling"], y) for y, f in figures]
+        (handles["ceiling of the machine"],) = axes.plot(
+            [x for x, _ in bound], [y for _, y in bound], "|", c="black", ms=9, mew=2
+        )
+        axes.axvline(1, color="black", linewidth=1)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"time / time of {bench.OURS} (logarithmic)")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(range(len(results)), [r["case"] for r in results], fontsize=8)
+    panels[0].set_ylim(len(results) - 0.5, -0.5)  # of all panels: they share it
+    figure.suptitle(bench.headline(report).replace("; ", "\n", 1), fontsize=9)
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False
+    )
+    return figure
+
+
+def roofline(report: dict[str, Any]) -> Figure:
+    """The forward of rnnfast at the default shapes under the machine's roofs, float32.
+
+    S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for
+    multicore architectures", Communications of the ACM 52(4), 2009.
+    """
+    points = [
+        (r["case"], r["intensity"], r["forward"]["gflops"])
+        for r in report["cases"]
+        if r["default"] and "gflops" in r["forward"]
+    ]
+    intensities = [x for _, x, _ in points]
+    left, right = min(intensities, default=1) / 4, max(intensities, default=1) * 2
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    gemm = report["ceilings"]["gemm_gflops"]["float32"]
+    axes.plot([left, right], [gemm, gemm], color="black", label=f"product {gemm:.0f} GFLOP/s")
+    for level, gbs in report["ceilings"]["levels"].items():
+        ridge = max(left, gemm / gbs)
+        label = f"reading from {level} {gbs:.0f} GB/s"
+        axes.plot([left, ridge], [left * gbs, ridge * gbs], linewidth=1, label=label)
+    for k, (name, x, gflops) in enumerate(points):
+        # Points that lie close together are told apart by shape and colour.
+        axes.plot(x, gflops, "osD^v<>ph*"[k % 10], color=f"C{k}", ms=7, label=name)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(left, right)
+    axes.set_xlabel("FLOP of the forward / byte that must move in a step (logarithmic)")
+    axes.set_ylabel("GFLOP/s (logarithmic)")
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(bench.headline(report).replace("; ", "\n", 1), fontsize=9)
+    return figure

@@ -1,0 +1,323 @@
+"""benchmarks/run.py and what it stands on: who takes part, who is refused, what is reported."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import ceilings
+import contest
+import numpy as np
+import peers
+import pytest
+import report as reports
+import run
+from cases import Case, Data, data, one_hot_vectors, result_names
+from rich.console import Console
+
+from rnnfast import bench, reference
+
+CASES = [
+    Case(4, 3, 5, 7),
+    Case(1, 1, 1, 1),
+    Case(9, 1, 16, 16),
+    Case(5, 2, 4, 6, directions=2),
+    Case(5, 2, 6, 6, layers=2),
+    Case(5, 2, 6, 6, layers=2, directions=2),
+    Case(6, 3, 4, 5, lengths=(6, 4, 1)),
+    Case(5, 3, 6, 8, one_hot=True),
+    Case(5, 3, 16, 16, dtype="bfloat16"),
+]
+ALWAYS = (bench.OURS, bench.THEIRS, "torch.compile", bench.NUMPY)
+
+
+@pytest.fixture(scope="module")
+def everyone():
+    everyone = contest.contestants()
+    with contest.started(everyone, threads=1):
+        yield {contestant.name: contestant for contestant in everyone}
+
+
+def _truth(case: Case, given: Data, mode: str) -> list[np.ndarray]:
+    """What a contestant must return, from `rnnfast.reference` in float64, row by row."""
+    x = one_hot_vectors(case, given.x).astype(np.float64)
+    weights = [w.astype(np.float64) for w in given.weights]
+    options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    output, dx = np.zeros_like(given.dy, np.float64), np.zeros_like(x)
+    h_n = np.zeros((case.layers * case.directions, case.B, case.H))
+    dweights = [np.zeros_like(w) for w in weights]
+    for b, steps in enumerate(case.lengths or [case.T] * case.B):
+        row = np.s_[:steps, b : b + 1]
+        outputs, h_n[:, b : b + 1] = reference.rnn(x[row], None, weights, **options)
+        output[row] = outputs[-1]
+        dx[row], _, dw = reference.rnn_backward(
+            x[row], None, weights, outputs, given.dy[row].astype(np.float64),
+            np.zeros_like(h_n[:, b : b + 1]), **options,
+        )  # fmt: skip
+        dweights = [a + b for a, b in zip(dweights, dw, strict=True)]
+    if mode == "forward":
+        return [output, h_n]
+    return ([] if case.one_hot else [dx]) + dweights
+
+
+@pytest.mark.parametrize("mode", bench.MODES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_contestants_are_right(everyone, case, mode):
+    truth = _truth(case, data(case), mode)
+    names = result_names(case, mode)
+    ran = set()
+    for name, contestant in everyone.items():
+        # To compile takes seconds a case: one will do.
+        if contestant.absent or (name == "torch.compile" and case != CASES[0]):
+            continue
+        try:
+            results = contestant.ask("prepare", case, mode)
+        except peers.NotRunError as error:
+            # Said in a few words, and not by an accident in the contestant's process.
+            assert ":" not in str(error)
+            continue
+        assert not bench.disagreement(names, results, truth, contest.TOLERANCE[case.dtype]), name
+        assert contestant.ask("sample", 2) > 0
+        ran.add(name)
+    assert bench.THEIRS in ran
+    assert (bench.OURS in ran) or case.dtype == "bfloat16"
+    assert ("torch.compile" in ran) == (case == CASES[0])
+
+
+@pytest.mark.parametrize("name", [c.name for c in contest.contestants()])
+def test_installed(everyone, name):
+    if everyone[name].absent:
+        assert name not in ALWAYS
+        assert everyone[name].absent.startswith("not installed: pip install")
+        pytest.skip(everyone[name].absent)
+    assert everyone[name].version
+
+
+def test_a_missing_library_is_named(tmp_path):
+    contestant = contest.Contestant("oneDNN", "OneDNN", str(tmp_path))
+    with contest.started([contestant], threads=1):
+        assert contestant.version is None
+        assert contestant.absent == "not installed: pip install 'rnnfast[peers]'"
+
+
+def test_nobody_runs_unless_asked(everyone):
+    contestant = everyone[bench.NUMPY]
+    contestant.ask("prepare", CASES[0], "forward")
+    stat = Path(f"/proc/{contestant._process.pid}/stat")
+    deadline = time.monotonic() + 10
+    while stat.read_text().rpartition(")")[2].split()[0] != "T" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stat.read_text().rpartition(")")[2].split()[0] == "T"
+    assert contestant.ask("sample", 1) > 0
+
+
+def test_the_number_of_threads(everyone):
+    for contestant in everyone.values():
+        if not contestant.absent:
+            assert len(os.sched_getaffinity(contestant._process.pid)) == 1
+    with pytest.raises(ValueError, match="threads"):
+        contest.Contestant("NumPy", "NumPy").start(threads=10**6)
+
+
+def test_the_dead_are_left_out_and_come_back(everyone):
+    numpy = everyone[bench.NUMPY]
+    chosen = [everyone[bench.OURS], everyone[bench.THEIRS], numpy]
+    numpy.ask("prepare", CASES[0], "forward")
+    numpy._process.kill()
+    samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
+    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert not_run == {bench.NUMPY: "its process died"}
+    samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
+    assert samples.keys() == {bench.OURS, bench.THEIRS, bench.NUMPY}
+    assert not not_run
+
+
+def test_the_silent_are_left_out(everyone, monkeypatch):
+    numpy = everyone[bench.NUMPY]
+    monkeypatch.setattr(contest, "PATIENCE", 0)
+    with pytest.raises(peers.NotRunError, match="no answer in 0 s"):
+        numpy.ask("prepare", Case(200, 1, 64, 64), "forward")
+
+
+class Fake:
+    """A contestant in this process."""
+
+    absent = None
+    version = "1"
+
+    def __init__(self, name, wrong=1.0, fails_at="", seconds=1e-3):
+        self.name, self.wrong, self.fails_at, self.seconds = name, wrong, fails_at, seconds
+        self.sampled = False
+
+    def start(self, threads):
+        pass
+
+    def close(self):
+        pass
+
+    def ask(self, method, *values):
+        if method == self.fails_at:
+            raise peers.NotRunError("too tired", self.name)
+        if method == "prepare":
+            results = _truth(values[0], data(values[0]), values[1])
+            return [*results[:-1], results[-1] * self.wrong]
+        self.sampled = True
+        return self.seconds
+
+
+def _fakes(*others):
+    return [Fake(bench.OURS, seconds=2e-3), Fake(bench.THEIRS, seconds=4e-3), *others]
+
+
+def test_the_wrong_are_not_timed():
+    wrong, broken = Fake("wrong", wrong=1.001), Fake("nan", wrong=np.nan)
+    samples, not_run = contest.measure(CASES[0], "training", _fakes(wrong, broken), repeats=2)
+    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert not_run["wrong"].startswith("wrong: gradient of bias_hh_l0 differs by")
+    assert not_run.keys() == {"wrong", "nan"}
+    assert not (wrong.sampled or broken.sampled)
+
+
+def test_who_fails_while_it_is_timed_is_left_out():
+    samples, not_run = contest.measure(
+        CASES[0], "forward", _fakes(Fake("weak", fails_at="sample")), repeats=2
+    )
+    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert not_run == {"weak": "too tired"}
+
+
+@pytest.mark.parametrize("fails_at", ["prepare", "sample"])
+def test_nothing_is_measured_without_the_baseline(fails_at):
+    chosen = [Fake(bench.OURS), Fake(bench.THEIRS, fails_at=fails_at)]
+    with pytest.raises(RuntimeError, match=r"nn\.RNN at 4,3,5,7: too tired"):
+        contest.measure(CASES[0], "forward", chosen, repeats=2)
+
+
+def test_rnnfast_must_be_right():
+    chosen = [Fake(bench.OURS, wrong=1.001), Fake(bench.THEIRS)]
+    with pytest.raises(RuntimeError, match=r"rnnfast and nn\.RNN disagree at 4,3,5,7: h_n differs"):
+        contest.measure(CASES[0], "forward", chosen, repeats=2)
+
+
+def test_flop_and_ceiling():
+    # 10 steps x 3 rows x (5 + 7) x 7 multiplications, and as many additions; three times in all
+    case = Case(10, 3, 5, 7)
+    assert case.flop("forward") == 5040
+    assert case.flop("training") == 3 * 5040
+    assert case.recurrent_flop == 2940
+    # 10 steps read 7 x 7 floats at 2 GB/s: 980 ns; the other 2100 FLOP at 4 GFLOP/s: 525 ns
+    assert case.least_seconds("forward", 4, 2) == pytest.approx(1505e-9)
+    # Twice as many steps; 3 x 5040 - 2 x 2940 FLOP in large products
+    assert case.least_seconds("training", 4, 2) == pytest.approx((1960 + 2310) * 1e-9)
+    # All in cache: then the products alone bound it, and with more rows in any case.
+    assert case.least_seconds("forward", 4, 1e9) == pytest.approx(1260e-9)
+    assert Case(10, 5, 5, 7).least_seconds("forward", 4, 2) == pytest.approx(2100e-9)
+    # Directions double everything; a layer above reads both directions of the one below.
+    assert Case(10, 3, 5, 7, directions=2).flop("forward") == 2 * 5040
+    assert Case(10, 3, 5, 7, layers=2).flop("forward") == 5040 + 2 * 10 * 3 * 14 * 7
+    assert Case(10, 3, 5, 7, layers=2, directions=2).flop("forward") == 10080 + 4 * 30 * 21 * 7
+    assert Case(10, 3, 5, 7, one_hot=True).flop("forward") == 2940
+    assert Case(4, 3, 5, 7, lengths=(4, 2, 1)).flop("forward") == 2 * 7 * 12 * 7
+    assert Case(10, 3, 5, 7, dtype="bfloat16").weight_bytes() == 98
+    # A step: 49 + 35/10 + 3 x (5 + 14) floats moved for 504 FLOP
+    assert case.intensity() == pytest.approx(504 / (4 * 109.5))
+
+
+def test_ceilings_are_of_this_machine(monkeypatch):
+    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
+    measured = ceilings.measure(["float32"], [196, 1 << 16], threads=2)
+    assert measured["read_gbs"].keys() == {"196", "65536"}
+    assert measured["levels"].keys() >= {"memory"}
+    for values in (measured["gemm_gflops"], measured["read_gbs"], measured["levels"]):
+        assert all(0 < value < 1e6 for value in values.values())
+    assert 0 < measured["copy_gbs"] < 1e6
+    assert ceilings.best({"a": {"b": 1, "c": 5}, "d": 2}, {"a": {"b": 3, "c": 4}, "d": 1}) == {
+        "a": {"b": 3, "c": 5},
+        "d": 2,
+    }
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """run.py over small cases, one of them a default shape, and contestants of known speed."""
+    weak, absent = Fake("weak", fails_at="sample"), Fake("absent")
+    absent.absent, absent.version = "not installed: pip install absent", None
+    wrong = Fake("half", wrong=2.0, seconds=1e-3)
+    wrong.ask = lambda method, *values: (
+        Fake.ask(Fake("half", wrong=1.0 if values[0] == CASES[0] else 2.0), method, *values)
+        if method == "prepare"
+        else 1e-3
+    )
+    special = [CASES[0], Case(6, 3, 5, 7), Case(6, 3, 5, 7, lengths=(6, 4, 1))]
+    monkeypatch.setattr(bench, "DEFAULT_SHAPES", [bench.Shape(4, 3, 5, 7)])
+    monkeypatch.setattr(run, "special_cases", lambda: special[1:])
+    monkeypatch.setattr(contest, "contestants", lambda: _fakes(wrong, weak, absent))
+    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
+
+
+def test_run_writes_its_files(fake_run, tmp_path, capsys):
+    run.main(["--repeats", "2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    suffixes = sorted(path.name.rpartition("-")[2] for path in tmp_path.iterdir())
+    assert len(suffixes) == 4
+    [written] = tmp_path.glob("*.json")
+    report = json.loads(written.read_text())
+    assert written.with_suffix(".md").read_text().strip() in printed
+    for image in tmp_path.glob("*.png"):
+        assert image.read_bytes().startswith(b"\x89PNG")
+    assert report["command"] == "python benchmarks/run.py --repeats 2"
+    assert [r["default"] for r in report["cases"]] == [True, False, False]
+
+    first, second, _ = report["cases"]
+    for mode in bench.MODES:
+        assert first[mode]["fastest_other"] == "half"
+        assert first[mode]["first"] is False
+        assert second[mode]["fastest_other"] == "nn.RNN"
+        assert second[mode]["first"] is True
+        assert second[mode]["not_run"]["half"].startswith("wrong: ")
+        assert first[mode]["of_ceiling"] == pytest.approx(first[mode]["ceiling_ms"] / 2)
+        assert report["geometric_mean"][mode] == pytest.approx(
+            {"nn.RNN": 2.0, "half": 0.5, "fastest other": 0.5}
+        )
+    table = reports.rows(report, "forward")
+    heading = ["T,B,I,H", "rnnfast", "nn.RNN", "half", "ceiling", "of it", "fastest other"]
+    assert table[0] == [*heading, "ratio", "first"]
+    assert [row[0] for row in table[1:]] == [
+        "4,3,5,7", "mean ratio", "6,3,5,7", "6,3,5,7 lengths 1..6",
+    ]  # fmt: skip
+    assert table[1][1:4] == ["2", "4", "1"]
+    assert table[1][6:] == ["half", "0.50", "no"]
+    assert table[2][1:4] == ["", "2.00", "0.50"]
+    assert table[3][1:4] == ["2", "4", "not run: wrong"]
+    assert table[3][6:] == ["nn.RNN", "2.00", "yes"]
+    assert "weak: too tired." in printed
+    assert "Absent: absent (not installed: pip install absent)." in printed
+    assert "half at 6,3,5,7: wrong: h_n differs" in printed
+    # 2 ms over 6 + 4 + 1 tokens, and over 18
+    assert "181.82 us for each of 11 tokens; without the lengths 111.11 us" in printed
+
+
+def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
+    run.main(["--repeats", "2", "--out", str(tmp_path), "--only", "6,3,5,7"])
+    printed = capsys.readouterr().out
+    assert "| 6,3,5,7 " in printed
+    assert "| 4,3,5,7 " not in printed
+    assert "mean ratio" not in printed
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        run.main(["--only", "nothing"])
+    assert "no case is named so" in capsys.readouterr().err
+
+
+def test_what_has_no_kernel_is_reported_all_the_same(monkeypatch):
+    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
+    chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(bench.THEIRS)]
+    report = run.measure([CASES[0]], chosen, 2, Console(quiet=True)) | {"command": ""}
+    row = reports.rows(report, "forward")[1]
+    assert row[0] == "4,3,5,7"
+    assert "rnnfast: too tired." in reports.markdown(report)
+    reports.comparison(report)
+    reports.roofline(report)
