@@ -52,6 +52,9 @@ public:
 
   void run(int thread, int threads) {
     const int64_t B = shape_.B, H = shape_.H;
+    for (int other = thread + threads; other < team_; other += threads) {
+      done_[other].set(shape_.T); // nobody waits for threads that were not granted
+    }
     pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
     pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     for (int64_t r = thread; r < B; r += threads) {
@@ -74,9 +77,7 @@ public:
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * ld_,
             done_[thread]);
     }
-    for (int other = thread; other < team_; other += threads) {
-      done_[other].set(shape_.T); // those that have no share, or do not exist
-    }
+    done_[thread].set(shape_.T); // also where there was no share
   }
 
 private:
