@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from . import build_info, reference
 from ._version import __version__
 from .lm.errors import UserError
-from .lm.storage import write_atomic
+from .lm.files import write_atomic
 from .nn import FastRNN
 
 OURS, THEIRS, NUMPY = "rnnfast", "nn.RNN", "NumPy"

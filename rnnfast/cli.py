@@ -23,8 +23,9 @@ from rich.table import Table
 from . import bench, lm
 from ._version import __version__
 from .lm.evaluate import bits, perplexity
+from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
-from .lm.storage import Folder, write_atomic
+from .lm.storage import Folder
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 DEFAULT_EPOCHS = 10  # of a run on the user's own text

@@ -15,6 +15,7 @@ from lm_helpers import PERIODIC, WORDS, same_weights, small_config
 
 from rnnfast import lm
 from rnnfast.lm import storage
+from rnnfast.lm.files import write_atomic
 from rnnfast.lm.runs import prepare, resume
 
 CORPUS = lm.corpus.split(PERIODIC)
@@ -246,7 +247,7 @@ def test_other_settings_and_other_text_are_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    storage.write_atomic(path, b"old")
+    write_atomic(path, b"old")
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -255,7 +256,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, full)
             with pytest.raises(lm.UserError, match="No space left"):
-                storage.write_atomic(path, b"new")
+                write_atomic(path, b"new")
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 

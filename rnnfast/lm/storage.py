@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from safetensors.torch import save as to_bytes
 from .._version import __version__
 from .config import Config
 from .errors import UserError
+from .files import sync, write_atomic, writing
 from .model import RNNLM
 from .vocab import Vocabulary
 
@@ -35,44 +35,6 @@ VOCAB = "vocab.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that its name holds the old content or the new, whatever happens.
-
-    The data goes to a temporary name beside it, to the disk (fsync), and is then renamed.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
-
-
-@contextlib.contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    """A full disk or a missing permission is for the user to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _sync(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json(data) -> bytes:
@@ -94,7 +56,7 @@ class Folder:
                 if _is_temporary(entry.name):  # of a run that was killed while it wrote
                     entry.unlink(missing_ok=True)
             return
-        with _writing(self.final):
+        with writing(self.final):
             if self.final.exists():
                 self._check_replaceable(overwrite)
             if (self.final / WEIGHTS).exists():
@@ -128,7 +90,7 @@ class Folder:
         number = 1
         while True:
             path = Path(name if number == 1 else f"{name}-{number}")
-            with _writing(path):
+            with writing(path):
                 try:
                     path.mkdir()
                     return cls(path)
@@ -139,11 +101,11 @@ class Folder:
         """Give the run its name, if it was written beside an old model."""
         if self.path == self.final:
             return
-        with _writing(self.final):
+        with writing(self.final):
             old = self._beside("old")
             os.rename(self.final, old)
             os.rename(self.path, self.final)
-            _sync(self.final.resolve().parent)
+            sync(self.final.resolve().parent)
         self.path = self.final
         shutil.rmtree(old, ignore_errors=True)
 
@@ -172,7 +134,7 @@ class Folder:
 
     def log(self, record: dict) -> None:
         path = self.path / LOG
-        with _writing(path), open(path, "a", encoding="utf-8") as file:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def cut_log(self, step: int) -> None:
