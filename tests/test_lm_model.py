@@ -78,12 +78,12 @@ def test_carried_hidden_state_is_one_long_pass(nlayers):
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_evaluate_is_the_chain_rule(level, chunk, monkeypatch):
-    monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "CHUNK", chunk)
+    monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "CHUNK", chunk)
     model = small_model(level, nlayers=2, dropout=0.5)
     ids = model.vocab.encode_stream(PERIODIC[:50] if level == "char" else WORDS[:150])
     expected = step_by_step(model, ids)
     model.train()  # evaluation is without dropout whatever the mode, and leaves the mode
-    np.testing.assert_allclose(lm.logprobs(model, ids), expected, rtol=2e-4)
+    np.testing.assert_allclose(model.logprobs(ids), expected, rtol=2e-4)
     result = lm.evaluate(model, ids)
     assert model.training
     assert result.tokens == len(ids)
@@ -187,8 +187,8 @@ def test_generation_depends_on_nothing_but_weights_and_options(level, monkeypatc
         num_threads(threads)
         assert again() == expected
     for block, weights in ((1, 1 << 26), (7, 1 << 26), (64, 1)):
-        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK", block)
-        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK_WEIGHTS", weights)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK", block)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK_WEIGHTS", weights)
         assert again() == expected
     model.train()  # no dropout in what it writes, and it stays in training
     assert again() == expected and model.training

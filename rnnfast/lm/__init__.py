@@ -12,7 +12,7 @@ from . import corpus
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
-from .evaluate import Evaluation, Score, evaluate, generate, logprobs, score
+from .evaluate import Evaluation, Score, evaluate, generate, score
 from .model import RNNLM
 from .runs import prepare, resume, train
 from .storage import load, save
@@ -33,7 +33,6 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
-    "logprobs",
     "prepare",
     "resume",
     "save",

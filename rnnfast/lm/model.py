@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from .. import functional
+from .. import _ops, functional
 from ..nn import FastRNN
+from .batches import shifted
 from .config import CHAR, Config
 from .errors import UserError
-from .evaluate import Evaluation, Score, evaluate, generate, score
+from .evaluate import Evaluation, Score, evaluate, generate, one_thread, score
 from .vocab import Vocabulary
 
+CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
+CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words
+BLOCK = 64  # tokens a call of the sampler: the reader, and Ctrl-C, wait for so many
+BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
 
 
@@ -110,6 +120,58 @@ class RNNLM(nn.Module):
             dropout=rnn.dropout,
             training=self.training,
         )
+
+    @torch.inference_mode()
+    def logprobs(
+        self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of all tokens, float64 (n,), nats.
+
+        The stream is one sequence, whatever the batch size of training was: the hidden state
+        starts at zero, carries over from chunk to chunk, and every token is predicted exactly
+        once. `on_chunk` is called with the number of tokens done.
+        """
+        inputs, targets = (torch.from_numpy(a) for a in shifted(ids, self.vocab.boundary))
+        device = self.decoder.weight.device
+        chunk = min(CHUNK, max(1, CHUNK_LOGITS // len(self.vocab)))
+        result = np.empty(len(ids))
+        was_training = self.training
+        self.eval()
+        try:
+            hidden = None
+            for start in range(0, len(ids), chunk):
+                part = slice(start, start + chunk)
+                with one_thread():
+                    output, hidden = self.recur(inputs[part, None].to(device), hidden)
+                logits = self.decoder(output)
+                loss = F.cross_entropy(logits[:, 0], targets[part].to(device), reduction="none")
+                result[part] = -loss.double().cpu().numpy()
+                if on_chunk:
+                    on_chunk(min(start + chunk, len(ids)))
+        finally:
+            self.train(was_training)
+        return result
+
+    @torch.inference_mode()
+    def sampler(self, **options):
+        """A native sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
+
+        `options` are those of `rnnfast._ops.sampler`, which says what a sampler does.
+        """
+        parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
+        parameters += self.rnn.parameters()
+        embedding, decoder_w, decoder_b, *rnn = (p.to("cpu", torch.float32) for p in parameters)
+        with one_thread():  # so that the table has the same bits with any number of threads
+            table = embedding @ rnn[0].t()
+        layers = []
+        for k in range(0, len(rnn), 4):
+            w_ih, w_hh, b_ih, b_hh = rnn[k : k + 4]
+            layers.append((torch.cat([w_hh, w_ih], 1) if k else w_hh, b_ih + b_hh))
+        if self.vocab.unk is not None:
+            decoder_b = decoder_b.index_fill(0, torch.tensor(self.vocab.unk), -math.inf)
+        relu = self.rnn.nonlinearity == "relu"
+        block = max(1, min(BLOCK, BLOCK_WEIGHTS // sum(p.numel() for p in self.parameters())))
+        return _ops.sampler(table, layers, (decoder_w, decoder_b), relu, **options), block
 
     def evaluate(self, text: str) -> Evaluation:
         """Cross-entropy of a text read as one stream; see `rnnfast.lm.evaluate`."""
