@@ -81,9 +81,24 @@ def test_words_are_limited_by_count_and_size():
     assert lm.Vocabulary.build("word", [text], max_vocab=4).tokens == ["<eos>", "<unk>", "a", "b"]
 
 
+def test_unknown_characters_with_unk():
+    vocab = lm.Vocabulary.build("char", ["<unk>"], unk=True)
+    assert vocab.tokens == ["\n", "<", ">", "k", "n", "u", "<unk>"] and vocab.unk == 6
+    ids = vocab.encode("<unk>\u2028z")
+    assert ids.dtype == np.int64 and ids.tolist() == [1, 5, 4, 3, 2, 6, 6]
+
+
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_vocabulary_json_round_trip(level):
-    vocab = lm.Vocabulary.build(level, [WORDS + "é\u2028"])
+def test_limits_of_a_vocabulary_are_checked(level):
+    with pytest.raises(lm.UserError, match="min_count must be at least 1, not 0"):
+        lm.Vocabulary.build(level, ["a"], min_count=0)
+    with pytest.raises(lm.UserError, match="max_vocab must be at least 2, not 1"):
+        lm.Vocabulary.build(level, ["a"], max_vocab=1)
+
+
+@pytest.mark.parametrize(("level", "unk"), [("char", False), ("char", True), ("word", True)])
+def test_vocabulary_json_round_trip(level, unk):
+    vocab = lm.Vocabulary.build(level, [WORDS + "é\u2028"], unk=unk)
     again = lm.Vocabulary.from_json(json.loads(json.dumps(vocab.to_json())))
     assert again.tokens == vocab.tokens
     assert (again.encode(WORDS) == vocab.encode(WORDS)).all()
