@@ -1,4 +1,4 @@
-"""Language models on the Elman RNN: train, evaluate, score, generate.
+"""Language models, Elman RNNs and n-grams: train, evaluate, score, generate.
 
 from rnnfast import lm
 
@@ -14,6 +14,7 @@ from .corpus import Corpus
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, Score, evaluate, generate, score
 from .model import RNNLM
+from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
 from .trainer import Trainer
@@ -25,6 +26,7 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "Interrupted",
+    "NgramLM",
     "Score",
     "Trainer",
     "UserError",
