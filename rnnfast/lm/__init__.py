@@ -8,7 +8,7 @@ print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1)
 print(lm.load("my-model").score("A sentence.").logprob)
 """
 
-from . import corpus
+from . import arpa, corpus
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
@@ -31,6 +31,7 @@ __all__ = [
     "Trainer",
     "UserError",
     "Vocabulary",
+    "arpa",
     "corpus",
     "evaluate",
     "generate",

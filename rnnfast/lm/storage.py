@@ -22,10 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .._version import __version__
+from . import arpa
 from .config import Config
 from .errors import UserError
 from .files import sync, write_atomic, writing
 from .model import RNNLM
+from .ngram import NgramLM
 from .vocab import Vocabulary
 
 FORMAT = 1
@@ -166,12 +168,14 @@ def save(model: RNNLM, config: Config, path: str | Path, overwrite: bool = False
     folder.write_weights(weights(model))
 
 
-def load(path: str | Path, device: str = "cpu") -> RNNLM:
-    """The model of a folder, ready to evaluate, score and generate (in eval mode).
+def load(path: str | Path, device: str = "cpu") -> RNNLM | NgramLM:
+    """The model of a folder, or of an ARPA file, ready to evaluate, score and generate.
 
-    Raises UserError, with the file's name, for a file that is missing, corrupted or does not
-    match the others.
+    An RNNLM is on `device` and in eval mode. Raises UserError, with the file's name, for a file
+    that is missing, corrupted or does not match the others.
     """
+    if Path(path).is_file():
+        return arpa.read(path)
     config, vocab, _ = read_settings(path)
     try:
         # The shapes come first, and cost nothing: a wrong config could ask for any memory.
@@ -197,7 +201,9 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     """Config, vocabulary and the record of the corpus. Raises UserError as `load` does."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"there is no model folder {path}: give one that rnnfast train made")
+        raise UserError(
+            f"there is no model folder {path}: give one that rnnfast train made, or an ARPA file"
+        )
     settings = _read_json(path / CONFIG)
     try:
         if settings["format"] != FORMAT:
