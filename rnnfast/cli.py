@@ -1,4 +1,4 @@
-"""The command line: `rnnfast train | eval | generate | score | bench`, thin over `rnnfast.lm`.
+"""The command line: `rnnfast train | ngram | eval | generate | score | bench`, over `rnnfast.lm`.
 
 Exit status: 0 done; 2 for input the user can mend, with one line on stderr; 128 + the signal's
 number (130 for Ctrl-C) for a training run that was stopped, after it was saved.
@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -67,10 +68,7 @@ class Output:
         self.text = Console(file=self.stream, highlight=False, soft_wrap=True)
         self.progress = Console(stderr=True, highlight=False, soft_wrap=True)
         if target not in (None, "-"):
-            # Now, not after an hour of training.
-            path = Path(target)
-            if path.is_dir() or not os.access(path.parent, os.W_OK):
-                raise lm.UserError(f"cannot write {target}: give --json a file in a folder")
+            _check_writable(target, "--json")
 
     def json(self, data) -> None:
         if self.target is None:
@@ -81,6 +79,13 @@ class Output:
             sys.stdout.flush()
         else:
             write_atomic(self.target, text.encode())
+
+
+def _check_writable(target: str, option: str) -> None:
+    """To be done before the work, not after an hour of training."""
+    path = Path(target)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise lm.UserError(f"cannot write {target}: give {option} a file in a folder")
 
 
 # ---- commands
@@ -145,6 +150,50 @@ def _trainer(args: argparse.Namespace):
     return prepare(config, corpus, folder)
 
 
+def ngram(args: argparse.Namespace, output: Output) -> int:
+    if args.arpa:
+        _check_writable(args.arpa, "--arpa")
+    train = lm.corpus.read_text(args.train)
+    test = lm.corpus.read_text(args.test) if args.test else None
+    vocab = lm.Vocabulary.build(args.level, [train], args.min_count, args.max_vocab, unk=True)
+    ids = vocab.encode_stream(train)
+    began = time.monotonic()
+    model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
+    seconds = time.monotonic() - began
+    if args.arpa:
+        lm.arpa.write(model, args.arpa)
+    ngrams = [len(entries.keys) for entries in model.ngrams]
+    report = {
+        "order": model.order,
+        "smoothing": model.smoothing,
+        "train_tokens": len(ids),
+        **_test_figures(model, test),
+        "ngrams": ngrams,
+        "seconds": seconds,
+    }
+    sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
+    output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
+    if test is not None:
+        output.text.print(
+            "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}, "
+            "{perplexity_without_oov:.6g} without <unk>".format(**report)
+        )
+    if args.arpa:
+        output.text.print(escape(f"saved in {args.arpa}; more text: rnnfast generate {args.arpa}"))
+    output.json(report)
+    return 0
+
+
+def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov")
+    if test is None:
+        return dict.fromkeys(names)
+    ids = model.vocab.encode_stream(test)
+    each, known = model.logprobs(ids), ids != model.vocab.unk
+    losses = (-each.mean(), -each[known].mean())
+    return dict(zip(names, (len(ids), int((~known).sum()), *map(perplexity, losses)), strict=True))
+
+
 def evaluate(args: argparse.Namespace, output: Output) -> int:
     model = _load(args)
     ids = model.vocab.encode_stream(lm.corpus.read_text(args.data))
@@ -200,7 +249,7 @@ def score(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> lm.RNNLM:
+def _load(args: argparse.Namespace) -> lm.RNNLM | lm.NgramLM:
     device = args.device or "cpu"
     set_up(device, args.threads)
     return lm.load(args.model, device)
@@ -263,23 +312,29 @@ def _results(report: dict, baselines: dict[str, float]) -> Table:
 
 # ---- arguments
 
+MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="rnnfast", description="Language models on a fast Elman RNN.", allow_abbrev=False
+        prog="rnnfast",
+        description="Elman RNN and n-gram language models.",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, about, device=True):
+    def command(name, run, about, device=True, threads=True):
         sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument(
             "--json", metavar="PATH", help="write the result as JSON; - for standard output"
         )
-        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+        if threads:
+            sub.add_argument(
+                "--threads", type=int, metavar="N", help="CPU threads (torch's default)"
+            )
         if device:
             sub.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
         return sub
@@ -287,12 +342,15 @@ def parser() -> argparse.ArgumentParser:
     sub = command("train", train, "Train a model. Without arguments: a minute on built-in text.")
     _train_arguments(sub)
 
+    sub = command("ngram", ngram, "Count an n-gram model and test it.", device=False, threads=False)
+    _ngram_arguments(sub)
+
     sub = command("eval", evaluate, "Cross-entropy of a model on a file, read as one stream.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
 
     sub = command("generate", generate, "Text from a model, printed as it is made.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("--prompt", default="", metavar="TEXT", help="text to go on from (none)")
     sub.add_argument("--length", type=int, default=400, metavar="N", help="tokens to make (400)")
     sub.add_argument(
@@ -306,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
 
     sub = command("score", score, "Log probability of sentences by the chain rule, token by token.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
@@ -363,3 +421,25 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
     run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
     setting(run, "log_interval", int, "steps from one line of the log to the next")
+
+
+def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--train", required=True, metavar="FILE", help="UTF-8 text to count")
+    sub.add_argument("--test", metavar="FILE", help="UTF-8 text to take the perplexity of")
+    sub.add_argument("--order", type=int, default=5, metavar="N", help="longest n-grams (5)")
+    sub.add_argument(
+        "--smoothing",
+        choices=lm.ngram.SMOOTHINGS,
+        default="mkn",
+        help="maximum likelihood, add-k, stupid backoff, Katz, Kneser-Ney, modified (mkn)",
+    )
+    sub.add_argument("--k", type=float, default=1.0, metavar="X", help="what add-k adds (1)")
+    sub.add_argument("--level", choices=("char", "word"), default="word", help="tokens (word)")
+    sub.add_argument(
+        "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
+    )
+    sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
+    sub.add_argument(
+        "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"
+    )
+    sub.add_argument("--arpa", metavar="PATH", help="save the model")
