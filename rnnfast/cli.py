@@ -98,7 +98,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
     about = (
         f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
-        f"{config.nonlinearity} RNN, {config.nlayers} x {config.nhid} units, "
+        f"{config.nonlinearity} {_name(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
@@ -115,7 +115,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
         )
         return 128 + interrupted.signum
     report = trainer.report()
-    output.text.print(_results(report, trainer.baselines))
+    output.text.print(_results(report, _name(config), trainer.baselines))
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -249,7 +249,7 @@ def score(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> lm.RNNLM | lm.NgramLM:
+def _load(args: argparse.Namespace) -> lm.NeuralLM | lm.NgramLM:
     device = args.device or "cpu"
     set_up(device, args.threads)
     return lm.load(args.model, device)
@@ -295,11 +295,15 @@ def _bar(console: Console, about: str) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _results(report: dict, baselines: dict[str, float]) -> Table:
+def _name(config: lm.Config) -> str:
+    return "RNN" if config.model == "rnn" else f"window of {config.order} tokens"
+
+
+def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
     rows = [(f"{name}, valid", loss) for name, loss in baselines.items()]
-    rows.append(("RNN, valid", report["valid_loss"]))
+    rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
-        rows.append(("RNN, test", report["test_loss"]))
+        rows.append((f"{name}, test", report["test_loss"]))
     unit = "character" if report["level"] == "char" else "word"
     table = Table()
     table.add_column("model")
@@ -396,13 +400,16 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     setting(text, "max_vocab", int, "word level: at most so many words")
 
     model = sub.add_argument_group("model")
+    setting(model, "model", None, "", choices=("rnn", "window"))
+    setting(model, "order", int, "window: tokens it spans, the one predicted included")
+    flag = argparse.BooleanOptionalAction
+    setting(model, "direct", None, "window: connect embeddings to the output too", action=flag)
     setting(model, "emsize", int, "size of the embeddings")
     setting(model, "nhid", int, "hidden units of a layer")
     setting(model, "nlayers", int, "layers")
     setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
     setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
-    tied = argparse.BooleanOptionalAction
-    setting(model, "tied", None, "share embedding and output weights", action=tied)
+    setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")
     setting(how, "batch_size", int, "lanes the text is cut into")

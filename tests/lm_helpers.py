@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rnnfast import lm
+from rnnfast.lm.model import build
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))
@@ -49,7 +50,7 @@ def small_model(level="char", text=None, seed=0, **changes):
     """An untrained model with weights large enough that its probabilities are far from even."""
     vocab = lm.Vocabulary.build(level, [text or (PERIODIC if level == "char" else WORDS)])
     torch.manual_seed(seed)
-    model = lm.RNNLM.from_config(small_config(level, **changes), vocab).eval()
+    model = build(small_config(level, **changes), vocab).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5).add_(0.1 * torch.randn_like(parameter))

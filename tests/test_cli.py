@@ -194,6 +194,21 @@ def test_word_level_defaults(rnnfast):
     assert status == 0 and out.startswith("the") and out.count("\n") == 1
 
 
+def test_window(rnnfast):
+    Path("words").write_text(WORDS)
+    argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--model", "window")
+    argv += ("--order", 3, *TINY, "--direct", "--no-tied")
+    status, out, _ = rnnfast(*argv, "--out", "m", "--json", "r")
+    assert status == 0 and "tanh window of 3 tokens, 1 x 16 units" in out
+    assert "window of 3 tokens, valid" in out and "RNN" not in out
+    report = json.loads(Path("r").read_text())
+    size = report["vocab_size"]
+    assert report["parameters"] == 8 * size + 17 * 16 + (32 + 1) * size
+    assert lm.load("m").order == 3
+    _, out, _ = rnnfast("score", "m", "the cat sat", "--json", "-")
+    assert json.loads(out)[0]["logprob"] == lm.load("m").score("the cat sat").logprob
+
+
 def test_resume_goes_on(rnnfast, model):
     before = contents(model)
     status, _, err = rnnfast("train", "--resume", model)
@@ -333,6 +348,7 @@ def write(name, data=""):
 
 
 TRAIN = ["train", *TINY, "--epochs", "1"]
+WINDOW = [*TRAIN, "--data", "text", "--model", "window"]
 BAD_INPUT = {
     "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
     "folder as file": ([*TRAIN, "--data", "."], "cannot read"),
@@ -343,6 +359,10 @@ BAD_INPUT = {
     "test alone": ([*TRAIN, "--test", "text"], "--data"),
     "data and train": ([*TRAIN, "--data", "text", "--train", "text"], "not both"),
     "tied sizes": ([*TRAIN, "--data", "text", "--tied"], "emsize equal to nhid"),
+    "window order": ([*WINDOW, "--order", "1"], "order must be at least 2, not 1"),
+    "window layers": ([*WINDOW, "--nlayers", "2"], "nlayers must be 1"),
+    "window tied": ([*WINDOW, "--tied", "--direct"], "not tied"),
+    "rnn direct": ([*TRAIN, "--data", "text", "--direct"], "direct needs the model window"),
     "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
     "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
     "lr nan": ([*TRAIN, "--data", "text", "--lr", "nan"], "lr must be"),

@@ -1,4 +1,4 @@
-"""Language models, Elman RNNs and n-grams: train, evaluate, score, generate.
+"""Language models, Elman RNNs, fixed windows and n-grams: train, evaluate, score, generate.
 
 from rnnfast import lm
 
@@ -13,7 +13,7 @@ from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, Score, evaluate, generate, score
-from .model import RNNLM
+from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
@@ -26,11 +26,13 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "Interrupted",
+    "NeuralLM",
     "NgramLM",
     "Score",
     "Trainer",
     "UserError",
     "Vocabulary",
+    "WindowLM",
     "arpa",
     "corpus",
     "evaluate",

@@ -15,7 +15,7 @@ import torch
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .model import RNNLM
+    from .model import NeuralLM
     from .ngram import NgramLM
 
 
@@ -82,7 +82,7 @@ def one_thread() -> Iterator[None]:
 
 
 def evaluate(
-    model: RNNLM | NgramLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
+    model: NeuralLM | NgramLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Cross-entropy of a stream of token numbers (n,); see the model's `logprobs`."""
     if len(ids) == 0:
@@ -90,7 +90,7 @@ def evaluate(
     return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
 
 
-def score(model: RNNLM | NgramLM, sentence: str) -> Score:
+def score(model: NeuralLM | NgramLM, sentence: str) -> Score:
     """Log probability of a sentence by the chain rule, after a boundary and with one at its end."""
     ids = model.vocab.encode(sentence, close=True)
     each = model.logprobs(ids)
@@ -99,7 +99,7 @@ def score(model: RNNLM | NgramLM, sentence: str) -> Score:
 
 
 def generate(
-    model: RNNLM | NgramLM,
+    model: NeuralLM | NgramLM,
     prompt: str = "",
     length: int = 200,
     temperature: float = 1.0,

@@ -10,7 +10,7 @@ import torch
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .errors import UserError
-from .model import RNNLM
+from .model import NeuralLM, build
 from .storage import Folder, load, read_checkpoint, read_settings, weights
 from .trainer import Trainer
 from .vocab import Vocabulary
@@ -29,7 +29,7 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
         known = texts if config.level == CHAR else texts[:1]
         vocab = Vocabulary.build(config.level, known, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
-        model = RNNLM.from_config(config, vocab)
+        model = build(config, vocab)
         trainer = Trainer(model, config, *_streams(vocab, corpus), folder=folder)
         if folder is not None:
             folder.write_settings(config, vocab, _about(corpus))
@@ -66,7 +66,7 @@ def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Tra
             f"the text is not the one the run in {path} began with: give that one, or start anew"
         )
     trainer = Trainer(
-        RNNLM.from_config(changed, vocab),
+        build(changed, vocab),
         changed,
         *_streams(vocab, corpus),
         folder=Folder(path, resume=True),
@@ -122,7 +122,7 @@ def set_up(device: str, threads: int | None) -> None:
 
 def train(
     config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
-) -> tuple[RNNLM, dict]:
+) -> tuple[NeuralLM, dict]:
     """Train a model and return it with its report; with `out` it is saved there as well."""
     folder = None if out is None else Folder(out, overwrite)
     trainer = prepare(config, corpus, folder)

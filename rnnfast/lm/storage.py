@@ -26,7 +26,7 @@ from . import arpa
 from .config import Config
 from .errors import UserError
 from .files import sync, write_atomic, writing
-from .model import RNNLM
+from .model import NeuralLM, build
 from .ngram import NgramLM
 from .vocab import Vocabulary
 
@@ -156,22 +156,22 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def weights(model: RNNLM) -> dict[str, torch.Tensor]:
+def weights(model: NeuralLM) -> dict[str, torch.Tensor]:
     """Copies of the parameters by name, on the CPU; a shared one (tied) once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
-def save(model: RNNLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
+def save(model: NeuralLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
     """Save a model as a folder that `load` reads. An existing model is kept unless `overwrite`."""
     folder = Folder(path, overwrite)
     folder.write_settings(config, model.vocab, {})
     folder.write_weights(weights(model))
 
 
-def load(path: str | Path, device: str = "cpu") -> RNNLM | NgramLM:
+def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
     """The model of a folder, or of an ARPA file, ready to evaluate, score and generate.
 
-    An RNNLM is on `device` and in eval mode. Raises UserError, with the file's name, for a file
+    A NeuralLM is on `device` and in eval mode. Raises UserError, with the file's name, for a file
     that is missing, corrupted or does not match the others.
     """
     if Path(path).is_file():
@@ -191,10 +191,10 @@ def load(path: str | Path, device: str = "cpu") -> RNNLM | NgramLM:
     return model.to(device).eval()
 
 
-def _build(config: Config, vocab: Vocabulary) -> RNNLM:
+def _build(config: Config, vocab: Vocabulary) -> NeuralLM:
     # Not the caller's random numbers: loading a model must not change what comes after.
     with torch.random.fork_rng(devices=[]):
-        return RNNLM.from_config(config, vocab)
+        return build(config, vocab)
 
 
 def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:

@@ -19,7 +19,7 @@ from .batches import Lanes
 from .config import Config
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, evaluate
-from .model import RNNLM
+from .model import NeuralLM
 from .ngram import NgramLM
 from .storage import Folder, weights
 
@@ -71,7 +71,7 @@ class Trainer:
     resumed is bit for bit the one that was not.
     """
 
-    def __init__(self, model: RNNLM, config: Config, train, valid, test=None, folder=None):
+    def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
         if config.epochs is None and config.max_seconds is None:
             raise UserError("give epochs or max_seconds: a run needs an end")
         self.config, self.vocab = config, model.vocab
@@ -393,7 +393,7 @@ def _tokens(lanes: Lanes, steps: int) -> int:
     return (epochs * length + min(rest * lanes.bptt, length)) * batch
 
 
-def _adamw(model: RNNLM, config: Config, device: torch.device) -> torch.optim.AdamW:
+def _adamw(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.AdamW:
     """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
     decayed, free = [], []
     for name, parameter in model.named_parameters():
