@@ -134,18 +134,19 @@ def train(args: argparse.Namespace, output: Output) -> int:
 
 def _trainer(args: argparse.Namespace):
     changes = {name: getattr(args, name) for name in _SETTINGS}
-    given = args.data or args.train or args.valid or args.test
+    paths = (args.data, args.train, args.valid, args.test, args.vocab)
+    given = any(paths[:4])
     if args.resume:
         if args.out or args.overwrite:
             raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
-        corpus = lm.corpus.read(args.data, args.train, args.valid, args.test) if given else None
+        corpus = lm.corpus.read(*paths) if given else None
         return resume(args.resume, changes, corpus)
     changes = {name: value for name, value in changes.items() if value is not None}
     if not changes.keys() & {"epochs", "max_seconds"}:
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
-    corpus = lm.corpus.read(args.data, args.train, args.valid, args.test)
+    corpus = lm.corpus.read(*paths)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     return prepare(config, corpus, folder)
 
@@ -155,7 +156,8 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
         _check_writable(args.arpa, "--arpa")
     train = lm.corpus.read_text(args.train)
     test = lm.corpus.read_text(args.test) if args.test else None
-    vocab = lm.Vocabulary.build(args.level, [train], args.min_count, args.max_vocab, unk=True)
+    words = lm.corpus.read_text(args.vocab) if args.vocab else train
+    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, args.max_vocab, unk=True)
     ids = vocab.encode_stream(train)
     began = time.monotonic()
     model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
@@ -317,6 +319,7 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 # ---- arguments
 
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
+VOCAB = "text whose words make the vocabulary (the training text)"
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
@@ -398,6 +401,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     text.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
     setting(text, "min_count", int, "word level: rarer words become <unk>")
     setting(text, "max_vocab", int, "word level: at most so many words")
+    text.add_argument("--vocab", metavar="FILE", help=VOCAB)
 
     model = sub.add_argument_group("model")
     setting(model, "model", None, "", choices=("rnn", "window"))
@@ -446,6 +450,7 @@ def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
     )
     sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
+    sub.add_argument("--vocab", metavar="FILE", help=VOCAB)
     sub.add_argument(
         "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"
     )

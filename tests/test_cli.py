@@ -194,6 +194,18 @@ def test_word_level_defaults(rnnfast):
     assert status == 0 and out.startswith("the") and out.count("\n") == 1
 
 
+def test_words_of_another_text(rnnfast):
+    Path("words").write_text(WORDS)
+    Path("others").write_text("zebra cat cat " * 300)
+    argv = ("train", "--data", "words", "--vocab", "others", "--epochs", 1, "--threads", 1)
+    argv += ("--batch-size", 4, "--bptt", 10, "--min-count", 500)
+    assert rnnfast(*argv, "--level", "word", "--out", "m")[0] == 0
+    assert lm.load("m").vocab.tokens == ["<eos>", "<unk>", "cat"]
+    assert rnnfast("train", "--resume", "m", "--epochs", 2, "--threads", 1)[0] == 0
+    assert rnnfast(*argv, "--level", "char", "--out", "c", *TINY)[0] == 0
+    assert set(lm.load("c").vocab.tokens) == set(WORDS + "zebra")
+
+
 def test_window(rnnfast):
     Path("words").write_text(WORDS)
     argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--model", "window")
@@ -265,7 +277,14 @@ def test_ngram_options(rnnfast):
     assert len({report["perplexity"] for report in reports}) == 4
     assert reports[3]["smoothing"] == "add-k" and reports[0]["ngrams"][0] == 6
     Path("words").write_text("a a a b b c\n")
-    for options, size in ((("--min-count", 2), 4), (("--max-vocab", 3), 3)):
+    Path("others").write_text("d d d d e e\n")
+    others = ("--vocab", "others")
+    for options, size in (
+        (("--min-count", 2), 4),
+        (("--max-vocab", 3), 3),
+        (others, 4),
+        ((*others, "--min-count", 3), 3),
+    ):
         _, out, _ = rnnfast("ngram", "--train", "words", *options, "--json", "-")
         report = json.loads(out)
         assert report["ngrams"][0] == size

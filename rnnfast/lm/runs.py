@@ -24,10 +24,10 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
     """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
     try:
         set_up(config.device, config.threads)
-        texts = [text for text in (corpus.train, corpus.valid, corpus.test) if text is not None]
-        # A character of valid that train has not would stop the run; at word level it is <unk>.
-        known = texts if config.level == CHAR else texts[:1]
-        vocab = Vocabulary.build(config.level, known, config.min_count, config.max_vocab)
+        texts = [corpus.train if corpus.vocab is None else corpus.vocab]
+        if config.level == CHAR:  # one of valid that train has not would stop the run
+            texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
+        vocab = Vocabulary.build(config.level, texts, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
         model = build(config, vocab)
         trainer = Trainer(model, config, *_streams(vocab, corpus), folder=folder)
