@@ -16,10 +16,11 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
@@ -197,23 +198,44 @@ def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
 
 
 def evaluate(args: argparse.Namespace, output: Output) -> int:
-    model = _load(args)
-    ids = model.vocab.encode_stream(lm.corpus.read_text(args.data))
+    models = [_load(args, path) for path in args.model]
+    names = args.model + ["cache"] * args.cache
+    if len(names) > 1 and not args.tune:
+        raise lm.UserError("a mixture needs --tune FILE: a text, not one to train or test on")
+    text = lm.corpus.read_text(args.data)
     with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
-        task = bar.add_task("eval", total=len(ids))
-        result = lm.evaluate(model, ids, lambda done: bar.update(task, completed=done))
+        task = bar.add_task("eval", total=None)
+
+        def on_chunk(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if len(names) > 1:
+            tuning = lm.corpus.read_text(args.tune)
+            mixture = lm.Mixture.tune(models, tuning, args.cache, args.dynamic, on_chunk)
+        else:
+            mixture = lm.Mixture(models, np.ones(1), lr=args.dynamic)
+        *each, whole = mixture.evaluate(text, on_chunk)
     output.text.print(
-        f"{result.tokens:,} tokens: cross-entropy {result.loss:.4f} nats, perplexity "
-        f"{result.perplexity:.3f}, {result.bits_per_token:.4f} bits per token"
+        f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
+        f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
-    output.json(result.to_json())
+    report = whole.to_json()
+    if len(names) > 1:
+        report["cache_size"] = mixture.cache_size
+        perplexities = [result.perplexity for result in each] + [None] * args.cache
+        report["components"] = [
+            {"model": name, "weight": float(weight), "perplexity": value}
+            for name, weight, value in zip(names, mixture.weights, perplexities, strict=True)
+        ]
+        output.text.print(_components(report["components"]))
+    output.json(report)
     return 0
 
 
 def generate(args: argparse.Namespace, output: Output) -> int:
     pieces = []
     for piece in lm.generate(
-        _load(args),
+        _load(args, args.model),
         args.prompt,
         args.length,
         temperature=args.temperature,
@@ -233,7 +255,7 @@ def generate(args: argparse.Namespace, output: Output) -> int:
 
 
 def score(args: argparse.Namespace, output: Output) -> int:
-    model = _load(args)
+    model = _load(args, args.model)
     results = [model.score(sentence) for sentence in args.sentences]
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
@@ -251,10 +273,10 @@ def score(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> lm.NeuralLM | lm.NgramLM:
+def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
     device = args.device or "cpu"
     set_up(device, args.threads)
-    return lm.load(args.model, device)
+    return lm.load(path, device)
 
 
 # ---- what people see
@@ -295,6 +317,16 @@ class TrainingProgress:
 def _bar(console: Console, about: str) -> Progress:
     columns = (BarColumn(), TextColumn(about), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _components(components: list[dict]) -> Table:
+    table = Table(
+        "component", Column("weight", justify="right"), Column("perplexity", justify="right")
+    )
+    for one in components:
+        value = "" if one["perplexity"] is None else f"{one['perplexity']:.3f}"
+        table.add_row(escape(one["model"]), f"{one['weight']:.4f}", value)
+    return table
 
 
 def _name(config: lm.Config) -> str:
@@ -352,9 +384,15 @@ def parser() -> argparse.ArgumentParser:
     sub = command("ngram", ngram, "Count an n-gram model and test it.", device=False, threads=False)
     _ngram_arguments(sub)
 
-    sub = command("eval", evaluate, "Cross-entropy of a model on a file, read as one stream.")
-    sub.add_argument("model", metavar="MODEL", help=MODEL)
+    about = "Cross-entropy of a model, or of several mixed, on a file read as one stream."
+    sub = command("eval", evaluate, about)
+    sub.add_argument("model", metavar="MODEL", nargs="+", help=MODEL)
     sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
+    sub.add_argument("--tune", metavar="FILE", help="text to find the weights of a mixture on")
+    sub.add_argument("--cache", action="store_true", help="mix in the last words, unigrams of them")
+    sub.add_argument(
+        "--dynamic", type=float, metavar="LR", help="neural models go on learning, at this rate"
+    )
 
     sub = command("generate", generate, "Text from a model, printed as it is made.")
     sub.add_argument("model", metavar="MODEL", help=MODEL)

@@ -305,6 +305,30 @@ def test_commands_on_an_arpa_file(rnnfast):
     assert status == 0 and out.rstrip("\n") == expected.rstrip("\n")
 
 
+def test_eval_of_a_mixture(rnnfast):
+    Path("words").write_text(WORDS)
+    Path("other").write_text("the cat sat on a dog\na cat and the dog\n" * 9)
+    argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--out", "m", *TINY)
+    assert rnnfast(*argv, "--no-tied")[0] == 0
+    assert rnnfast("ngram", "--train", "words", "--min-count", 2, "--arpa", "n")[0] == 0
+    argv = ("eval", "m", "n", "--cache", "--tune", "other", "--data", "words", "--dynamic", 0.1)
+    status, out, _ = rnnfast(*argv, "--json", "r")
+    report = json.loads(Path("r").read_text())
+    mixture = lm.Mixture.tune([lm.load("m"), lm.load("n")], Path("other").read_text(), True, 0.1)
+    *each, whole = mixture.evaluate(WORDS)
+    assert report["loss"] == pytest.approx(whole.loss) and report["tokens"] == whole.tokens
+    assert report["cache_size"] == mixture.cache_size
+    components = report["components"]
+    assert [one["model"] for one in components] == ["m", "n", "cache"]
+    assert [one["weight"] for one in components] == pytest.approx(mixture.weights, abs=1e-6)
+    expected = [*(one.perplexity for one in each), None]
+    assert [one["perplexity"] for one in components] == pytest.approx(expected)
+    assert status == 0 and f"perplexity {report['perplexity']:.3f}" in out and "cache" in out
+    _, out, _ = rnnfast("eval", "m", "--data", "words", "--dynamic", 0.1, "--json", "-")
+    assert json.loads(out).keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    assert json.loads(out)["perplexity"] == pytest.approx(each[0].perplexity)
+
+
 # ---- signals
 
 
@@ -367,6 +391,7 @@ def write(name, data=""):
 
 
 TRAIN = ["train", *TINY, "--epochs", "1"]
+MIXTURE = ["eval", "model", "--cache", "--data", "text"]
 WINDOW = [*TRAIN, "--data", "text", "--model", "window"]
 BAD_INPUT = {
     "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
@@ -408,6 +433,11 @@ BAD_INPUT = {
     "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
+    "mixture": (["eval", "model", "model", "--data", "text"], "a mixture needs --tune FILE"),
+    "cache": (["eval", "model", "--cache", "--data", "text"], "a mixture needs --tune FILE"),
+    "dynamic": (["eval", "model", "--data", "text", "--dynamic", "-1"], "lr of dynamic"),
+    "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
+    "tune stranger": ([*MIXTURE, "--tune", "stranger"], "'z'"),
     "prompt stranger": (["generate", "model", "--prompt", "z"], "'z'"),
     "score stranger": (["score", "model", "a", "z"], "'z'"),
     "ngram missing": (["ngram", "--train", "nowhere"], "cannot read nowhere"),

@@ -13,6 +13,7 @@ from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, Score, evaluate, generate, score
+from .mixture import Mixture
 from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
@@ -26,6 +27,7 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "Interrupted",
+    "Mixture",
     "NeuralLM",
     "NgramLM",
     "Score",
