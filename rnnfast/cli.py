@@ -1,4 +1,4 @@
-"""The command line: `rnnfast train | ngram | eval | generate | score | bench`, over `rnnfast.lm`.
+"""The command line over `rnnfast.lm` and `rnnfast.bench`; `parser()` has the commands.
 
 Exit status: 0 done; 2 for input the user can mend, with one line on stderr; 128 + the signal's
 number (130 for Ctrl-C) for a training run that was stopped, after it was saved.
@@ -30,6 +30,7 @@ from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
+COMPARE_SECONDS = 300.0  # of each neural model in a comparison
 DEFAULT_EPOCHS = 10  # of a run on the user's own text
 SAMPLE_LENGTH = {"char": 400, "word": 80}
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
@@ -150,6 +151,32 @@ def _trainer(args: argparse.Namespace):
     corpus = lm.corpus.read(*paths)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     return prepare(config, corpus, folder)
+
+
+def compare(args: argparse.Namespace, output: Output) -> int:
+    if args.plot:
+        bench.check_plot(args.plot)
+    names = ("level", "min_count", "max_vocab", "epochs", "max_seconds", "threads", "device")
+    settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if not settings.keys() & {"epochs", "max_seconds"}:
+        settings["max_seconds"] = COMPARE_SECONDS
+
+    def run(trainer: lm.Trainer) -> None:
+        output.progress.print(escape(f"{_name(trainer.config)}, in {trainer.folder.final}"))
+        with TrainingProgress(output.progress, trainer.config) as progress:
+            trainer.run(progress.step, progress.validation)
+
+    corpus = lm.corpus.read(None, args.train, args.valid, args.test, args.vocab)
+    try:
+        models = lm.compare(corpus, settings, args.out, run)
+    except lm.Interrupted as interrupted:
+        output.text.print(f"stopped: the same command goes on where {escape(args.out)} stands")
+        return 128 + interrupted.signum
+    output.text.print(_comparison(models))
+    output.json(models)
+    if args.plot:
+        bench.save_figure(_comparison_figure(models), args.plot)
+    return 0
 
 
 def ngram(args: argparse.Namespace, output: Output) -> int:
@@ -319,6 +346,38 @@ def _bar(console: Console, about: str) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
+def _comparison(models: list[dict]) -> Table:
+    columns = {
+        "valid": "valid_perplexity",
+        "test": "test_perplexity",
+        "test, words alone": "test_perplexity_of_words",
+    }
+    if models[0]["test_perplexity_of_words"] is None:
+        columns.popitem()
+    table = Table(title="perplexity, and what it costs", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in (*columns, "MB", "training, s", "tokens/s scored"):
+        table.add_column(name, justify="right")
+    for model in models:
+        costs = (model["bytes"] / 1e6, model["train_seconds"])
+        row = [f"{model[key]:.2f}" for key in columns.values()] + [f"{c:.1f}" for c in costs]
+        table.add_row(model["model"], *row, f"{model['tokens_per_second']:,.0f}")
+    return table
+
+
+def _comparison_figure(models: list[dict]):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.4 * len(models)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh([m["model"] for m in models], [m["test_perplexity"] for m in models])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.set_xlabel("perplexity of the test text")
+    return figure
+
+
 def _components(components: list[dict]) -> Table:
     table = Table(
         "component", Column("weight", justify="right"), Column("perplexity", justify="right")
@@ -412,64 +471,86 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
+    sub = command(
+        "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
+    )
+    _compare_arguments(sub)
+
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
     return top
 
 
+def _setting(group, name, type_, about, **options):
+    char, word = (getattr(lm.Config.defaults(level), name) for level in ("char", "word"))
+    default = char if char == word else f"{char}; word level {word}"
+    shown = "" if default is None else f" ({default})"
+    if "choices" not in options and "action" not in options:
+        options.setdefault("metavar", "N" if type_ is int else "X")
+    if type_ is not None:
+        options["type"] = type_
+    group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
+
+
+def _text_arguments(group) -> None:
+    group.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
+    _setting(group, "min_count", int, "word level: rarer words become <unk>")
+    _setting(group, "max_vocab", int, "word level: at most so many words")
+    group.add_argument("--vocab", metavar="FILE", help=VOCAB)
+
+
 def _train_arguments(sub: argparse.ArgumentParser) -> None:
-    char, word = (lm.Config.defaults(level) for level in ("char", "word"))
-
-    def setting(group, name, type_, about, **options):
-        default = getattr(char, name)
-        if default != getattr(word, name):
-            default = f"{default}; word level {getattr(word, name)}"
-        shown = "" if default is None else f" ({default})"
-        if "choices" not in options and "action" not in options:
-            options.setdefault("metavar", "N" if type_ is int else "X")
-        if type_ is not None:
-            options["type"] = type_
-        group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
-
     text = sub.add_argument_group("text (UTF-8; without any: Python's language reference)")
     text.add_argument("--data", metavar="FILE", help="first 90%% to train on, rest to validate")
     text.add_argument("--train", metavar="FILE", help="or one file a split")
     text.add_argument("--valid", metavar="FILE")
     text.add_argument("--test", metavar="FILE", help="evaluated once, at the end")
-    text.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
-    setting(text, "min_count", int, "word level: rarer words become <unk>")
-    setting(text, "max_vocab", int, "word level: at most so many words")
-    text.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    _text_arguments(text)
 
     model = sub.add_argument_group("model")
-    setting(model, "model", None, "", choices=("rnn", "window"))
-    setting(model, "order", int, "window: tokens it spans, the one predicted included")
+    _setting(model, "model", None, "", choices=("rnn", "window"))
+    _setting(model, "order", int, "window: tokens it spans, the one predicted included")
     flag = argparse.BooleanOptionalAction
-    setting(model, "direct", None, "window: connect embeddings to the output too", action=flag)
-    setting(model, "emsize", int, "size of the embeddings")
-    setting(model, "nhid", int, "hidden units of a layer")
-    setting(model, "nlayers", int, "layers")
-    setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
-    setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
-    setting(model, "tied", None, "share embedding and output weights", action=flag)
+    _setting(model, "direct", None, "window: connect embeddings to the output too", action=flag)
+    _setting(model, "emsize", int, "size of the embeddings")
+    _setting(model, "nhid", int, "hidden units of a layer")
+    _setting(model, "nlayers", int, "layers")
+    _setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
+    _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
+    _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")
-    setting(how, "batch_size", int, "lanes the text is cut into")
-    setting(how, "bptt", int, "tokens of truncated back-propagation")
-    setting(how, "lr", float, "learning rate of AdamW")
+    _setting(how, "batch_size", int, "lanes the text is cut into")
+    _setting(how, "bptt", int, "tokens of truncated back-propagation")
+    _setting(how, "lr", float, "learning rate of AdamW")
     schedules = ("cosine", "plateau")
-    setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
-    setting(how, "weight_decay", float, "of AdamW")
-    setting(how, "clip", float, "largest norm of the gradient, 0 for any")
-    setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
-    setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
-    setting(how, "seed", int, "of weights, dropout and sample")
+    _setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
+    _setting(how, "weight_decay", float, "of AdamW")
+    _setting(how, "clip", float, "largest norm of the gradient, 0 for any")
+    _setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
+    _setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
+    _setting(how, "seed", int, "of weights, dropout and sample")
 
     run = sub.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="model folder (rnnfast-model, rnnfast-model-2)")
     run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
     run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
-    setting(run, "log_interval", int, "steps from one line of the log to the next")
+    _setting(run, "log_interval", int, "steps from one line of the log to the next")
+
+
+def _compare_arguments(sub: argparse.ArgumentParser) -> None:
+    for name, about in (("train", "to train on"), ("valid", "to tune on"), ("test", "to test on")):
+        sub.add_argument(f"--{name}", required=True, metavar="FILE", help=f"UTF-8 text {about}")
+    _text_arguments(sub)
+    _setting(sub, "epochs", int, "passes of a neural model over the text")
+    _setting(sub, "max_seconds", float, f"time for each ({COMPARE_SECONDS:g} if no epochs)")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        default="rnnfast-compare",
+        help="folder of the neural models; those it has are not trained again (rnnfast-compare)",
+    )
+    sub.add_argument("--plot", type=bench.plot_path, metavar="PATH", help="draw here, .png or .svg")
 
 
 def _ngram_arguments(sub: argparse.ArgumentParser) -> None:

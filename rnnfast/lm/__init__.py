@@ -9,6 +9,7 @@ print(lm.load("my-model").score("A sentence.").logprob)
 """
 
 from . import arpa, corpus
+from .compare import compare
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
@@ -36,6 +37,7 @@ __all__ = [
     "Vocabulary",
     "WindowLM",
     "arpa",
+    "compare",
     "corpus",
     "evaluate",
     "generate",

@@ -57,13 +57,7 @@ class Mixture:
             raise UserError("there is no token to tune the mixture on: give some text")
         if not cache:
             return cls(models, tune(each), None, lr)
-        ids = models[0].vocab.encode_stream(text)
-        tried = []
-        for size in CACHE_SIZES:
-            all_of_them = np.vstack([each, cache_logprobs(ids, size)])
-            weights = tune(all_of_them)
-            tried.append((-mix(all_of_them, weights).mean(), size, weights))
-        _, size, weights = min(tried, key=lambda t: t[0])
+        size, weights = best_cache(each, models[0].vocab.encode_stream(text))
         return cls(models, weights, size, lr)
 
     def logprobs(self, text: str, on_chunk: Report | None = None) -> np.ndarray:
@@ -128,7 +122,7 @@ def tune(each: np.ndarray) -> np.ndarray:
         joint = weights[:, None] * p
         total = joint.sum(0)
         likelihood = np.log(total).mean()
-        if likelihood - before < 1e-9:
+        if likelihood - before < 1e-8:
             return weights
         before, weights = likelihood, (joint / total).mean(1)
 
@@ -147,6 +141,18 @@ def cache_logprobs(ids: np.ndarray, size: int) -> np.ndarray:
     count = np.searchsorted(occurrences, keys) - np.searchsorted(occurrences, ids * (n + 1) + first)
     with np.errstate(divide="ignore"):
         return np.log(count / np.maximum(at - first, 1))
+
+
+def best_cache(each: np.ndarray, ids: np.ndarray) -> tuple[int, np.ndarray]:
+    """The size of a cache with which the mixture of `each`, (K, n), and it is best on `ids`, (n,),
+    and the weights, (K + 1,), the cache's last."""
+    tried = []
+    for size in CACHE_SIZES:
+        with_cache = np.vstack([each, cache_logprobs(ids, size)])
+        weights = tune(with_cache)
+        tried.append((-mix(with_cache, weights).mean(), size, weights))
+    _, size, weights = min(tried, key=lambda t: t[0])
+    return size, weights
 
 
 def dynamic_logprobs(

@@ -40,8 +40,10 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
         raise
 
 
-def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Trainer:
-    """The run of a folder, ready to go on.
+def resume(
+    path: str | Path, changes: dict, corpus: Corpus | None = None, finished: bool = False
+) -> Trainer:
+    """The run of a folder, ready to go on, with `finished` also one that has nothing left to do.
 
     `changes` are settings asked for: the budget may be raised, every other must be what the
     checkpoint has. `corpus` None reads again what the run began with. Raises UserError.
@@ -78,6 +80,8 @@ def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Tra
             f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
         ) from error
     if trainer.finished and trainer.state.step == trainer.state.validated_step:
+        if finished:
+            return trainer
         raise UserError(
             f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
             f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
