@@ -70,8 +70,9 @@ def test_what_other_programs_write(tmp_path):
     model = lm.load(path)
     assert (model.order, model.smoothing, model.stream) == (2, None, False)
     assert model.vocab.tokens == ["b", "<eos>", "c", "a", "<unk>"]
-    ids = model.vocab.encode_stream("b a a\n\nc a zebra")
+    ids = model.vocab.encode_stream("b a a\n\nc a zebra\na")
     log10 = [-0.2, -0.2 - 0.7, -0.8, -0.4, -0.3, -0.3 - 2, -0.7, -0.1 - 100, -0.6]
+    log10 += [-0.3 - 0.7, -0.4]
     np.testing.assert_allclose(model.logprobs(ids), np.array(log10) * LOG10)
     path.write_text(THEIRS.replace("-2\tc", "-2\t<UNK>").replace("\n", "\r\n"))
     assert lm.load(path).vocab.tokens == ["b", "<eos>", "<unk>", "a"]

@@ -38,7 +38,12 @@ def test_figures_are_those_of_the_models(tmp_path, level):
         words = np.exp(-each[ids != vocab.boundary].mean()) if level == "word" else None
         assert one["test_perplexity_of_words"] == pytest.approx(words)
     assert results["rnn"]["bytes"] == 4 * sum(p.numel() for p in models["rnn"].parameters())
-    parts = [models[name] for name in ("window", "rnn", "5-gram")]
+    names = ("window", "rnn", "5-gram")
+    for key, inverse in (("tokens_per_second", True), ("bytes", False)):
+        values = [results[name][key] for name in (*names, NAMES[-1])]
+        *each, whole = [1 / value if inverse else value for value in values]
+        assert sum(each) == pytest.approx(whole)
+    parts = [models[name] for name in names]
     for cache, name in enumerate(NAMES[-2:]):
         mixture = lm.Mixture.tune(parts, corpus.valid, bool(cache))
         assert list(results[name]["weights"].values()) == pytest.approx(mixture.weights, abs=1e-6)

@@ -53,7 +53,8 @@ def test_small_texts_by_the_definitions(order, smoothing, stream):
 @SMOOTHING
 def test_larger_text_by_the_definitions(smoothing, stream):
     """Large enough that every discount is estimated."""
-    text, other = zipf(8000), zipf(400, seed=1) + "zebra w1 w2\nw5 zebra\n"
+    # After "a b" no count is so small that Good-Turing takes anything from it.
+    text, other = zipf(8000) + "a b c\n" * 9, zipf(400, seed=1) + "zebra w1 w2\nw5 zebra\na b w1\n"
     order = 4
     reference = check_against_reference(text, other, order, smoothing, stream, everywhere=False)
     if smoothing == "mkn":
@@ -108,6 +109,17 @@ def test_characters(stream):
     assert loss < 0.05 and model.evaluate("zebra").tokens == 5
     following = np.exp(model.next_logprobs(model.vocab.encode("\na1b1a2b2\n")))
     assert following[model.vocab.encode("a")[0]] > 0.95
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@SMOOTHING
+def test_nothing_is_more_likely_than_certain(smoothing, stream):
+    """The rounding of interpolation must not make p more than 1: of one token all is known."""
+    vocab = lm.Vocabulary.build("char", ["\n"])
+    for n in range(1, 40):
+        ids = vocab.encode("\n" * n)
+        each = lm.NgramLM.fit(vocab, ids, 3, smoothing, 0.3, stream).logprobs(ids)
+        assert (each <= 0).all() and (smoothing == "stupid" or each == pytest.approx(0, abs=1e-9))
 
 
 def test_perplexity_is_of_the_same_tokens_as_an_rnns():
