@@ -188,7 +188,7 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
 // What the backward reads and writes besides: None is not wanted.
 struct Gradients {
   Tensor dy, dh_n, dx, dh0;
-  std::vector<Tensor> outs, between;    // `between`: of the outputs of the layers between
+  std::vector<Tensor> outs, between;    // `between`: of layers between, two directions wide
   std::vector<Tensor> dw_ih, dw_hh, db; // of each direction, or empty
 };
 
@@ -197,8 +197,12 @@ template <class T> void run_backward(const Call& call, const Gradients& g) {
   for (int64_t n = 0; n < call.L * call.D; ++n) {
     const int64_t layer = n / call.D;
     const Tensor& below = layer == 0 ? call.x : g.outs[layer - 1];
-    const Tensor& dy = layer == call.L - 1 ? g.dy : g.between[layer % g.between.size()];
-    const Tensor& dx = layer == 0 ? g.dx : g.between[(layer - 1) % g.between.size()];
+    const Tensor none;
+    const auto between = [&](int64_t l) -> const Tensor& {
+      return g.between.empty() ? none : g.between[l % g.between.size()];
+    };
+    const Tensor& dy = layer == call.L - 1 ? g.dy : between(layer);
+    const Tensor& dx = layer == 0 ? g.dx : between(layer - 1);
     Backward<T> b{};
     b.reverse = n % call.D == 1, b.I = call.inputs(n);
     b.h = call.half<const T>(g.outs[layer], n), b.w_hh = call.w_hh(n).data<T>();
@@ -245,7 +249,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
   }
   const int64_t per = bias ? 3 : 2; // w_ih, w_hh and one for both biases
   if ((dw.size() != 0 && int64_t(dw.size()) != n * per) ||
-      int64_t(between.size()) < std::min<int64_t>(2, call.L - 1)) {
+      int64_t(between.size()) != (call.D == 1 ? 0 : std::min<int64_t>(2, call.L - 1))) {
     throw std::invalid_argument("dw and between must fit the layers, got " +
                                 std::to_string(dw.size()) + " and " +
                                 std::to_string(between.size()));
@@ -340,7 +344,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("compiler") = __VERSION__;
   const py::call_guard<py::gil_scoped_release> no_gil;
-  py::class_<Sampler>(m, "Sampler")
+  py::class_<Sampler>(m, "Sampler", py::module_local())
       .def(py::init(&py_sampler))
       .def(
           "feed",

@@ -64,9 +64,20 @@ def test_rule(target, size, layout, nonlinearity, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rule_for_long_sequences(device, layout, dtype):
-    """The weight gradients are sums over thousands of rows, and must round no worse for it."""
-    check(Case(200, 33, 5, 16, layout=layout, dtype=dtype), device)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rule_for_long_sequences(device, bidirectional, layout, dtype):
+    """The backward goes through them in blocks of steps, in which the directions meet.
+
+    The weight gradients are sums over thousands of rows, and must round no worse for it.
+    """
+    case = Case(200, 33, 5, 16, 2, bidirectional=bidirectional, layout=layout, dtype=dtype)
+    check(case, device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bidirectional_over_blocks_of_one_row(device, layout):
+    """Both directions run at the same time, and neither is at the same step as the other."""
+    check(Case(1100, 1, 3, 70, bidirectional=True, layout=layout), device)
 
 
 @pytest.mark.parametrize("rows", range(1, 34))

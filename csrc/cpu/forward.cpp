@@ -67,11 +67,11 @@ public:
       }
     }
     barriers_[0].wait(threads);
-    const Share share(steps_, B, H, kernels_.panel, thread, threads);
+    const Share share(steps_, 0, shape_.T, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
       int64_t before = 0; // rows of the blocks of the threads before this one
       for (int other = 0; other < thread; ++other) {
-        const Share theirs(steps_, B, H, kernels_.panel, other, threads);
+        const Share theirs(steps_, 0, shape_.T, H, kernels_.panel, other, threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
       }
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * ld_,

@@ -30,15 +30,17 @@ template <class T> struct Step {
   int64_t out_stride;
 };
 
-// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  m < M, n < N.
+// The most rows that Outer sums at a time: those of its factors stay in cache beside one another.
+constexpr int64_t kOuterRows = 256;
+
+// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  k < K <= kOuterRows,
+// m < M, n < N.
 template <class T> struct Outer {
   int64_t K, M, N;
   const T* p; // [K, M]
   int64_t p_stride;
-  const T* q; // [K, N rounded up to the vector]
-  int64_t q_stride;
-  T* out; // [M, N]
-  int64_t out_stride;
+  const T* q; // [K, N], packed by Kernels::pack_row
+  T* out;     // [M, N], contiguous
   bool add;
 };
 
@@ -50,6 +52,8 @@ template <class T> struct Kernels {
   // zeros.
   void (*pack)(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
                T* packed);
+  // Row k of the same; nullptr: zeros.
+  void (*pack_row)(const T* row, int64_t k, int64_t K, int64_t N, T* packed);
   void (*step)(const Step<T>&);
   void (*outer)(const Outer<T>&);
 };

@@ -308,13 +308,23 @@ static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
+template <class T> static void pack_row(const T* row, int64_t k, int64_t K, int64_t N, T* packed) {
+  constexpr int64_t VL = kVector<T>;
+  for (int64_t c = 0; c < N; c += VL) {
+    const int64_t panel = c / kPanel<T> * kPanel<T>;
+    const int64_t width = N - panel > VL ? kPanel<T> : VL;
+    store<T>(packed + panel * K + k * width + (c - panel),
+             row != nullptr ? load_edge<T>(row + c, N - c) : V<T>{});
+  }
+}
+
 // The same for a tile of outer products, both factors read row by row. The sums leave the registers
 // through `result` here too: a store that may end inside a vector calls memcpy, and with that in
 // sight GCC keeps accumulators in memory.
 template <class T, int MR, int NV>
 __attribute__((noinline)) static void accumulate_outer(const T* __restrict p, int64_t p_stride,
-                                                       const T* __restrict q, int64_t q_stride,
-                                                       int64_t K, T* __restrict result) {
+                                                       const T* __restrict q, int64_t K,
+                                                       T* __restrict result) {
   constexpr int VL = kVector<T>;
   V<T> acc[MR][NV];
 #pragma GCC unroll 16
@@ -324,7 +334,7 @@ __attribute__((noinline)) static void accumulate_outer(const T* __restrict p, in
       acc[i][j] = V<T>{};
     }
   }
-  for (int64_t k = 0; k < K; ++k, p += p_stride, q += q_stride) {
+  for (int64_t k = 0; k < K; ++k, p += p_stride, q += NV * VL) {
     V<T> b[NV];
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
@@ -347,47 +357,70 @@ __attribute__((noinline)) static void accumulate_outer(const T* __restrict p, in
   }
 }
 
-// Rows [m, m + rows) and NV vectors of columns from n on. Blocks of K are added up one by one,
-// which is also more accurate than a single long sum.
-template <class T, int NV, int MR = RNNFAST_MAX_ROWS>
-static void outer_tile(const Outer<T>& o, int64_t rows, int64_t m, int64_t n) {
-  if constexpr (MR > 1) {
-    if (rows < MR) {
-      return outer_tile<T, NV, MR - 1>(o, rows, m, n);
-    }
-  }
+// MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m. Blocks of K
+// are added up one by one, which is also more accurate than a single long sum.
+template <class T, int MR, int NV>
+static void outer_tile(const Outer<T>& o, const T* p, int64_t p_stride, int64_t m, int64_t n) {
   constexpr int VL = kVector<T>;
   alignas(64) T acc[MR * NV * VL];
-  accumulate_outer<T, MR, NV>(o.p + m, o.p_stride, o.q + n, o.q_stride, o.K, acc);
+  T* const out = o.out + m * o.N + n;
+  if (o.add) { // the sums so far may be as far away as memory
+    for (int i = 0; i < MR; ++i) {
+      for (int j = 0; j < NV * VL; j += 64 / sizeof(T)) {
+        __builtin_prefetch(out + i * o.N + j, 1);
+      }
+    }
+  }
+  accumulate_outer<T, MR, NV>(p, p_stride, o.q + n * o.K, o.K, acc);
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
-      T* const out = o.out + (m + i) * o.out_stride + n + j;
       V<T> v = load<T>(acc + i * NV * VL + j);
       if (o.add) {
-        v += load_edge<T>(out, o.N - n - j);
+        v += load_edge<T>(out + i * o.N + j, o.N - n - j);
       }
-      store_edge<T>(out, o.N - n - j, v);
+      store_edge<T>(out + i * o.N + j, o.N - n - j, v);
+    }
+  }
+}
+
+// Rows [m, m + rows) of the sums. Where enough columns will use them, their columns of p are first
+// moved together: spread over as many pages as K they would miss the cache again and again.
+template <class T, int MR = RNNFAST_MAX_ROWS>
+static void outer_rows(const Outer<T>& o, int64_t rows, int64_t m) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return outer_rows<T, MR - 1>(o, rows, m);
+    }
+  }
+  const T* p = o.p + m;
+  int64_t p_stride = o.p_stride;
+  alignas(64) T packed[kOuterRows * MR];
+  if (o.N > 8 * kPanel<T>) {
+    for (int64_t k = 0; k < o.K; ++k) {
+      std::memcpy(packed + k * MR, p + k * p_stride, MR * sizeof(T));
+    }
+    p = packed, p_stride = MR;
+  }
+  for (int64_t n = 0; n < o.N; n += kPanel<T>) {
+    if (o.N - n > kVector<T>) {
+      outer_tile<T, MR, 2>(o, p, p_stride, m, n);
+    } else {
+      outer_tile<T, MR, 1>(o, p, p_stride, m, n);
     }
   }
 }
 
 template <class T> static void outer(const Outer<T>& o) {
   const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
-  for (int64_t n = 0; n < o.N; n += kPanel<T>) {
-    for (int64_t block = 0, m = 0; block < blocks; ++block) {
-      const int64_t rows = (o.M - m) / (blocks - block);
-      if (o.N - n > kVector<T>) {
-        outer_tile<T, 2>(o, rows, m, n);
-      } else {
-        outer_tile<T, 1>(o, rows, m, n);
-      }
-      m += rows;
-    }
+  for (int64_t block = 0, m = 0; block < blocks; ++block) {
+    const int64_t rows = (o.M - m) / (blocks - block);
+    outer_rows<T>(o, rows, m);
+    m += rows;
   }
 }
 
 template <class T> constexpr Kernels<T> table() {
-  return {kVector<T>, kPanel<T>, pack<T>, step<T>, outer<T>};
+  return {kVector<T>, kPanel<T>, pack<T>, pack_row<T>, step<T>, outer<T>};
 }
 
 #undef RNNFAST_INLINE
