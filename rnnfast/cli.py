@@ -227,8 +227,8 @@ def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
 def evaluate(args: argparse.Namespace, output: Output) -> int:
     models = [_load(args, path) for path in args.model]
     names = args.model + ["cache"] * args.cache
-    if len(names) > 1 and not args.tune:
-        raise lm.UserError("a mixture needs --tune FILE: a text, not one to train or test on")
+    if (len(names) > 1) != bool(args.tune):
+        raise lm.UserError("--tune FILE is for a mixture, which needs it: a text of its own")
     text = lm.corpus.read_text(args.data)
     with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
         task = bar.add_task("eval", total=None)
