@@ -27,7 +27,7 @@ _library.define(
     tags=_tags,
 )
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def is_one_hot(x):

@@ -27,8 +27,8 @@ class FastRNN(nn.RNN):
     One more kind of input, for a one-hot layer: int64 tokens in [0, I), of shape (T, B), (B, T),
     (T) or packed. The result is that of the one-hot vectors, but they are never built.
 
-    float32 and float64 on the CPU run on rnnfast's kernels; see :func:`rnnfast.functional.rnn` for
-    what runs on torch's operators instead.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels; see
+    :func:`rnnfast.functional.rnn` for what runs on torch's operators instead.
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` does.
