@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _dynamo, functional
 from ._ops import is_one_hot
 
 __all__ = ["FastRNN", "FastRNNCell", "accelerate"]
@@ -117,6 +117,9 @@ class FastRNN(nn.RNN):
         if not batched:
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
+
+
+_dynamo.allow(FastRNN)
 
 
 class FastRNNCell(nn.RNNCell):
