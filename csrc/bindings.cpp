@@ -65,6 +65,9 @@ public:
     }
     shape.H = w_hh.size(1);
     dtype = one_hot ? w_hh.dtype() : x.dtype();
+    if (dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
+      (one_hot ? w_hh : x).refuse("of torch.float32, float64, bfloat16 or float16");
+    }
     const Tensor first("weight_ih", weights[0]);
     I = !one_hot ? x.size(-1) : first.dim() == 2 ? first.size(0) : 0;
     for (int64_t n = 0; n < L * D; ++n) {
@@ -152,6 +155,20 @@ private:
   std::vector<Tensor> w_ih_, w_hh_, b_ih_, b_hh_;
 };
 
+// Calls `run` with an element of the type that the kernels have for a dtype.
+template <class Run> void dispatch(Dtype dtype, const Run& run) {
+  switch (dtype) {
+  case Dtype::kFloat64:
+    return run(double());
+  case Dtype::kBfloat16:
+    return run(bfloat16());
+  case Dtype::kFloat16:
+    return run(float16());
+  default: // Call has refused all others
+    return run(float());
+  }
+}
+
 template <class T>
 void run_forward(const Call& call, const std::vector<Tensor>& outs, const Tensor& h_n) {
   std::vector<Forward<T>> stack;
@@ -181,8 +198,7 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
   const std::vector<Tensor> outputs = call.outputs(outs);
   const Tensor last("h_n", h_n);
   last.expect_contiguous(call.dtype, {call.L * call.D, call.shape.B, call.shape.H});
-  call.dtype == Dtype::kFloat64 ? run_forward<double>(call, outputs, last)
-                                : run_forward<float>(call, outputs, last);
+  dispatch(call.dtype, [&](auto element) { run_forward<decltype(element)>(call, outputs, last); });
 }
 
 // What the backward reads and writes besides: None is not wanted.
@@ -264,7 +280,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
       g.db.push_back(Tensor("db", dw[i * per + 2]).expect_contiguous(call.dtype, {H}));
     }
   }
-  call.dtype == Dtype::kFloat64 ? run_backward<double>(call, g) : run_backward<float>(call, g);
+  dispatch(call.dtype, [&](auto element) { run_backward<decltype(element)>(call, g); });
 }
 
 // table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;

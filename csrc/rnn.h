@@ -23,6 +23,16 @@
 
 namespace rnnfast {
 
+// Elements of 16 bits, for storage: all arithmetic on them is in float. (Where the CPU has a
+// product of bfloat16 pairs, the factors of the matrix products are bfloat16, among them the state
+// from one step to the next; their sums are float, and subnormal factors count as zeros.)
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
 template <class T> struct Sequence {
   T* data;
   int64_t step;
@@ -90,7 +100,11 @@ template <class T> struct Backward {
 // and std::out_of_range for a token that is not in [0, I).
 void forward(const Shape&, int64_t layers, int64_t directions, const Forward<float>* stack);
 void forward(const Shape&, int64_t layers, int64_t directions, const Forward<double>* stack);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<bfloat16>* stack);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<float16>* stack);
 void backward(const Shape&, int64_t layers, int64_t directions, const Backward<float>* stack);
 void backward(const Shape&, int64_t layers, int64_t directions, const Backward<double>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<bfloat16>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<float16>* stack);
 
 } // namespace rnnfast

@@ -27,7 +27,7 @@ _library.define(
     tags=_tags,
 )
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def is_one_hot(x):
@@ -110,8 +110,9 @@ def _rnn_backward_cpu(dy, dh_n, outs, *arguments):
     return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw
 
 
-_library.impl("rnn", _rnn_cpu, "CPU")
-_library.impl("rnn_backward", _rnn_backward_cpu, "CPU")
+# After a graph break Dynamo would go on to trace these.
+_library.impl("rnn", torch._disable_dynamo(_rnn_cpu), "CPU")
+_library.impl("rnn_backward", torch._disable_dynamo(_rnn_backward_cpu), "CPU")
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=_library)

@@ -1,11 +1,13 @@
 """The stateless RNN: :func:`rnn`, and the autograd Function under it."""
 
+from functools import partial
+
 import torch
 from torch import _VF
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import _ops
+from . import _ops, _steps
 
 __all__ = ["rnn"]
 
@@ -44,9 +46,10 @@ def rnn(
         ``(output, h_n)``: the last layer's states, (T, B, D * H) in the layout of ``input``, and
         each layer's final state (L * D, B, H).
 
-    float32 and float64 on the CPU run on rnnfast's kernels. Other dtypes and devices, autocast,
-    torch.func transforms and forward-mode AD run on torch's own operators, with the same results.
-    Differentiable, twice as well.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, the latter two
+    with float32 arithmetic. Other dtypes and devices, autocast, torch.func transforms and
+    forward-mode AD run on torch's own operators, with the same results. Differentiable, twice as
+    well.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
@@ -68,21 +71,53 @@ def rnn(
 
 
 def run(
-    input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first, relu, bias, dropout
+    input,
+    hx,
+    weights,
+    batch_sizes,
+    num_layers,
+    bidirectional,
+    batch_first,
+    relu,
+    bias,
+    dropout,
+    variational_dropout=0.0,
+    zoneout=0.0,
+    training=False,
 ):
-    """:func:`rnn` for arguments that are known to fit one another in number and name."""
+    """:func:`rnn` for arguments that are known to fit one another in number and name.
+
+    And with what only modules have: ``variational_dropout``, already 0 outside of training, draws
+    one mask for all time steps; ``zoneout`` is described in rnnfast._steps.
+    """
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if not _has_kernel(input, weights[0].dtype):
-        options = (num_layers, bidirectional, batch_first, relu, bias, dropout)
-        return _torch_rnn(input, hx, weights, batch_sizes, *options)
-    for w in weights:  # an operator would be run by whatever device is named last
-        if not w.is_cpu:
-            raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
-    if hx is not None and not hx.is_cpu:
-        raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
-    if num_layers == 1 or not dropout:
-        return _stack(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
+    options = (batch_first, relu, bias)
+    if zoneout or not _has_kernel(input, weights[0].dtype):
+        is_stepwise = zoneout or _is_vmapped()
+        dtype = _autocast_dtype(input.device.type)
+        if dtype is not None and (is_stepwise or dtype in _ops.DTYPES):
+            input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
+            with torch.autocast(input.device.type, enabled=False):
+                return run(
+                    input, hx, weights, batch_sizes, num_layers, bidirectional, *options,
+                    dropout, variational_dropout, zoneout, training,
+                )  # fmt: skip
+        if is_stepwise:
+            call = partial(_steps.rnn, zoneout=zoneout, training=training)
+        elif variational_dropout:
+            call = _torch_rnn
+        else:
+            return _torch_rnn(input, hx, weights, batch_sizes, num_layers, *options, dropout)
+    else:
+        call = _stack
+        for w in weights:  # an operator would be run by whatever device is named last
+            if not w.is_cpu:
+                raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
+        if hx is not None and not hx.is_cpu:
+            raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
+    if num_layers == 1 or not (dropout or variational_dropout):
+        return call(input, hx, weights, batch_sizes, num_layers, *options)
 
     D, per_layer = 2 if bidirectional else 1, len(weights) // num_layers
     if hx is not None and len(hx) != num_layers * D:
@@ -91,9 +126,11 @@ def run(
     for layer in range(num_layers):
         if layer > 0:
             input = F.dropout(input, dropout)
+            if variational_dropout:
+                input = _variational_dropout(input, variational_dropout, batch_sizes, batch_first)
         h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, h_n = _stack(input, h0, layer_weights, batch_sizes, 1, batch_first, relu, bias)
+        input, h_n = call(input, h0, layer_weights, batch_sizes, 1, *options)
         states.append(h_n)
     return input, torch.cat(states)
 
@@ -109,18 +146,56 @@ def _has_kernel(input, dtype):
     )
 
 
-def _torch_rnn(
-    input, hx, weights, batch_sizes, num_layers, bidirectional, batch_first, relu, bias, dropout=0.0
-):
+def _is_batched(dy, dh_n):
+    """Whether vmap, the old one too, has put a batch of tensors in the place of one."""
+    return not torch.compiler.is_compiling() and not (
+        (dy is None or torch._C._has_storage(dy)) and (dh_n is None or torch._C._has_storage(dh_n))
+    )
+
+
+def _is_vmapped():
+    """Whether torch.func.vmap is among the transforms that are going on."""
+    return torch._C._functorch.maybe_current_level() is not None and any(
+        level.key() == torch._C._functorch.TransformType.Vmap
+        for level in torch._C._functorch.get_interpreter_stack()
+    )
+
+
+def _autocast_dtype(device_type):
+    """The dtype that autocast computes in on that device, None if it is off."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _cast(t, dtype):
+    """As autocast does, which leaves float64 alone."""
+    if t is None or not t.is_floating_point() or t.dtype is torch.float64:
+        return t
+    return t.to(dtype)
+
+
+def _variational_dropout(input, p, batch_sizes, batch_first):
+    """One mask for all time steps of a sequence (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+    if batch_sizes is None:
+        B, time = (input.shape[0], 1) if batch_first else (input.shape[1], 0)
+        return input * F.dropout(input.new_ones(B, input.shape[-1]), p).unsqueeze(time)
+    mask = F.dropout(input.new_ones(int(batch_sizes[0]), input.shape[-1]), p)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    sequence = torch.arange(len(input)) - starts.repeat_interleave(batch_sizes)
+    return input * mask[sequence.to(input.device)]
+
+
+def _torch_rnn(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias, dropout=0.0):
     """The same on torch's operators: what the kernels do not cover, and the second derivative."""
+    D = len(weights) // (num_layers * (4 if bias else 2))
     if _ops.is_one_hot(input):
         input = F.one_hot(input, weights[0].shape[-1]).to(weights[0].dtype)
     if hx is None:
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
-        D = 2 if bidirectional else 1
         hx = input.new_zeros(num_layers * D, B, weights[1].shape[-1])
     call = _VF.rnn_relu if relu else _VF.rnn_tanh
-    common = (hx, weights, bias, num_layers, dropout, dropout > 0, bidirectional)
+    common = (hx, weights, bias, num_layers, dropout, dropout > 0, D == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)
     return call(input, batch_sizes, *common)
@@ -159,7 +234,8 @@ class _Stack(torch.autograd.Function):
         num_layers = ctx.options[0]
         outs, weights = saved[:num_layers], saved[num_layers:]
         need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated again
+        # With create_graph these gradients will be differentiated; with is_grads_batched, many.
+        if torch.is_grad_enabled() or _is_batched(dy, dh_n):
             return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
         needs = (need_dx, need_dh0, True in needs_dw)
         tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
@@ -171,20 +247,19 @@ class _Stack(torch.autograd.Function):
 
 def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """The same gradients as a graph of torch operators, from a second forward."""
-    num_layers, batch_first, relu, bias = ctx.options
-    bidirectional = len(weights) == 2 * num_layers * (4 if bias else 2)
-    options = (num_layers, bidirectional, batch_first, relu, bias)
-    outputs = _torch_rnn(x, h0, weights, batch_sizes, *options)
-    given = [(o, g) for o, g in zip(outputs, (dy, dh_n), strict=True) if g is not None]
     inputs = (x, h0, None, None, *weights)
     wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
-    gradients = torch.autograd.grad(
-        [o for o, _ in given],
-        [inputs[i] for i in wanted],
-        [g for _, g in given],
-        create_graph=True,
-        allow_unused=True,
-    )
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        outputs = _torch_rnn(x, h0, weights, batch_sizes, *ctx.options)
+        given = [(o, g) for o, g in zip(outputs, (dy, dh_n), strict=True) if g is not None]
+        gradients = torch.autograd.grad(
+            [o for o, _ in given],
+            [inputs[i] for i in wanted],
+            [g for _, g in given],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
     result = [None] * len(inputs)
     for i, g in zip(wanted, gradients, strict=True):
         result[i] = g

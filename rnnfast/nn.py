@@ -1,13 +1,23 @@
 """The modules :class:`FastRNN` and :class:`FastRNNCell`; :func:`accelerate` for existing models."""
 
+import numbers
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _dynamo, functional
 from ._ops import is_one_hot
 
 __all__ = ["FastRNN", "FastRNNCell", "accelerate"]
+
+
+def _probability(name, p):
+    """``p``, checked as ``nn.RNN`` checks its dropout."""
+    if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p <= 1:
+        raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {p!r}")
+    return float(p)
 
 
 class FastRNN(nn.RNN):
@@ -19,6 +29,16 @@ class FastRNN(nn.RNN):
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
         bidirectional, device, dtype: as in ``nn.RNN``.
+        variational_dropout: probability of zeroing a unit between layers, as ``dropout`` does but
+            with one mask for all time steps of a sequence (Gal & Ghahramani 2016).
+        weight_dropout: probability of zeroing a weight of ``weight_hh``, one mask a call
+            (DropConnect; Wan et al. 2013, Merity et al. 2018).
+        zoneout: probability that a unit keeps its state from one time step to the next (Krueger et
+            al. 2017); in ``eval()`` the expectation, ``p h_{t-1} + (1 - p) f(...)``. No kernel: its
+            time steps run one by one on torch's operators.
+
+    The last three are 0 by default and, but for zoneout's expectation, act in training only, drawn
+    from torch's generator.
 
     Call with ``input`` (T, B, I), (B, T, I) if ``batch_first``, (T, I) or a ``PackedSequence``,
     and optionally ``hx`` (L * D, B, H) or (L * D, H). Returns ``(output, h_n)`` as ``nn.RNN``
@@ -27,25 +47,46 @@ class FastRNN(nn.RNN):
     One more kind of input, for a one-hot layer: int64 tokens in [0, I), of shape (T, B), (B, T),
     (T) or packed. The result is that of the one-hot vectors, but they are never built.
 
-    float32 and float64 on the CPU run on rnnfast's kernels; see :func:`rnnfast.functional.rnn` for
-    what runs on torch's operators instead.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels; see
+    :func:`rnnfast.functional.rnn` for what runs on torch's operators instead.
 
     Raises:
-        ValueError, RuntimeError: where ``nn.RNN`` does.
+        ValueError, RuntimeError: where ``nn.RNN`` does; a probability that is not in [0, 1].
         IndexError: a token that is not in [0, I).
     """
+
+    # Of the class, so that an nn.RNN which accelerate() turned into a FastRNN has them too.
+    variational_dropout = weight_dropout = zoneout = 0.0
+
+    def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, zoneout=0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.variational_dropout = _probability("variational_dropout", variational_dropout)
+        self.weight_dropout = _probability("weight_dropout", weight_dropout)
+        self.zoneout = _probability("zoneout", zoneout)
+
+    def extra_repr(self):
+        regularisers = ("variational_dropout", "weight_dropout", "zoneout")
+        used = [f"{name}={getattr(self, name)}" for name in regularisers if getattr(self, name)]
+        return ", ".join([super().extra_repr(), *used])
+
+    def _is_regularised(self):
+        """By more than ``nn.RNN`` knows of."""
+        return bool(
+            self.zoneout or (self.training and (self.variational_dropout or self.weight_dropout))
+        )
 
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
-        Not under torch.compile, where nn.RNN would break the graph.
+        Not when it is traced: nn.RNN would break torch.compile's graph, and the graph should not
+        depend on whether T is 1.
         """
         return (
-            not isinstance(input, PackedSequence)
+            not torch.compiler.is_compiling()
+            and not isinstance(input, PackedSequence)
             and input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
-            and not torch.compiler.is_compiling()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
@@ -65,7 +106,7 @@ class FastRNN(nn.RNN):
             )
 
     def forward(self, input, hx=None):
-        if self._is_single_step(input):
+        if self._is_single_step(input) and not self._is_regularised():
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -94,6 +135,12 @@ class FastRNN(nn.RNN):
         weights = [
             own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
         ]
+        training = self.training
+        if training and self.weight_dropout:
+            weights = [
+                F.dropout(weight, self.weight_dropout) if name.startswith("weight_hh") else weight
+                for name, weight in zip(self._flat_weights_names, weights, strict=True)
+            ]
         if not is_one_hot(data):
             self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:
@@ -109,7 +156,10 @@ class FastRNN(nn.RNN):
             self.batch_first and not packed,
             self.mode == "RNN_RELU",
             self.bias,
-            self.dropout if self.training else 0.0,
+            self.dropout if training else 0.0,
+            self.variational_dropout if training else 0.0,
+            self.zoneout,
+            training,
         )
         if packed:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -117,6 +167,9 @@ class FastRNN(nn.RNN):
         if not batched:
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
+
+
+_dynamo.allow(FastRNN)
 
 
 class FastRNNCell(nn.RNNCell):

@@ -1,11 +1,15 @@
 """The operators ``torch.ops.rnnfast.*``: what they refuse, what ``torch.compile`` makes of them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import rule
 import torch
 from rule import Case
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence
 
 from rnnfast import FastRNN
@@ -124,19 +128,79 @@ def test_compile_other_lengths():
             torch.testing.assert_close(tensor, expected)
 
 
-def test_compile_module():
-    """Dynamo traces no nn.RNN, hence no subclass, in one graph unless asked to."""
+class Tagger(nn.Module):
+    """A FastRNN inside another module, and a subclass at that."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = type("Own", (FastRNN,), {})(5, 6, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        output, h_n = self.rnn(x)
+        return self.head(output), h_n
+
+
+@pytest.mark.parametrize("make", [lambda: FastRNN(5, 6, bidirectional=True), Tagger])
+def test_compile_module(make):
+    """One graph, forward and backward, and one compilation for every T and B."""
     torch.compiler.reset()
-    module = FastRNN(5, 6, bidirectional=True)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = torch.randn(4, 3, 5)
-    with torch._dynamo.config.patch(allow_rnn=True):
-        for tensor, expected in zip(compiled(x), module(x), strict=True):
-            torch.testing.assert_close(tensor, expected)
+    module, counter = make(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    compilations = []
+    for T, B in ((4, 3), (9, 2), (30, 7)):
+        x = torch.randn(T, B, 5, requires_grad=True)
+        results = []
+        for call in (compiled, module):
+            output, h_n = call(x)
+            loss = output.square().sum() + h_n.sum()
+            results.append([output, h_n, *torch.autograd.grad(loss, [x, *module.parameters()])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+        compilations.append(counter.frame_count)
+    assert len(set(compilations)) == 1
 
 
+def test_compiled_graph_does_not_grow_with_length():
+    sizes = []
+    for T in (3, 300):
+        torch.compiler.reset()
+        graphs = []
+
+        def backend(graph, _, graphs=graphs):
+            graphs.append(graph)
+            return graph
+
+        torch.compile(FastRNN(5, 6), fullgraph=True, dynamic=False, backend=backend)(
+            torch.randn(T, 2, 5)
+        )
+        (graph,) = graphs
+        sizes.append(len(graph.graph.nodes))
+    assert sizes[0] == sizes[1]
+
+
+def test_dynamo_goes_on_refusing_other_rnns():
+    for module in (nn.RNN(5, 6), nn.LSTM(5, 6)):
+        torch.compiler.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+            torch.compile(module, fullgraph=True, backend="eager")(torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("first", ["rnnfast", "torch._dynamo"])
+def test_compile_whichever_is_imported_first(first):
+    """Dynamo takes a second to import: rnnfast does without until somebody compiles."""
+    program = f"""
+import sys, torch, {first}
+assert ("torch._dynamo" in sys.modules) is {first != "rnnfast"}
+import rnnfast
+torch.compile(rnnfast.FastRNN(5, 6), fullgraph=True, backend="eager")(torch.randn(4, 3, 5))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.filterwarnings("error:Dynamo does not know how to trace:UserWarning")
 def test_compile_packed():
-    """With or without graph breaks, the results are the same."""
+    """With or without graph breaks, the results are the same; the kernels are not traced."""
     torch.compiler.reset()
     module = FastRNN(5, 6, 2)
     x = pack_sequence([torch.randn(n, 5) for n in (4, 2, 1)])

@@ -46,19 +46,25 @@ private:
   int64_t most_rows_ = 0;
 };
 
-// One direction of one layer. Its buffers for a block are the caller's.
-template <class T> class Layer {
+// One direction of one layer. Its buffers for a block are the caller's. For the types see isa.h.
+template <class S, class O> class Layer {
+  using C = Sum<S>;
+
 public:
   // For `team` threads at most. `hands_on`: dx goes to a buffer, for the layer below.
-  Layer(const Shape& shape, const Backward<T>& call, int team, bool hands_on)
-      : shape_(shape), call_(call), kernels_(rnnfast::kernels<T>()), steps_(shape, !call.reverse),
-        ld_(row_stride<T>(shape.H)), blocks_(steps_, ld_ * int64_t(sizeof(T))),
-        dx_(hands_on || call.dx.data != nullptr) {
-    const int64_t H = shape.H;
-    w_hh_ = allocate<T>(H * round_up(H, kernels_.vector));
-    w_ih_ = allocate<T>(dx_ ? H * round_up(call.I, kernels_.vector) : 0);
-    for (Buffer<T>& state : state_) {
-      state = allocate<T>(shape.B * ld_);
+  Layer(const Shape& shape, const Backward<S>& call, int team, bool hands_on)
+      : shape_(shape), call_(call), kernels_(rnnfast::kernels<S, O>()),
+        steps_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
+        blocks_(steps_, ld_ * int64_t(sizeof(O))), dx_(hands_on || call.dx.data != nullptr) {
+    const int64_t H = shape.H, I = call.I;
+    w_hh_ = allocate<S>(kernels_.packed_size(H, H));
+    w_ih_ = allocate<S>(dx_ ? kernels_.packed_size(H, I) : 0);
+    state_ = allocate<O>(shape.B * ld_);
+    if constexpr (!std::is_same_v<S, C>) { // sums of many blocks, rounded once
+      dw_ih_ = allocate<C>(call.dw_ih != nullptr ? H * I : 0);
+      dw_hh_ = allocate<C>(call.dw_hh != nullptr ? H * H : 0);
+      db_ = allocate<C>(call.db != nullptr ? H : 0);
+      dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
     }
     barriers_.reset(new Barrier[team]);
   }
@@ -83,30 +89,35 @@ public:
 
   // Down to `dpre` [rows of block k, ld], and to dh0 in its last step. `dy`: what the layer above
   // has handed on, `dy_ld` from row to row; nullptr: the caller's dy.
-  void recur(int64_t k, const T* dy, int64_t dy_ld, T* dpre, int thread, int threads) {
-    const int64_t i0 = blocks_.first(k), i1 = blocks_.first(k + 1);
+  void recur(int64_t k, const S* dy, int64_t dy_ld, O* dpre, int thread, int threads) {
+    const int64_t H = shape_.H, i0 = blocks_.first(k), i1 = blocks_.first(k + 1);
     const Rows rows = this->rows(k);
-    const Share share(steps_, i0, i1, shape_.H, kernels_.panel, thread, threads);
+    const Share share(steps_, i0, i1, H, kernels_.panel, thread, threads);
     if (share.r0 == share.r1 || share.c0 == share.c1) {
       return;
     }
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t active = rnnfast::active(steps_, share, i),
-                    after = rnnfast::active(steps_, share, i + 1);
+                    after = rnnfast::active(steps_, share, i + 1), t = steps_.time(i);
       if (active == 0) {
         continue;
       }
       // Rows at their first step have no product yet, and dh_n in its place.
       const int64_t continuing = std::min(rnnfast::active(steps_, share, i - 1), active);
-      const auto part = [&](int64_t begin, int64_t end, bool first) {
+      for (const bool first : {false, true}) {
+        const int64_t begin = first ? continuing : 0, end = first ? active : continuing;
         if (begin == end) {
-          return;
+          continue;
         }
-        const int64_t H = shape_.H, t = steps_.time(i), r = share.r0 + begin;
-        Step<T> s{};
+        const int64_t r = share.r0 + begin;
+        Step<S, O> s{};
         s.rows = end - begin, s.K = first ? 0 : H, s.N = H;
-        s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = state_[i % 2].get() + r * ld_, s.a_stride = ld_, s.w = w_hh_.get();
+        s.col_begin = share.c0, s.col_end = share.c1, s.w = w_hh_.get();
+        if (i == i0) {
+          s.a = state_.get() + r * ld_, s.a_stride = ld_;
+        } else if (!first) {
+          s.a = rows.at(dpre, ld_, steps_.time(i - 1), r), s.a_stride = rows.stride(ld_);
+        }
         s.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
         if (dy != nullptr) {
           s.addend = rows.at(dy, dy_ld, t, r), s.addend_stride = rows.stride(dy_ld);
@@ -117,23 +128,26 @@ public:
           s.addend2 = call_.dh_n + r * H, s.addend2_stride = H;
         }
         s.h = steps_.at(call_.h, t, r), s.h_stride = call_.h.row;
-        s.padded = state_[(i + 1) % 2].get() + r * ld_, s.padded_stride = ld_;
-        s.out = rows.at(dpre, ld_, t, r), s.out_stride = rows.stride(ld_);
+        s.operand = rows.at(dpre, ld_, t, r), s.operand_stride = rows.stride(ld_);
         kernels_.step(s);
-      };
-      part(0, continuing, false);
-      part(continuing, active, true);
+      }
       barriers_[share.group].wait(share.members);
       if (call_.dh0 != nullptr && after < active) { // rows at their last step
         const int64_t r = share.r0 + after;
-        Step<T> s{};
-        s.rows = active - after, s.K = shape_.H, s.N = shape_.H;
+        Step<S, O> s{};
+        s.rows = active - after, s.K = H, s.N = H;
         s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = state_[(i + 1) % 2].get() + r * ld_, s.a_stride = ld_, s.w = w_hh_.get();
+        s.a = rows.at(dpre, ld_, t, r), s.a_stride = rows.stride(ld_), s.w = w_hh_.get();
         s.act = Activation::kIdentity;
-        s.out = call_.dh0 + r * shape_.H, s.out_stride = shape_.H;
+        s.out = call_.dh0 + r * H, s.out_stride = H;
         kernels_.step(s);
       }
+    }
+    // The next block may have another place for dpre, and other shares.
+    for (int64_t b = 0; b < rnnfast::active(steps_, share, i1 - 1); ++b) {
+      const O* const last = rows.at(dpre, ld_, steps_.time(i1 - 1), share.r0 + b);
+      const int64_t end = share.c1 == H ? round_up(H, kernels_.vector) : share.c1;
+      std::copy(last + share.c0, last + end, state_.get() + (share.r0 + b) * ld_ + share.c0);
     }
   }
 
@@ -141,7 +155,7 @@ public:
   // caller's. Both directions of a layer write there, one first and the other adding to it: which
   // is first depends on where their blocks lie. `opposite` is the other or nullptr, which goes
   // first in the same block if this one is `second`.
-  void input_gradient(int64_t k, const T* dpre, T* handed, int64_t handed_ld, const Layer* opposite,
+  void input_gradient(int64_t k, const O* dpre, S* handed, int64_t handed_ld, const Layer* opposite,
                       bool second, int thread, int threads) const {
     const Rows rows = this->rows(k);
     const auto adds = [&](int64_t t) {
@@ -150,12 +164,12 @@ public:
     };
     const int64_t end = rows.count() * (thread + 1) / threads;
     for (int64_t n = rows.count() * thread / threads; n < end;) {
-      Step<T> s{};
+      Step<S, O> s{};
       s.K = shape_.H, s.N = call_.I, s.col_end = call_.I;
       s.a = dpre + n * ld_, s.a_stride = ld_, s.w = w_ih_.get();
       s.act = Activation::kIdentity;
       if (handed != nullptr) {
-        s.rows = end - n, s.padded = handed + n * handed_ld, s.padded_stride = handed_ld;
+        s.rows = end - n, s.out = handed + n * handed_ld, s.out_stride = handed_ld;
       } else {
         // As many rows as lie evenly spaced in dx.
         Rows::Row row = rows[n];
@@ -178,20 +192,21 @@ public:
   // Adds up what block k gives to the gradients of the weights: this thread's rows of dW_ih and
   // dW_hh, elements of db, columns of dtable. Each thread packs the right factors for itself, into
   // `q`, kOuterRows rows: another's copy would have to come from another core's cache.
-  void weight_gradients(int64_t k, const T* dpre, T* q, int thread, int threads) const {
+  void weight_gradients(int64_t k, const O* dpre, O* q, int thread, int threads) const {
     const Rows rows = this->rows(k);
-    const int64_t H = shape_.H, m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
+    const int64_t H = shape_.H, I = call_.I;
+    const int64_t m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
     for (int64_t n0 = 0; n0 < rows.count(); n0 += kOuterRows) {
       const Rows::Row first = rows[n0];
-      Outer<T> o{};
+      Outer<S, O> o{};
       o.K = std::min(kOuterRows, rows.count() - n0), o.M = m1 - m0, o.add = k > 0 || n0 > 0;
       o.p = dpre + n0 * ld_ + m0, o.p_stride = ld_, o.q = q;
       if (call_.dw_ih != nullptr) {
         Rows::Row row = first;
         for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
-          kernels_.pack_row(steps_.at(call_.x, row.t, row.b), n, o.K, call_.I, q);
+          kernels_.pack_row(steps_.at(call_.x, row.t, row.b), n, o.K, I, q);
         }
-        o.N = call_.I, o.out = call_.dw_ih + m0 * call_.I;
+        o.N = I, o.out = sums(call_.dw_ih, dw_ih_) + m0 * I;
         kernels_.outer(o);
       }
       if (call_.dw_hh != nullptr) {
@@ -199,21 +214,45 @@ public:
         for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
           kernels_.pack_row(previous(row), n, o.K, H, q);
         }
-        o.N = H, o.out = call_.dw_hh + m0 * H;
+        o.N = H, o.out = sums(call_.dw_hh, dw_hh_) + m0 * H;
         kernels_.outer(o);
       }
       if (call_.db != nullptr) {
-        bias_gradient(o, call_.db + m0);
+        bias_gradient(o, sums(call_.db, db_) + m0);
       }
       if (call_.dtable != nullptr) {
         table_gradient(rows, first, o, m0);
       }
     }
+    if constexpr (!std::is_same_v<S, C>) {
+      if (k + 1 == blocks_.count()) {
+        const auto round = [&](const Buffer<C>& from, int64_t begin, int64_t count, S* to) {
+          if (to != nullptr) {
+            kernels_.narrow(from.get() + begin, count, to + begin);
+          }
+        };
+        round(dw_ih_, m0 * I, (m1 - m0) * I, call_.dw_ih);
+        round(dw_hh_, m0 * H, (m1 - m0) * H, call_.dw_hh);
+        round(db_, m0, m1 - m0, call_.db);
+        for (int64_t token = 0; token < I; ++token) {
+          round(dtable_, token * H + m0, m1 - m0, call_.dtable);
+        }
+      }
+    }
   }
 
 private:
+  // Where a gradient is added up: in the caller's tensor, if that keeps all digits.
+  static C* sums(S* gradient, const Buffer<C>& own) {
+    if constexpr (std::is_same_v<S, C>) {
+      return gradient;
+    } else {
+      return own.get();
+    }
+  }
+
   // The state before this row's step; nullptr for zeros.
-  const T* previous(Rows::Row row) const {
+  const S* previous(Rows::Row row) const {
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
         (shape_.batch_sizes == nullptr || row.b < shape_.batch_sizes[t])) {
@@ -223,15 +262,15 @@ private:
   }
 
   // By sums of a few rows, for accuracy.
-  static void bias_gradient(const Outer<T>& o, T* db) {
+  static void bias_gradient(const Outer<S, O>& o, C* db) {
     constexpr int64_t kColumns = 64;
     for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
       const int64_t m1 = std::min(o.M, m0 + kColumns);
       for (int64_t k0 = 0; k0 < o.K; k0 += kSumRows) {
-        T sum[kColumns] = {};
+        C sum[kColumns] = {};
         for (int64_t k = k0; k < std::min(o.K, k0 + kSumRows); ++k) {
           for (int64_t m = m0; m < m1; ++m) {
-            sum[m - m0] += o.p[k * o.p_stride + m];
+            sum[m - m0] += to_sum(o.p[k * o.p_stride + m]);
           }
         }
         for (int64_t m = m0; m < m1; ++m) {
@@ -242,55 +281,57 @@ private:
   }
 
   // Each row of dpre is added to its token's.
-  void table_gradient(const Rows& rows, Rows::Row row, const Outer<T>& o, int64_t m0) const {
+  void table_gradient(const Rows& rows, Rows::Row row, const Outer<S, O>& o, int64_t m0) const {
     const int64_t H = shape_.H;
+    C* const dtable = sums(call_.dtable, dtable_);
     for (int64_t token = 0; !o.add && token < call_.I; ++token) {
-      std::fill_n(call_.dtable + token * H + m0, o.M, T(0));
+      std::fill_n(dtable + token * H + m0, o.M, C(0));
     }
     for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
-      const T* const from = o.p + n * o.p_stride;
-      T* const to = call_.dtable + *steps_.at(call_.tokens, row.t, row.b) * H + m0;
+      const O* const from = o.p + n * o.p_stride;
+      C* const to = dtable + *steps_.at(call_.tokens, row.t, row.b) * H + m0;
       for (int64_t m = 0; m < o.M; ++m) {
-        to[m] += from[m];
+        to[m] += to_sum(from[m]);
       }
     }
   }
 
   const Shape& shape_;
-  const Backward<T>& call_;
-  const Kernels<T>& kernels_;
+  const Backward<S>& call_;
+  const Kernels<S, O>& kernels_;
   Steps steps_;
   int64_t ld_; // elements from row to row of the buffers
   Blocks blocks_;
-  bool dx_;                             // wanted
-  Buffer<T> w_hh_, w_ih_;               // packed
-  Buffer<T> state_[2];                  // [B, ld]
-  std::unique_ptr<Barrier[]> barriers_; // of each group
+  bool dx_;                               // wanted
+  Buffer<S> w_hh_, w_ih_;                 // packed
+  Buffer<O> state_;                       // [B, ld]: dpre of the last step of a block
+  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // unless the caller's tensors hold C
+  std::unique_ptr<Barrier[]> barriers_;   // of each group
 };
 
 // Layers with one direction each, the highest first, that hand on dx from one to the next; or the
 // directions of one layer. `at_once` of them go through a block at the same time, the others one
 // after the other.
-template <class T> class Wave {
+template <class S, class O> class Wave {
 public:
-  Wave(const Shape& shape, const std::vector<const Backward<T>*>& calls, bool directions,
+  Wave(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
        int at_once, int team)
-      : directions_(directions), at_once_(at_once), ld_(row_stride<T>(shape.H)) {
+      : directions_(directions), at_once_(at_once), ld_(row_stride<O>(shape.H)) {
     int64_t I = 0, rows = 0;
-    for (const Backward<T>* call : calls) {
+    for (const Backward<S>* call : calls) {
       const bool hands_on = !directions && call != calls.back();
-      layers_.push_back(std::make_unique<Layer<T>>(shape, *call, team, hands_on));
+      layers_.push_back(std::make_unique<Layer<S, O>>(shape, *call, team, hands_on));
       I = std::max(I, call->dw_ih != nullptr ? call->I : 0);
       rows = std::max(rows, layers_.back()->blocks().most_rows());
     }
     for (int n = 0; n < at_once; ++n) {
-      for (Buffer<T>& dpre : dpre_[n]) { // a line more, for what is read past the last row
-        dpre = allocate<T>(rows * ld_ + 64 / sizeof(T));
+      for (Buffer<O>& dpre : dpre_[n]) {
+        dpre = allocate<O>(rows * ld_);
       }
     }
-    q_size_ = kOuterRows * round_up(std::max(I, shape.H), 64 / sizeof(T));
-    q_ = allocate<T>(team * q_size_);
-    handed_ = allocate<T>(!directions && calls.size() > 1 ? rows * ld_ : 0);
+    q_size_ = kOuterRows * round_up(std::max(I, shape.H), 64 / sizeof(O));
+    q_ = allocate<O>(team * q_size_);
+    handed_ = allocate<S>(!directions && calls.size() > 1 ? rows * ld_ : 0);
   }
 
   void run(int thread, int threads) {
@@ -315,7 +356,7 @@ private:
   // to the next recurrence while others still read dpre: they take turns with two of it.
   void recur(int64_t k, size_t first, int turn, int thread, int threads) {
     const Team team(thread, threads, at_once_);
-    const T* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
+    const S* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
     for (int n = 0; n < at_once_; ++n) {
       if (threads < at_once_ || n == team.index) {
         layers_[first + n]->recur(k, dy, ld_, dpre_[n][turn].get(), team.thread, team.threads);
@@ -325,15 +366,15 @@ private:
 
   void products(int64_t k, size_t first, int turn, int thread, int threads) {
     for (int n = 0; n < at_once_; ++n) {
-      const Layer<T>& layer = *layers_[first + n];
+      const Layer<S, O>& layer = *layers_[first + n];
       if (!layer.wants_dx()) {
         continue;
       }
       if (n > 0) {
         all_.wait(threads); // its own rows may be the other direction's too
       }
-      T* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
-      const Layer<T>* const opposite =
+      S* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
+      const Layer<S, O>* const opposite =
           directions_ && layers_.size() == 2 ? layers_[1 - (first + n)].get() : nullptr;
       layer.input_gradient(k, dpre_[n][turn].get(), handed, ld_, opposite, first + n > 0, thread,
                            threads);
@@ -341,7 +382,7 @@ private:
     if (!directions_ && layers_.size() > 1) {
       all_.wait(threads); // what is handed on is complete
     }
-    T* const q = q_.get() + thread * q_size_;
+    O* const q = q_.get() + thread * q_size_;
     for (int n = 0; n < at_once_; ++n) {
       layers_[first + n]->weight_gradients(k, dpre_[n][turn].get(), q, thread, threads);
     }
@@ -350,24 +391,24 @@ private:
   bool directions_;
   int at_once_;
   int64_t ld_; // elements from row to row of dpre and of what is handed on
-  std::vector<std::unique_ptr<Layer<T>>> layers_;
-  Buffer<T> dpre_[2][2]; // of each of those at once, in turn: [rows of a block, ld]
-  Buffer<T> q_;          // of each thread: [kOuterRows, I or H], packed
+  std::vector<std::unique_ptr<Layer<S, O>>> layers_;
+  Buffer<O> dpre_[2][2]; // of each of those at once, in turn: [rows of a block, ld]
+  Buffer<O> q_;          // of each thread: [kOuterRows, I or H], packed
   int64_t q_size_;
-  Buffer<T> handed_; // [rows of a block, ld]
+  Buffer<S> handed_; // [rows of a block, ld]
   Barrier all_;
 };
 
-template <class T> double multiply_adds(const Shape& shape, const Backward<T>& call, bool dx) {
+template <class S> double multiply_adds(const Shape& shape, const Backward<S>& call, bool dx) {
   const Steps steps(shape, call.reverse);
   const int64_t I = (dx ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);
   const int64_t H = shape.H + (call.dw_hh != nullptr ? shape.H : 0);
   return double(steps.total()) * shape.H * double(H + I);
 }
 
-template <class T>
+template <class S, class O = S>
 void backward_any(const Shape& shape, int64_t layers, int64_t directions,
-                  const Backward<T>* stack) {
+                  const Backward<S>* stack) {
   double work = 0;
   for (int64_t n = 0; n < layers * directions; ++n) {
     if (stack[n].tokens.data != nullptr) {
@@ -376,14 +417,14 @@ void backward_any(const Shape& shape, int64_t layers, int64_t directions,
     work += multiply_adds(shape, stack[n], stack[n].dx.data != nullptr || n >= directions);
   }
   const int at_once =
-      directions > 1 ? static_cast<int>(rnnfast::at_once<T>(shape, layers, directions)) : 1;
+      directions > 1 ? static_cast<int>(rnnfast::at_once<S>(shape, layers, directions)) : 1;
   const int wanted = threads_for(shape, work * at_once / double(layers * directions));
-  const auto run = [&](const std::vector<const Backward<T>*>& calls) {
-    Wave<T> wave(shape, calls, directions > 1, at_once, wanted);
+  const auto run = [&](const std::vector<const Backward<S>*>& calls) {
+    Wave<S, O> wave(shape, calls, directions > 1, at_once, wanted);
     parallel(wanted, [&](int thread, int threads) { wave.run(thread, threads); });
   };
   if (directions == 1) {
-    std::vector<const Backward<T>*> calls;
+    std::vector<const Backward<S>*> calls;
     for (int64_t layer = layers - 1; layer >= 0; --layer) {
       calls.push_back(stack + layer);
     }
@@ -404,6 +445,18 @@ void backward(const Shape& shape, int64_t layers, int64_t directions,
 void backward(const Shape& shape, int64_t layers, int64_t directions,
               const Backward<double>* stack) {
   backward_any(shape, layers, directions, stack);
+}
+void backward(const Shape& shape, int64_t layers, int64_t directions,
+              const Backward<bfloat16>* stack) {
+  if (current_isa().bf16_pairs != nullptr) {
+    backward_any(shape, layers, directions, stack);
+  } else {
+    backward_any<bfloat16, float>(shape, layers, directions, stack);
+  }
+}
+void backward(const Shape& shape, int64_t layers, int64_t directions,
+              const Backward<float16>* stack) {
+  backward_any<float16, float>(shape, layers, directions, stack);
 }
 
 } // namespace rnnfast

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -28,6 +30,22 @@ constexpr int64_t kTogetherBytes = 1 << 19;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
+}
+
+inline float to_sum(float v) { return v; }
+inline double to_sum(double v) { return v; }
+inline float to_sum(bfloat16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+inline float to_sum(float16 v) {
+  const int exponent = v.bits >> 10 & 31, digits = v.bits & 1023;
+  const float magnitude = exponent == 31  ? (digits == 0 ? INFINITY : NAN)
+                          : exponent == 0 ? std::ldexp(float(digits), -24)
+                                          : std::ldexp(float(1024 + digits), exponent - 25);
+  return v.bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
 // Work space. A large block fresh from the system costs a page fault for every 4 KiB, as much time
@@ -341,9 +359,9 @@ inline int64_t active(const Steps& steps, const Share& share, int64_t i) {
 }
 
 // Each thread's part of packing a K x H matrix.
-template <class T>
-void pack_part(const Kernels<T>& kernels, const T* w, bool transpose, int64_t K, int64_t H,
-               int thread, int threads, T* packed) {
+template <class S, class O>
+void pack_part(const Kernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
+               int thread, int threads, S* packed) {
   const int64_t panels = (H + kernels.panel - 1) / kernels.panel;
   const int64_t c0 = std::min(H, panels * thread / threads * kernels.panel);
   const int64_t c1 = std::min(H, panels * (thread + 1) / threads * kernels.panel);

@@ -1,0 +1,113 @@
+"""PyTorch's own module tests: the samples for ``nn.RNN`` and ``nn.RNNCell`` in its database of
+modules, fed to ``FastRNN`` and ``FastRNNCell``. What is checked of each is what test_modules.py of
+PyTorch checks: the reference, gradients, second gradients, strides, the error inputs."""
+
+import pytest
+import torch
+from test_module import differentiate
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+
+from rnnfast import FastRNN, FastRNNCell
+
+FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+INFOS = [info for info in module_db if info.module_cls in FAST]
+ids = {"ids": lambda info: info.module_cls.__name__}
+
+
+def samples(info, dtype, device="cpu", training=True):
+    """(module of ours, its parent with the same weights, arguments, the sample itself)"""
+    options = {"device": device, "dtype": dtype, "requires_grad": True, "training": training}
+    packed = {"with_packed_sequence": True} if info.module_cls is nn.RNN else {}
+    torch.manual_seed(0)
+    for sample in info.module_inputs_func(info, **options, **packed):
+        made = sample.constructor_input
+        theirs = info.module_cls(*made.args, **made.kwargs).to(device, dtype).train(training)
+        ours = FAST[info.module_cls](*made.args, **made.kwargs).to(device, dtype).train(training)
+        ours.load_state_dict(theirs.state_dict())
+        assert not sample.forward_input.kwargs
+        yield ours, theirs, sample.forward_input.args, sample
+
+
+def test_the_database_has_both():
+    assert {info.module_cls for info in INFOS} == set(FAST)
+    assert len(list(samples(INFOS[1], torch.float32))) >= 32
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("info", INFOS, **ids)
+def test_forward_and_gradients(device, info, dtype, training):
+    """To the tolerances of PyTorch's own tests."""
+    for ours, theirs, arguments, sample in samples(info, dtype, device, training):
+        arguments = [
+            PackedSequence(a.data.detach(), *a[1:]) if isinstance(a, PackedSequence) else a.detach()
+            for a in arguments
+        ]
+        expected = differentiate(theirs, *arguments)
+        for name, tensor in differentiate(ours, *arguments).items():
+            torch.testing.assert_close(tensor, expected[name], msg=name)
+        if not isinstance(arguments[0], PackedSequence):
+            expected = sample.reference_fn(ours, *arguments)
+            torch.testing.assert_close(ours(*arguments), expected)
+
+
+@pytest.mark.parametrize("info", INFOS, **ids)
+def test_gradcheck(info):
+    for ours, _, arguments, _ in samples(info, torch.float64):
+        tensors = [a.data if isinstance(a, PackedSequence) else a for a in arguments]
+        names = [name for name, _ in ours.named_parameters()]
+
+        def run(*values, ours=ours, arguments=arguments, tensors=tensors, names=names):
+            inputs, weights = values[: len(tensors)], values[len(tensors) :]
+            if isinstance(arguments[0], PackedSequence):
+                inputs = (PackedSequence(inputs[0], *arguments[0][1:]), *inputs[1:])
+            weights = dict(zip(names, weights, strict=True))
+            output = torch.func.functional_call(ours, weights, inputs)
+            if isinstance(output, torch.Tensor):
+                return output
+            output, h_n = output
+            return output.data if isinstance(output, PackedSequence) else output, h_n
+
+        values = [t.detach().requires_grad_() for t in (*tensors, *ours.parameters())]
+        assert torch.autograd.gradcheck(run, values, fast_mode=True)
+        assert torch.autograd.gradgradcheck(run, values, fast_mode=True)
+
+
+@pytest.mark.parametrize("info", INFOS, **ids)
+def test_strides(info):
+    """Tensors with gaps between their elements change nothing."""
+
+    def spread(tensor):
+        return torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]
+
+    for ours, _, arguments, _ in samples(info, torch.float32):
+        if isinstance(arguments[0], PackedSequence):
+            strided = [PackedSequence(spread(arguments[0].data.detach()), *arguments[0][1:])]
+            arguments = [PackedSequence(arguments[0].data.detach(), *arguments[0][1:])]
+        else:
+            arguments = [a.detach() for a in arguments]
+            strided = [spread(a) for a in arguments]
+        expected = differentiate(ours, *arguments)
+        for name, tensor in differentiate(ours, *strided).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("info", INFOS, **ids)
+def test_error_inputs(device, info, dtype):
+    cls = FAST[info.module_cls]
+    options = {"device": device, "dtype": dtype, "requires_grad": True, "training": True}
+    errors = info.module_error_inputs_func(info, **options)
+    assert len(errors) > 5
+    for error in errors:
+        made = error.module_error_input.constructor_input
+        if error.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(error.error_type, match=error.error_regex):
+                cls(*made.args, **made.kwargs)
+        else:
+            module = cls(*made.args, **made.kwargs)
+            given = error.module_error_input.forward_input
+            with pytest.raises(error.error_type, match=error.error_regex):
+                module(*given.args, **given.kwargs)

@@ -1,0 +1,205 @@
+"""``torch.func``, second derivatives, autocast: right, even where ``nn.RNN`` has no vmap."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp
+from torch.func import vmap as batched
+
+from rnnfast import FastRNN, FastRNNCell, functional
+
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu"},
+    {"bias": False, "num_layers": 2},
+]
+options = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "everything", "no bias"])
+
+
+def make(options, seed=0):
+    torch.manual_seed(seed)
+    return FastRNN(3, 4, dtype=torch.float64, **options)
+
+
+def loss_of(module, weights, x):
+    output, h_n = functional_call(module, weights, (x,))
+    return output.square().sum() + h_n.sin().sum()
+
+
+def by_hand(module, x):
+    """Gradients for the parameters, by autograd and the kernels."""
+    loss = loss_of(module, dict(module.named_parameters()), x)
+    return dict(zip(dict(module.named_parameters()),
+                    torch.autograd.grad(loss, list(module.parameters())), strict=True))  # fmt: skip
+
+
+@options
+def test_grad(options):
+    module = make(options)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    found = grad(loss_of, argnums=1)(module, weights, x)
+    torch.testing.assert_close(found, by_hand(module, x))
+
+
+@options
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_vmap_over_batch(options, dim):
+    module = make(options)
+    x = torch.randn(6, 5, 2, 3, dtype=torch.float64)
+    expected = [torch.stack(parts) for parts in zip(*map(module, x), strict=True)]
+    found = batched(module, in_dims=dim)(x.movedim(0, dim))
+    torch.testing.assert_close(list(found), expected)
+
+
+@options
+def test_per_sample_gradients(options):
+    module = make(options)
+    x = torch.randn(6, 5, 2, 3, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    found = batched(grad(loss_of, argnums=1), in_dims=(None, None, 0))(module, weights, x)
+    for n, sample in enumerate(x):
+        torch.testing.assert_close({k: g[n] for k, g in found.items()}, by_hand(module, sample))
+
+
+@options
+def test_ensemble(options):
+    """Stacked weights, one input; and an input for each."""
+    modules = [make(options, seed) for seed in range(3)]
+    weights, _ = stack_module_state(modules)
+    x = torch.randn(3, 5, 2, 3, dtype=torch.float64)
+
+    def call(weights, x):
+        return functional_call(modules[0], weights, (x,))
+
+    for dims, inputs in ((None, [x[0]] * 3), (0, x)):
+        found = batched(call, in_dims=(0, dims))(weights, x[0] if dims is None else x)
+        for n, module in enumerate(modules):
+            torch.testing.assert_close([part[n] for part in found], [*module(inputs[n])])
+
+
+def test_vmap_of_tokens():
+    module = make({"num_layers": 2})
+    tokens = torch.randint(3, (6, 5, 2))
+    expected = torch.stack([module(t)[0] for t in tokens])
+    torch.testing.assert_close(batched(lambda t: module(t)[0])(tokens), expected)
+
+
+@options
+def test_jvp(options):
+    """The derivative along a direction, against differences."""
+    module = make(options)
+    x, v = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    _, found = jvp(lambda x: module(x)[0], (x,), (v,))
+    eps = 1e-6
+    expected = (module(x + eps * v)[0] - module(x - eps * v)[0]) / (2 * eps)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@options
+def test_jacobians_and_hessian(options):
+    module = make(options)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    found = jacrev(lambda x: module(x)[0])(x)
+    torch.testing.assert_close(found, jacfwd(lambda x: module(x)[0])(x))
+    torch.testing.assert_close(
+        found, torch.autograd.functional.jacobian(lambda x: module(x)[0], x, vectorize=False)
+    )
+
+    def loss(x):
+        return module(x)[0].pow(3).sum()
+
+    torch.testing.assert_close(hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+
+
+@options
+def test_many_gradients_at_once(options):
+    """``is_grads_batched`` puts a batch of gradients through a backward made outside of vmap."""
+    module = make(options)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    outputs = module(x)
+    seeds = [torch.randn(7, *o.shape, dtype=torch.float64) for o in outputs]
+    wanted = [x, *module.parameters()]
+    found = torch.autograd.grad(outputs, wanted, seeds, is_grads_batched=True, retain_graph=True)
+    for n in range(7):
+        one = [s[n] for s in seeds]
+        expected = torch.autograd.grad(outputs, wanted, one, retain_graph=True)
+        torch.testing.assert_close([g[n] for g in found], list(expected))
+    _, pull = vjp(lambda x: module(x)[0], x.detach())
+    torch.testing.assert_close(
+        batched(pull)(seeds[0])[0],
+        torch.stack(
+            [torch.autograd.grad(outputs[0], x, s, retain_graph=True)[0] for s in seeds[0]]
+        ),
+    )
+
+
+def test_dropout_under_vmap_asks_which_randomness():
+    module = make({"num_layers": 2, "dropout": 0.5})
+    x = torch.randn(6, 5, 2, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="randomness"):
+        batched(module)(x)
+    assert batched(module, randomness="different")(x)[0].shape == (6, 5, 2, 4)
+
+
+def test_cell():
+    cell = FastRNNCell(3, 4).double()
+    x, h = torch.randn(6, 2, 3).double(), torch.randn(6, 2, 4).double()
+    torch.testing.assert_close(batched(cell)(x, h), torch.stack([*map(cell, x, h)]))
+
+
+def test_gradient_penalty_in_eval_mode(device):
+    """Second derivatives, which cuDNN refuses, and a backward in ``eval()``, which it does too."""
+    results = []
+    for cls in (nn.RNN, FastRNN):
+        torch.manual_seed(0)
+        module = cls(3, 4, 2).double().to(device).eval()
+        x = torch.randn(5, 2, 3, dtype=torch.float64).to(device).requires_grad_()
+        with torch.backends.cudnn.flags(enabled=False):
+            score = module(x)[0].sum()
+            (gradient,) = torch.autograd.grad(score, x, create_graph=True)
+            penalty = (gradient.norm(dim=-1) - 1).square().mean()
+            results.append([penalty, *torch.autograd.grad(penalty, list(module.parameters()))])
+    torch.testing.assert_close(*results)
+
+
+# Autocast
+
+
+@pytest.mark.skipif(
+    torch.bfloat16 not in functional._ops.DTYPES, reason="no bfloat16 kernel in this build"
+)
+@pytest.mark.parametrize("gradient", [True, False])
+def test_autocast_runs_on_kernels(monkeypatch, gradient):
+    seen, kernel = [], functional._ops.rnn
+
+    def spy(x, h0, weights, *rest):
+        seen.append({t.dtype for t in (x, h0, *weights)})
+        return kernel(x, h0, weights, *rest)
+
+    monkeypatch.setattr(functional._ops, "rnn", spy)
+    module = FastRNN(5, 6, 2)
+    x, hx = torch.randn(4, 3, 5), torch.randn(2, 3, 6)
+    with torch.set_grad_enabled(gradient), torch.autocast("cpu", torch.bfloat16):
+        output, h_n = module(x, hx)
+    assert seen == [{torch.bfloat16}]
+    assert output.dtype is h_n.dtype is torch.bfloat16
+
+
+def test_autocast_leaves_float64_alone():
+    module = FastRNN(5, 6, 2, zoneout=0.5, dtype=torch.float64).eval()
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    expected, _ = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = module(x)
+    assert torch.equal(output, expected)
+
+
+def test_autocast_of_zoneout():
+    module = FastRNN(5, 6, 2, zoneout=0.5).eval()
+    x = torch.randn(4, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, h_n = module(x, torch.randn(2, 3, 6))
+    assert output.dtype is h_n.dtype is torch.bfloat16
+    output.float().sum().backward()
+    assert module.weight_hh_l0.grad.dtype is torch.float32
