@@ -91,7 +91,7 @@ def run(
     """
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    options = (batch_first, relu, bias)
+    call, options = _stack, (batch_first, relu, bias)
     if zoneout or not _has_kernel(input, weights[0].dtype):
         is_stepwise = zoneout or _is_vmapped()
         dtype = _autocast_dtype(input.device.type)
@@ -109,7 +109,6 @@ def run(
         else:
             return _torch_rnn(input, hx, weights, batch_sizes, num_layers, *options, dropout)
     else:
-        call = _stack
         for w in weights:  # an operator would be run by whatever device is named last
             if not w.is_cpu:
                 raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")

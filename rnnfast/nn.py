@@ -78,15 +78,14 @@ class FastRNN(nn.RNN):
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
-        Not when it is traced: nn.RNN would break torch.compile's graph, and the graph should not
-        depend on whether T is 1.
+        Not under torch.compile, where nn.RNN would break the graph.
         """
         return (
-            not torch.compiler.is_compiling()
-            and not isinstance(input, PackedSequence)
+            not isinstance(input, PackedSequence)
             and input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
+            and not torch.compiler.is_compiling()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
