@@ -106,10 +106,13 @@ class FastRNN(nn.RNN):
 
     def forward(self, input, hx=None):
         if self._is_single_step(input) and not self._is_regularised():
+            functional.check_hx_dtype(hx, self.weight_hh_l0.dtype)
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            if len(batch_sizes) == 0:
+                raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
             data, batch_sizes = input, None

@@ -219,6 +219,19 @@ def test_dropout_only_between_layers_and_only_in_training(device):
     assert torch.equal(one.train()(x)[0], one.eval()(x)[0])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_of_a_seed_is_that_of_nn_rnn(batch_first):
+    theirs, ours = pair(6, 8, 3, dropout=0.5, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(4, 5, 6)
+    results = []
+    for module in (theirs, ours):
+        torch.manual_seed(3)
+        output, h_n = module(x)
+        loss = output.square().sum() + h_n.sum()
+        results.append([output, h_n, *torch.autograd.grad(loss, list(module.parameters()))])
+    torch.testing.assert_close(*results)
+
+
 def test_dropout_of_everything(device):
     """With p = 1 the second layer reads zeros, and no gradient passes to the first."""
     ours = FastRNN(6, 8, 2, dropout=1.0, device=device)
@@ -480,6 +493,10 @@ WRONG_CALLS = {
     "hx rank, batched": lambda: (torch.randn(5, 2, 3), torch.randn(2, 4)),
     "hx rank, unbatched": lambda: (torch.randn(5, 3), torch.randn(2, 1, 4)),
     "hx dtype": lambda: (torch.randn(5, 2, 3), torch.randn(2, 2, 4, dtype=torch.float64)),
+    "hx dtype, a single step": lambda: (
+        torch.randn(1, 2, 3),
+        torch.randn(2, 2, 4, dtype=torch.float64),
+    ),
     "hx device": lambda: (torch.randn(5, 2, 3), torch.randn(2, 2, 4, device="meta")),
     "input dtype": lambda: (torch.randn(5, 2, 3, dtype=torch.float64),),
     "input of integers": lambda: (torch.ones(5, 2, 3, dtype=torch.int64),),
@@ -507,6 +524,34 @@ def test_wrong_calls(call):
     assert expected is not None
     found = outcome(lambda: ours(*WRONG_CALLS[call]()))
     assert found is not None and issubclass(found, expected)
+
+
+CLEAR = {
+    "no steps": r"sequence length.*\(0, 2, 3\)",
+    "hx dtype": "hx must be torch.float32.*got torch.float64",
+    "hx dtype, a single step": "hx must be torch.float32.*got torch.float64",
+    "hx device": "hx must be on cpu.*got meta",
+    "rank 4": "2D or 3D.*got.*4D",
+    "packed, growing": "batch_sizes must.*never increase",
+    "packed, too few rows": "batch_sizes must sum to the 4 rows of input, got 5",
+    "packed, no steps": "at least one time step",
+}
+
+
+@pytest.mark.parametrize("call", CLEAR)
+def test_errors_name_the_argument(call):
+    """Where nn.RNN's come from deep inside, as "mat1 and mat2 must have the same dtype" does."""
+    with pytest.raises(Exception, match=CLEAR[call]):
+        FastRNN(3, 4, 2)(*WRONG_CALLS[call]())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hx_of_another_dtype_elsewhere(dtype):
+    """Also on torch's operators, and step by step."""
+    x, hx = torch.randn(5, 2, 3, dtype=dtype), torch.randn(1, 2, 4, dtype=torch.float64)
+    for options in ({}, {"zoneout": 0.5}):
+        with pytest.raises(RuntimeError, match="hx must be"):
+            FastRNN(3, 4, dtype=dtype, **options)(x, hx)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
