@@ -132,6 +132,42 @@ def test_packed_output_is_packed_alike():
         assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_lengths(device, batch_first, tokens):
+    """A padded batch: as each sequence alone, whatever is in the padding; wherever lengths are."""
+    lengths, T = [4, 1, 6, 3], 7
+    ours = FastRNN(3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
+    ours.to(device)
+    x = torch.randint(3, (T, 4)) if tokens else torch.randn(T, 4, 3, dtype=torch.float64)
+    x, hx = x.to(device), torch.randn(4, 4, 4, dtype=torch.float64, device=device)
+    layout = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    for argument in (lengths, torch.tensor(lengths, device=device)):
+        output, h_n = ours(layout(x), hx, lengths=argument)
+        output = layout(output)
+        assert output.shape == (T, 4, 8)
+        for b, n in enumerate(lengths):
+            own = layout(x[:n, b : b + 1])
+            expected, expected_h_n = ours(own, hx[:, b : b + 1].contiguous())
+            torch.testing.assert_close(output[:n, b : b + 1], layout(expected))
+            torch.testing.assert_close(h_n[:, b : b + 1], expected_h_n)
+            assert not output[n:, b].any()
+
+
+@pytest.mark.parametrize(
+    "lengths", [[4, 1], [4, 1, 0], [4, 1, 8], [4.0, 1.0, 6.0], [[4], [1], [6]]]
+)
+def test_wrong_lengths(lengths):
+    with pytest.raises(ValueError, match="lengths must be"):
+        FastRNN(3, 4)(torch.randn(7, 3, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("x", [lambda: packed(3, 2), lambda: torch.randn(7, 3)])
+def test_lengths_of_what_is_no_padded_batch(x):
+    with pytest.raises(ValueError, match="lengths must be None"):
+        FastRNN(3, 4)(x(), lengths=[3, 2])
+
+
 @pytest.mark.parametrize(
     "args, kwargs",
     [
