@@ -11,7 +11,11 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 from rnnfast import FastRNN, FastRNNCell
 
+# That import forbids whatever runs later to set the flags of torch.backends.
+torch.backends.m.__allow_nonbracketed_mutation_flag = True
+
 FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+
 INFOS = [info for info in module_db if info.module_cls in FAST]
 ids = {"ids": lambda info: info.module_cls.__name__}
 
@@ -28,6 +32,10 @@ def samples(info, dtype, device="cpu", training=True):
         ours.load_state_dict(theirs.state_dict())
         assert not sample.forward_input.kwargs
         yield ours, theirs, sample.forward_input.args, sample
+
+
+def test_flags_of_torch_can_still_be_set():
+    assert not torch.backends.flags_frozen()
 
 
 def test_the_database_has_both():
