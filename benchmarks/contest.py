@@ -24,6 +24,7 @@ from cases import Case, result_names
 
 from rnnfast import bench
 
+KERNELS = "rnnfast kernels"
 PATIENCE = 120  # seconds without an answer, after which a contestant is given up for this case
 MODE_SECONDS = 2.5  # spent on the samples of one mode of one case, all contestants together
 
@@ -110,7 +111,7 @@ def _cpus(threads: int) -> list[int]:
 
 
 def contestants() -> list[Contestant]:
-    """All there are, not started; rnnfast and nn.RNN are the first two."""
+    """All there are, not started."""
     onednn = [
         Contestant(
             "oneDNN " + ".".join(peers.onednn_version(root).split(".")[:2]),
@@ -122,6 +123,7 @@ def contestants() -> list[Contestant]:
     ]
     return [
         Contestant(bench.OURS, "FastRNN"),
+        Contestant(KERNELS, "Kernels"),
         Contestant(bench.THEIRS, "NNRNN"),
         Contestant("torch.compile", "CompiledRNN"),
         Contestant("JAX", "JAX"),
@@ -166,7 +168,7 @@ def measure(
             not_run[name] = str(error)
             continue
         difference = bench.disagreement(names, results, truth, TOLERANCE[case.dtype])
-        if difference and name == bench.OURS:
+        if difference and name in (bench.OURS, KERNELS):
             raise RuntimeError(f"{name} and {bench.THEIRS} disagree at {case}: {difference}")
         if difference:
             not_run[name] = f"wrong: {difference}"

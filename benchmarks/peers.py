@@ -88,18 +88,7 @@ class NNRNN(Peer):
 
     def call(self, case, data, mode):
         torch = self.torch
-        dtype = getattr(torch, case.dtype)
-        module = self.module(case)
-        with torch.no_grad():
-            for parameter, weight in zip(module.parameters(), data.weights, strict=True):
-                parameter.copy_(torch.from_numpy(weight))
-        module = module.to(dtype)
-        x = torch.from_numpy(data.x if self.tokens else one_hot_vectors(case, data.x))
-        dy = torch.from_numpy(data.dy).to(dtype)
-        if x.is_floating_point():
-            x = x.to(dtype)
-        if case.lengths:
-            x, dy = self._pack(x, case.lengths), self._pack(dy, case.lengths).data
+        module, x, dy = self._set_up(case, data)
         if mode == "forward":
 
             def forward():
@@ -121,6 +110,23 @@ class NNRNN(Peer):
             return gradients
 
         return training
+
+    def _set_up(self, case, data):
+        """The module with its weights, its input, and the gradient of its output."""
+        torch = self.torch
+        dtype = getattr(torch, case.dtype)
+        module = self.module(case)
+        with torch.no_grad():
+            for parameter, weight in zip(module.parameters(), data.weights, strict=True):
+                parameter.copy_(torch.from_numpy(weight))
+        module = module.to(dtype)
+        x = torch.from_numpy(data.x if self.tokens else one_hot_vectors(case, data.x))
+        dy = torch.from_numpy(data.dy).to(dtype)
+        if x.is_floating_point():
+            x = x.to(dtype)
+        if case.lengths:
+            x, dy = self._pack(x, case.lengths), self._pack(dy, case.lengths).data
+        return module, x, dy
 
     def _pack(self, tensor, lengths):
         return self.torch.nn.utils.rnn.pack_padded_sequence(tensor, list(lengths))
@@ -151,6 +157,50 @@ class FastRNN(NNRNN):
             raise NotRunError(f"no {case.dtype} kernel")
         options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
         return self.rnnfast.FastRNN(case.I, case.H, **options)
+
+
+class Kernels(FastRNN):
+    """What `rnnfast.FastRNN` calls, on outputs and gradients that were allocated once: no autograd.
+
+    As oneDNN and ONNX Runtime are called, so that kernels compare with kernels.
+    """
+
+    def call(self, case, data, mode):
+        ops, threads = self.rnnfast._ops, self.torch.get_num_threads()
+        module, x, dy = self._set_up(case, data)
+        rows, batch_sizes = (x.data, x.batch_sizes) if case.lengths else (x, None)
+        options = (case.layers, False, False, True, threads)
+        weights = [parameter.detach() for parameter in module.parameters()]
+        outs, h_n = ops._new_outputs(rows, weights, batch_sizes, case.layers, False, True)
+        rows, _, packed, batch_sizes = ops._inputs(
+            rows, None, weights, batch_sizes, case.layers, True
+        )
+        output = x._replace(data=outs[-1]) if case.lengths else outs[-1]
+
+        def forward():
+            ops._C.forward(rows, None, packed, batch_sizes, *options, outs, h_n)
+            return output, h_n
+
+        if mode == "forward":
+            return forward
+
+        empty_like = self.torch.empty_like
+        dx = None if case.one_hot else empty_like(rows)
+        dw = [empty_like(w) for n, w in enumerate(packed) if n % 4 != 3]
+        between = [empty_like(outs[0]) for _ in outs[1:3]] if case.directions == 2 else []
+        gradients = [] if dx is None else [x._replace(data=dx) if case.lengths else dx]
+        for n in range(0, len(dw), 3):
+            one_hot = case.one_hot and n < 3 * case.directions
+            w_ih = dw[n].t() if one_hot else dw[n]
+            gradients += [w_ih, dw[n + 1], dw[n + 2], dw[n + 2]]
+
+        def training():
+            forward()
+            inputs = (dy, None, outs, rows, None, packed, batch_sizes)
+            ops._C.backward(*inputs, *options, dx, None, dw, between)
+            return gradients
+
+        return training
 
 
 class CompiledRNN(NNRNN):

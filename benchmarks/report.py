@@ -71,8 +71,14 @@ def _row(figures: dict[str, Any], names: list[str]) -> list[str]:
         f"{figures['of_ceiling']:.0%}" if ours else "",
         fastest,
         f"{figures['ratio'][fastest]['of_medians']:.2f}" if ours else "",
-        ("yes" if figures["first"] else "no") if ours else "",
+        _first(figures) if ours else "",
     ]
+
+
+def _first(figures: dict[str, Any]) -> str:
+    if figures["first"]:
+        return "yes"
+    return "kernels" if figures.get("kernels_first") else "no"
 
 
 def remarks(report: dict[str, Any], mode: str) -> list[str]:

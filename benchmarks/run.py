@@ -78,11 +78,13 @@ def _figures(
     else:
         figures = {"ms": bench.milliseconds(samples)}
     medians = {name: ms["median"] for name, ms in figures["ms"].items()}
-    ours = medians.pop(bench.OURS, None)
+    ours, kernels = (medians.pop(name, None) for name in (bench.OURS, contest.KERNELS))
     fastest = min(medians, key=medians.get)
     figures |= {"not_run": not_run, "ceiling_ms": least, "fastest_other": fastest}
     if ours is not None:
         figures |= {"of_ceiling": least / ours, "first": ours <= medians[fastest]}
+    if kernels is not None:
+        figures["kernels_first"] = kernels <= medians[fastest]
     return figures
 
 

@@ -65,6 +65,9 @@ public:
     }
     shape.H = w_hh.size(1);
     dtype = one_hot ? w_hh.dtype() : x.dtype();
+    if (dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
+      (one_hot ? w_hh : x).refuse("of torch.float32, float64, bfloat16 or float16");
+    }
     const Tensor first("weight_ih", weights[0]);
     I = !one_hot ? x.size(-1) : first.dim() == 2 ? first.size(0) : 0;
     for (int64_t n = 0; n < L * D; ++n) {
@@ -152,6 +155,20 @@ private:
   std::vector<Tensor> w_ih_, w_hh_, b_ih_, b_hh_;
 };
 
+// Calls `run` with an element of the type that the kernels have for a dtype.
+template <class Run> void dispatch(Dtype dtype, const Run& run) {
+  switch (dtype) {
+  case Dtype::kFloat64:
+    return run(double());
+  case Dtype::kBfloat16:
+    return run(bfloat16());
+  case Dtype::kFloat16:
+    return run(float16());
+  default: // Call has refused all others
+    return run(float());
+  }
+}
+
 template <class T>
 void run_forward(const Call& call, const std::vector<Tensor>& outs, const Tensor& h_n) {
   std::vector<Forward<T>> stack;
@@ -181,14 +198,13 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
   const std::vector<Tensor> outputs = call.outputs(outs);
   const Tensor last("h_n", h_n);
   last.expect_contiguous(call.dtype, {call.L * call.D, call.shape.B, call.shape.H});
-  call.dtype == Dtype::kFloat64 ? run_forward<double>(call, outputs, last)
-                                : run_forward<float>(call, outputs, last);
+  dispatch(call.dtype, [&](auto element) { run_forward<decltype(element)>(call, outputs, last); });
 }
 
 // What the backward reads and writes besides: None is not wanted.
 struct Gradients {
   Tensor dy, dh_n, dx, dh0;
-  std::vector<Tensor> outs, between;    // `between`: of the outputs of the layers between
+  std::vector<Tensor> outs, between;    // `between`: of layers between, two directions wide
   std::vector<Tensor> dw_ih, dw_hh, db; // of each direction, or empty
 };
 
@@ -197,8 +213,12 @@ template <class T> void run_backward(const Call& call, const Gradients& g) {
   for (int64_t n = 0; n < call.L * call.D; ++n) {
     const int64_t layer = n / call.D;
     const Tensor& below = layer == 0 ? call.x : g.outs[layer - 1];
-    const Tensor& dy = layer == call.L - 1 ? g.dy : g.between[layer % g.between.size()];
-    const Tensor& dx = layer == 0 ? g.dx : g.between[(layer - 1) % g.between.size()];
+    const Tensor none;
+    const auto between = [&](int64_t l) -> const Tensor& {
+      return g.between.empty() ? none : g.between[l % g.between.size()];
+    };
+    const Tensor& dy = layer == call.L - 1 ? g.dy : between(layer);
+    const Tensor& dx = layer == 0 ? g.dx : between(layer - 1);
     Backward<T> b{};
     b.reverse = n % call.D == 1, b.I = call.inputs(n);
     b.h = call.half<const T>(g.outs[layer], n), b.w_hh = call.w_hh(n).data<T>();
@@ -245,7 +265,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
   }
   const int64_t per = bias ? 3 : 2; // w_ih, w_hh and one for both biases
   if ((dw.size() != 0 && int64_t(dw.size()) != n * per) ||
-      int64_t(between.size()) < std::min<int64_t>(2, call.L - 1)) {
+      int64_t(between.size()) != (call.D == 1 ? 0 : std::min<int64_t>(2, call.L - 1))) {
     throw std::invalid_argument("dw and between must fit the layers, got " +
                                 std::to_string(dw.size()) + " and " +
                                 std::to_string(between.size()));
@@ -260,7 +280,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
       g.db.push_back(Tensor("db", dw[i * per + 2]).expect_contiguous(call.dtype, {H}));
     }
   }
-  call.dtype == Dtype::kFloat64 ? run_backward<double>(call, g) : run_backward<float>(call, g);
+  dispatch(call.dtype, [&](auto element) { run_backward<decltype(element)>(call, g); });
 }
 
 // table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;
@@ -340,7 +360,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("compiler") = __VERSION__;
   const py::call_guard<py::gil_scoped_release> no_gil;
-  py::class_<Sampler>(m, "Sampler")
+  py::class_<Sampler>(m, "Sampler", py::module_local())
       .def(py::init(&py_sampler))
       .def(
           "feed",

@@ -23,6 +23,16 @@
 
 namespace rnnfast {
 
+// Elements of 16 bits, for storage: all arithmetic on them is in float. (Where the CPU has a
+// product of bfloat16 pairs, the factors of the matrix products are bfloat16, among them the state
+// from one step to the next; their sums are float, and subnormal factors count as zeros.)
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
 template <class T> struct Sequence {
   T* data;
   int64_t step;
@@ -61,8 +71,7 @@ template <class T> struct Forward {
 //   dx_t   = W_ih^T dpre_t
 //   dW_ih  = sum dpre_t x_t^T,   dW_hh = sum dpre_t h_{t-1}^T,   db = sum dpre_t
 // What has a null pointer is not wanted; x and w_ih are read only for dw_ih and dx, h0 only for
-// dw_hh. The sums run over the rows in the order in which those of h lie, which x and dx should
-// share.
+// dw_hh.
 template <class T> struct Backward {
   bool reverse;
   int64_t I;
@@ -74,7 +83,7 @@ template <class T> struct Backward {
   Sequence<const T> x;  // T x B x I
   const T* w_ih;        // [H, I]
   const T* h0;          // [B, H], or nullptr: zeros
-  Sequence<T> dx;       // T x B x I; the directions of a layer share it, and their sum is written
+  Sequence<T> dx;       // T x B x I; two directions of a layer share it, and their sum is written
   T* dw_ih;             // [H, I]
   T* dw_hh;             // [H, H]
   T* db;                // [H], of either bias
@@ -83,13 +92,19 @@ template <class T> struct Backward {
 };
 
 // A stack: layer l's direction d is stack[l * directions + d]. The forward goes through the layers
-// upwards, so that x of one may be h of the one below; the backward goes downwards, so that dy of
-// one may be dx of the one above.
+// upwards, so that x of one may be h of the one below; the backward goes downwards. With two
+// directions dy of one layer may be dx of the one above. With one direction each layer hands dx on
+// to the one below itself: dx of all but the lowest and dy of all but the highest do not apply,
+// and h of all must have the same strides.
 // Throw, before anything is written, std::bad_alloc when there is no memory for the packed weights,
 // and std::out_of_range for a token that is not in [0, I).
 void forward(const Shape&, int64_t layers, int64_t directions, const Forward<float>* stack);
 void forward(const Shape&, int64_t layers, int64_t directions, const Forward<double>* stack);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<bfloat16>* stack);
+void forward(const Shape&, int64_t layers, int64_t directions, const Forward<float16>* stack);
 void backward(const Shape&, int64_t layers, int64_t directions, const Backward<float>* stack);
 void backward(const Shape&, int64_t layers, int64_t directions, const Backward<double>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<bfloat16>* stack);
+void backward(const Shape&, int64_t layers, int64_t directions, const Backward<float16>* stack);
 
 } // namespace rnnfast

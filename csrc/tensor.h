@@ -56,7 +56,7 @@ inline const ExchangeApi& torchs_api() {
 }
 } // namespace dlpack
 
-enum class Dtype { kInt64, kFloat32, kFloat64, kOther };
+enum class Dtype { kInt64, kFloat32, kFloat64, kBfloat16, kFloat16, kOther };
 
 inline const char* name_of(Dtype dtype) {
   switch (dtype) {
@@ -66,6 +66,10 @@ inline const char* name_of(Dtype dtype) {
     return "torch.float32";
   case Dtype::kFloat64:
     return "torch.float64";
+  case Dtype::kBfloat16:
+    return "torch.bfloat16";
+  case Dtype::kFloat16:
+    return "torch.float16";
   case Dtype::kOther:
     break;
   }
@@ -108,6 +112,8 @@ public:
     return type.code == dlpack::kInt && type.bits == 64     ? Dtype::kInt64
            : type.code == dlpack::kFloat && type.bits == 32 ? Dtype::kFloat32
            : type.code == dlpack::kFloat && type.bits == 64 ? Dtype::kFloat64
+           : type.code == dlpack::kFloat && type.bits == 16 ? Dtype::kFloat16
+           : type.code == dlpack::kBfloat                   ? Dtype::kBfloat16
                                                             : Dtype::kOther;
   }
 

@@ -27,7 +27,7 @@ _library.define(
     tags=_tags,
 )
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def is_one_hot(x):
@@ -87,8 +87,10 @@ def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
     per, dw = 4 if bias else 2, []
     if need_dw:  # the weights are contiguous, so empty_like is
         dw = [torch.empty_like(w) for n, w in enumerate(weights) if n % per != 3]
-    # Gradients of the outputs of the layers between: one is read while the next is written.
-    between = [outs[0].new_empty(outs[0].shape) for _ in range(min(2, num_layers - 1))]
+    # Layers of two directions hand on their gradients whole: one is read, the next is written.
+    bidirectional = len(weights) == 2 * per * num_layers
+    count = min(2, num_layers - 1) if bidirectional else 0
+    between = [outs[0].new_empty(outs[0].shape) for _ in range(count)]
     threads = torch.get_num_threads()
     options = (num_layers, batch_first, relu, bias, threads, dx, dh0, dw, between)
     outs, dy = [_rows(out) for out in outs], _rows(dy)

@@ -46,9 +46,10 @@ def rnn(
         ``(output, h_n)``: the last layer's states, (T, B, D * H) in the layout of ``input``, and
         each layer's final state (L * D, B, H).
 
-    float32 and float64 on the CPU run on rnnfast's kernels. Other dtypes and devices, autocast,
-    torch.func transforms and forward-mode AD run on torch's own operators, with the same results.
-    Differentiable, twice as well.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, the latter two
+    with float32 arithmetic, and under autocast its dtype. Other dtypes and devices, torch.func
+    transforms and forward-mode AD run on torch's own operators, with the same results; vmap step by
+    step. Differentiable, twice as well.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.

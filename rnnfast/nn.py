@@ -51,8 +51,8 @@ class FastRNN(nn.RNN):
     steps of each sequence in a padded batch. Steps past the end are zero in ``output`` and change
     nothing; ``h_n`` is each sequence's own last state.
 
-    float32 and float64 on the CPU run on rnnfast's kernels; see :func:`rnnfast.functional.rnn` for
-    what runs on torch's operators instead.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels; see
+    :func:`rnnfast.functional.rnn` for what runs on torch's operators instead.
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` does. ValueError for a probability that is not

@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import pytest
 import rule
@@ -710,3 +712,39 @@ def test_wrong_cell_nonlinearity():
     expected = outcome(lambda: theirs(torch.randn(2, 3)))
     assert expected is RuntimeError
     assert outcome(lambda: ours(torch.randn(2, 3))) is expected
+
+
+PEAK_MEMORY = """
+import resource
+import sys
+
+import torch
+from torch import nn
+
+import rnnfast
+
+cls = {"nn.RNN": nn.RNN, "FastRNN": rnnfast.FastRNN}[sys.argv[1]]
+rnn = cls(128, 128, num_layers=2)
+
+
+def step(T):
+    x = torch.randn(T, 32, 128, requires_grad=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out, _ = rnn(x)
+    torch.autograd.grad(out, (x, *rnn.parameters()), torch.ones_like(out))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+step(4)  # what is loaded and allocated only once
+print(step(512))
+"""
+
+
+def test_training_takes_half_the_memory_of_nn_rnn():
+    pytest.importorskip("resource", reason="peak memory is read with the resource module of Unix")
+    peak = {
+        name: int(subprocess.run([sys.executable, "-c", PEAK_MEMORY, name],
+                                 check=True, capture_output=True, text=True).stdout)
+        for name in ("nn.RNN", "FastRNN")
+    }  # fmt: skip
+    assert peak["FastRNN"] < peak["nn.RNN"] / 2

@@ -1,6 +1,7 @@
-// Back-propagation through time. First the recurrence, backward in time, down to dpre: shared out
-// over threads and buffers as forward.cpp says. Then the products over all rows of all steps, which
-// do not depend on one another: dx by rows, dW_ih, dW_hh and db by rows of W. Every sum runs over
+// Back-propagation through time, in blocks of a few steps, backward in time. Of each block first
+// the recurrence, down to dpre, shared out over threads and buffers as forward.cpp says; then,
+// while dpre is in cache, the products over its rows: dx by rows, dW_ih, dW_hh and db by rows of W.
+// Layers go through a block one below the other and hand on dx in cache too. Every sum runs over
 // the rows in the same order, whatever the number of threads.
 #include "parallel.h"
 #include "work.h"
@@ -8,179 +9,250 @@
 namespace rnnfast {
 namespace {
 
-// Rows of the products taken at a time: as many as stay in a core's cache beside one another, for
-// each block costs a pass over the sums.
-constexpr int64_t kProductRows = 256;
-
 // Rows of dpre that db adds up before they join the total.
 constexpr int64_t kSumRows = 32;
 
-// One direction of one layer.
-template <class T> class Layer {
+// A block has about so many bytes of dpre: it stays in cache, and is worth a meeting of the
+// threads.
+constexpr int64_t kBlockBytes = 1 << 18;
+
+// The computed steps of one direction, cut into blocks. A block has at least as many rows as the
+// products take at a time, for each time costs a pass over their sums.
+class Blocks {
 public:
-  // Buffers for `team` threads at most. `add_dx`: to what another direction left in dx.
-  Layer(const Shape& shape, const Backward<T>& call, int team, bool add_dx)
-      : shape_(shape), call_(call), add_dx_(add_dx), kernels_(rnnfast::kernels<T>()),
-        steps_(shape, !call.reverse), rows_(shape, steps_, call.h.step < call.h.row),
-        dx_(call.dx.data != nullptr),
-        dw_(call.dw_ih != nullptr || call.dw_hh != nullptr || call.db != nullptr),
-        ld_(row_stride<T>(shape.H)),
-        q_ld_(row_stride<T>(call.dw_ih != nullptr ? std::max(shape.H, call.I) : shape.H)) {
-    const int64_t B = shape.B, H = shape.H, I = call.I;
-    w_hh_ = allocate<T>(H * round_up(H, kernels_.vector));
-    w_ih_ = allocate<T>(dx_ ? H * round_up(I, kernels_.vector) : 0);
-    // Up to a vector past its last row is read, though not used.
-    dpre_buffer_ = allocate<T>(steps_.total() * ld_);
-    dpre_ = rows_.compact(dpre_buffer_.get(), ld_);
-    for (Buffer<T>& state : state_) {
-      state = allocate<T>(B * ld_);
+  Blocks(const Steps& steps, int64_t row_bytes) : of_time_(steps.count()) {
+    const int64_t most = std::max(kOuterRows, kBlockBytes / row_bytes);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < steps.count(); ++i) {
+      rows += steps.rows(i);
+      if (i == 0 || rows > most) {
+        first_.push_back(i);
+        rows = steps.rows(i);
+      }
+      most_rows_ = std::max(most_rows_, rows);
+      of_time_[steps.time(i)] = static_cast<int64_t>(first_.size()) - 1;
     }
-    q_ = allocate<T>(dw_ ? team * kProductRows * q_ld_ : 0);
-    barriers_.reset(new Barrier[team + 1]);
+    first_.push_back(steps.count());
   }
 
-  // Down to dpre and dh0.
-  void recur(int thread, int threads) {
-    const int64_t H = shape_.H;
-    pack_part(kernels_, call_.w_hh, false, H, H, thread, threads, w_hh_.get());
-    if (dx_) {
-      pack_part(kernels_, call_.w_ih, false, H, call_.I, thread, threads, w_ih_.get());
-    }
-    barriers_[0].wait(threads);
-    const Share share(steps_, shape_.B, H, kernels_.panel, thread, threads);
-    if (share.r0 < share.r1 && share.c0 < share.c1) {
-      recur(share);
-    }
-  }
-
-  // The products; dpre must be complete.
-  void sum_up(int thread, int threads) {
-    const int64_t H = shape_.H, total = steps_.total();
-    const int64_t m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
-    if (dx_) {
-      input_gradient(total * thread / threads, total * (thread + 1) / threads);
-    }
-    if (dw_) {
-      weight_gradients(m0, m1, q_.get() + thread * kProductRows * q_ld_);
-    }
-    if (call_.dtable != nullptr) {
-      table_gradient(m0, m1);
-    }
-  }
+  int64_t count() const { return static_cast<int64_t>(first_.size()) - 1; }
+  // Block k holds the steps [first(k), first(k + 1)); from count() on there are none.
+  int64_t first(int64_t k) const { return first_[std::min(k, count())]; }
+  int64_t of_time(int64_t t) const { return of_time_[t]; }
+  int64_t most_rows() const { return most_rows_; }
 
 private:
-  void recur(const Share& share) {
-    for (int64_t i = 0; i < shape_.T; ++i) {
-      const int64_t rows = active(steps_, share, i), after = active(steps_, share, i + 1);
-      if (rows == 0) {
+  std::vector<int64_t> first_, of_time_;
+  int64_t most_rows_ = 0;
+};
+
+// One direction of one layer. Its buffers for a block are the caller's. For the types see isa.h.
+template <class S, class O> class Layer {
+  using C = Sum<S>;
+
+public:
+  // For `team` threads at most. `hands_on`: dx goes to a buffer, for the layer below.
+  Layer(const Shape& shape, const Backward<S>& call, int team, bool hands_on)
+      : shape_(shape), call_(call), kernels_(rnnfast::kernels<S, O>()),
+        steps_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
+        blocks_(steps_, ld_ * int64_t(sizeof(O))), dx_(hands_on || call.dx.data != nullptr) {
+    const int64_t H = shape.H, I = call.I;
+    w_hh_ = allocate<S>(kernels_.packed_size(H, H));
+    w_ih_ = allocate<S>(dx_ ? kernels_.packed_size(H, I) : 0);
+    state_ = allocate<O>(shape.B * ld_);
+    if constexpr (!std::is_same_v<S, C>) { // sums of many blocks, rounded once
+      dw_ih_ = allocate<C>(call.dw_ih != nullptr ? H * I : 0);
+      dw_hh_ = allocate<C>(call.dw_hh != nullptr ? H * H : 0);
+      db_ = allocate<C>(call.db != nullptr ? H : 0);
+      dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
+    }
+    barriers_.reset(new Barrier[team]);
+  }
+
+  const Blocks& blocks() const { return blocks_; }
+  bool wants_dx() const { return dx_; }
+
+  void pack(int thread, int threads) {
+    pack_part(kernels_, call_.w_hh, false, shape_.H, shape_.H, thread, threads, w_hh_.get());
+    if (dx_) {
+      pack_part(kernels_, call_.w_ih, false, shape_.H, call_.I, thread, threads, w_ih_.get());
+    }
+  }
+
+  // The rows of block k, in the order in which those of h lie in memory as far as this gives long
+  // runs of them.
+  Rows rows(int64_t k) const {
+    const int64_t steps = blocks_.first(k + 1) - blocks_.first(k);
+    const bool batch_major = call_.h.step < call_.h.row && steps > shape_.B;
+    return Rows(shape_, steps_, blocks_.first(k), blocks_.first(k + 1), batch_major);
+  }
+
+  // Down to `dpre` [rows of block k, ld], and to dh0 in its last step. `dy`: what the layer above
+  // has handed on, `dy_ld` from row to row; nullptr: the caller's dy.
+  void recur(int64_t k, const S* dy, int64_t dy_ld, O* dpre, int thread, int threads) {
+    const int64_t H = shape_.H, i0 = blocks_.first(k), i1 = blocks_.first(k + 1);
+    const Rows rows = this->rows(k);
+    const Share share(steps_, i0, i1, H, kernels_.panel, thread, threads);
+    if (share.r0 == share.r1 || share.c0 == share.c1) {
+      return;
+    }
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t active = rnnfast::active(steps_, share, i),
+                    after = rnnfast::active(steps_, share, i + 1), t = steps_.time(i);
+      if (active == 0) {
         continue;
       }
       // Rows at their first step have no product yet, and dh_n in its place.
-      const int64_t continuing = std::min(active(steps_, share, i - 1), rows);
-      step(share, i, 0, continuing, false);
-      step(share, i, continuing, rows, true);
-      barriers_[1 + share.group].wait(share.members);
-      if (call_.dh0 != nullptr && after < rows) { // rows at their last step
+      const int64_t continuing = std::min(rnnfast::active(steps_, share, i - 1), active);
+      for (const bool first : {false, true}) {
+        const int64_t begin = first ? continuing : 0, end = first ? active : continuing;
+        if (begin == end) {
+          continue;
+        }
+        const int64_t r = share.r0 + begin;
+        Step<S, O> s{};
+        s.rows = end - begin, s.K = first ? 0 : H, s.N = H;
+        s.col_begin = share.c0, s.col_end = share.c1, s.w = w_hh_.get();
+        if (i == i0) {
+          s.a = state_.get() + r * ld_, s.a_stride = ld_;
+        } else if (!first) {
+          s.a = rows.at(dpre, ld_, steps_.time(i - 1), r), s.a_stride = rows.stride(ld_);
+        }
+        s.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
+        if (dy != nullptr) {
+          s.addend = rows.at(dy, dy_ld, t, r), s.addend_stride = rows.stride(dy_ld);
+        } else if (call_.dy.data != nullptr) {
+          s.addend = steps_.at(call_.dy, t, r), s.addend_stride = call_.dy.row;
+        }
+        if (first && call_.dh_n != nullptr) {
+          s.addend2 = call_.dh_n + r * H, s.addend2_stride = H;
+        }
+        s.h = steps_.at(call_.h, t, r), s.h_stride = call_.h.row;
+        s.operand = rows.at(dpre, ld_, t, r), s.operand_stride = rows.stride(ld_);
+        kernels_.step(s);
+      }
+      barriers_[share.group].wait(share.members);
+      if (call_.dh0 != nullptr && after < active) { // rows at their last step
         const int64_t r = share.r0 + after;
-        Step<T> s{};
-        s.rows = rows - after, s.K = shape_.H, s.N = shape_.H;
+        Step<S, O> s{};
+        s.rows = active - after, s.K = H, s.N = H;
         s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = state_[(i + 1) % 2].get() + r * ld_, s.a_stride = ld_, s.w = w_hh_.get();
+        s.a = rows.at(dpre, ld_, t, r), s.a_stride = rows.stride(ld_), s.w = w_hh_.get();
         s.act = Activation::kIdentity;
-        s.out = call_.dh0 + r * shape_.H, s.out_stride = shape_.H;
+        s.out = call_.dh0 + r * H, s.out_stride = H;
         kernels_.step(s);
       }
     }
+    // The next block may have another place for dpre, and other shares.
+    for (int64_t b = 0; b < rnnfast::active(steps_, share, i1 - 1); ++b) {
+      const O* const last = rows.at(dpre, ld_, steps_.time(i1 - 1), share.r0 + b);
+      const int64_t end = share.c1 == H ? round_up(H, kernels_.vector) : share.c1;
+      std::copy(last + share.c0, last + end, state_.get() + (share.r0 + b) * ld_ + share.c0);
+    }
   }
 
-  // Rows [begin, end) of the share at computed step i.
-  void step(const Share& share, int64_t i, int64_t begin, int64_t end, bool first) {
-    if (begin == end) {
-      return;
-    }
-    const int64_t H = shape_.H, t = steps_.time(i), r = share.r0 + begin;
-    Step<T> s{};
-    s.rows = end - begin, s.N = H;
-    s.K = first ? 0 : H;
-    s.col_begin = share.c0, s.col_end = share.c1;
-    s.a = state_[i % 2].get() + r * ld_, s.a_stride = ld_, s.w = w_hh_.get();
-    s.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
-    if (call_.dy.data != nullptr) {
-      s.addend = steps_.at(call_.dy, t, r), s.addend_stride = call_.dy.row;
-    }
-    if (first && call_.dh_n != nullptr) {
-      s.addend2 = call_.dh_n + r * H, s.addend2_stride = H;
-    }
-    s.h = steps_.at(call_.h, t, r), s.h_stride = call_.h.row;
-    s.padded = state_[(i + 1) % 2].get() + r * ld_, s.padded_stride = ld_;
-    s.out = steps_.at(dpre_, t, r), s.out_stride = dpre_.row;
-    kernels_.step(s);
-  }
-
-  // dx of rows [begin, end): dpre W_ih.
-  void input_gradient(int64_t begin, int64_t end) const {
-    for (int64_t n = begin; n < end;) {
-      // As many rows as lie evenly spaced in dx: all, unless the caller's strides are odd.
-      Rows::Row row = rows_[n];
-      T* const out = steps_.at(call_.dx, row.t, row.b);
-      int64_t count = 0, stride = 0;
-      for (; n + count < end && count < kProductRows; ++count, row = rows_.after(row)) {
-        const int64_t ahead = steps_.at(call_.dx, row.t, row.b) - out;
-        stride = count == 1 ? ahead : stride;
-        if (ahead != count * stride) {
-          break;
-        }
-      }
-      Step<T> s{};
-      s.rows = count, s.K = shape_.H, s.N = call_.I;
-      s.col_begin = 0, s.col_end = call_.I;
-      s.a = dpre_buffer_.get() + n * ld_, s.a_stride = ld_, s.w = w_ih_.get();
+  // dx = dpre W_ih of the rows of block k: to `handed`, `handed_ld` from row to row, or else to the
+  // caller's. Both directions of a layer write there, one first and the other adding to it: which
+  // is first depends on where their blocks lie. `opposite` is the other or nullptr, which goes
+  // first in the same block if this one is `second`.
+  void input_gradient(int64_t k, const O* dpre, S* handed, int64_t handed_ld, const Layer* opposite,
+                      bool second, int thread, int threads) const {
+    const Rows rows = this->rows(k);
+    const auto adds = [&](int64_t t) {
+      const int64_t theirs = opposite != nullptr ? opposite->blocks_.of_time(t) : k + 1;
+      return theirs < k || (theirs == k && second);
+    };
+    const int64_t end = rows.count() * (thread + 1) / threads;
+    for (int64_t n = rows.count() * thread / threads; n < end;) {
+      Step<S, O> s{};
+      s.K = shape_.H, s.N = call_.I, s.col_end = call_.I;
+      s.a = dpre + n * ld_, s.a_stride = ld_, s.w = w_ih_.get();
       s.act = Activation::kIdentity;
-      s.addend = add_dx_ ? out : nullptr, s.addend_stride = stride;
-      s.out = out, s.out_stride = stride;
+      if (handed != nullptr) {
+        s.rows = end - n, s.out = handed + n * handed_ld, s.out_stride = handed_ld;
+      } else {
+        // As many rows as lie evenly spaced in dx.
+        Rows::Row row = rows[n];
+        const bool add = adds(row.t);
+        s.out = steps_.at(call_.dx, row.t, row.b);
+        for (; n + s.rows < end && add == adds(row.t); ++s.rows, row = rows.after(row)) {
+          const int64_t ahead = steps_.at(call_.dx, row.t, row.b) - s.out;
+          s.out_stride = s.rows == 1 ? ahead : s.out_stride;
+          if (ahead != s.rows * s.out_stride) {
+            break;
+          }
+        }
+        s.addend = add ? s.out : nullptr, s.addend_stride = s.out_stride;
+      }
       kernels_.step(s);
-      n += count;
+      n += s.rows;
     }
   }
 
-  // Rows [m0, m1) of dW_ih and dW_hh and elements [m0, m1) of db. `q` is a block of kProductRows
-  // compact rows.
-  void weight_gradients(int64_t m0, int64_t m1, T* q) const {
+  // Adds up what block k gives to the gradients of the weights: this thread's rows of dW_ih and
+  // dW_hh, elements of db, columns of dtable. Each thread packs the right factors for itself, into
+  // `q`, kOuterRows rows: another's copy would have to come from another core's cache.
+  void weight_gradients(int64_t k, const O* dpre, O* q, int thread, int threads) const {
+    const Rows rows = this->rows(k);
     const int64_t H = shape_.H, I = call_.I;
-    for (int64_t n0 = 0; n0 < steps_.total(); n0 += kProductRows) {
-      const int64_t count = std::min(kProductRows, steps_.total() - n0);
-      const Rows::Row first = rows_[n0];
-      Outer<T> o{};
-      o.K = count, o.M = m1 - m0, o.add = n0 != 0;
-      o.p = dpre_buffer_.get() + n0 * ld_ + m0, o.p_stride = ld_, o.q = q, o.q_stride = q_ld_;
-      if (call_.db != nullptr) {
-        bias_gradient(o, call_.db + m0, q);
-      }
+    const int64_t m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
+    for (int64_t n0 = 0; n0 < rows.count(); n0 += kOuterRows) {
+      const Rows::Row first = rows[n0];
+      Outer<S, O> o{};
+      o.K = std::min(kOuterRows, rows.count() - n0), o.M = m1 - m0, o.add = k > 0 || n0 > 0;
+      o.p = dpre + n0 * ld_ + m0, o.p_stride = ld_, o.q = q;
       if (call_.dw_ih != nullptr) {
         Rows::Row row = first;
-        for (int64_t k = 0; k < count; ++k, row = rows_.after(row)) {
-          std::copy_n(steps_.at(call_.x, row.t, row.b), I, q + k * q_ld_);
+        for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
+          kernels_.pack_row(steps_.at(call_.x, row.t, row.b), n, o.K, I, q);
         }
-        o.N = I, o.out = call_.dw_ih + m0 * I, o.out_stride = I;
+        o.N = I, o.out = sums(call_.dw_ih, dw_ih_) + m0 * I;
         kernels_.outer(o);
       }
       if (call_.dw_hh != nullptr) {
         Rows::Row row = first;
-        for (int64_t k = 0; k < count; ++k, row = rows_.after(row)) {
-          if (const T* const h = previous(row)) {
-            std::copy_n(h, H, q + k * q_ld_);
-          } else {
-            std::fill_n(q + k * q_ld_, H, T(0));
-          }
+        for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
+          kernels_.pack_row(previous(row), n, o.K, H, q);
         }
-        o.N = H, o.out = call_.dw_hh + m0 * H, o.out_stride = H;
+        o.N = H, o.out = sums(call_.dw_hh, dw_hh_) + m0 * H;
         kernels_.outer(o);
+      }
+      if (call_.db != nullptr) {
+        bias_gradient(o, sums(call_.db, db_) + m0);
+      }
+      if (call_.dtable != nullptr) {
+        table_gradient(rows, first, o, m0);
+      }
+    }
+    if constexpr (!std::is_same_v<S, C>) {
+      if (k + 1 == blocks_.count()) {
+        const auto round = [&](const Buffer<C>& from, int64_t begin, int64_t count, S* to) {
+          if (to != nullptr) {
+            kernels_.narrow(from.get() + begin, count, to + begin);
+          }
+        };
+        round(dw_ih_, m0 * I, (m1 - m0) * I, call_.dw_ih);
+        round(dw_hh_, m0 * H, (m1 - m0) * H, call_.dw_hh);
+        round(db_, m0, m1 - m0, call_.db);
+        for (int64_t token = 0; token < I; ++token) {
+          round(dtable_, token * H + m0, m1 - m0, call_.dtable);
+        }
       }
     }
   }
 
+private:
+  // Where a gradient is added up: in the caller's tensor, if that keeps all digits.
+  static C* sums(S* gradient, const Buffer<C>& own) {
+    if constexpr (std::is_same_v<S, C>) {
+      return gradient;
+    } else {
+      return own.get();
+    }
+  }
+
   // The state before this row's step; nullptr for zeros.
-  const T* previous(Rows::Row row) const {
+  const S* previous(Rows::Row row) const {
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
         (shape_.batch_sizes == nullptr || row.b < shape_.batch_sizes[t])) {
@@ -189,100 +261,177 @@ private:
     return call_.h0 != nullptr ? call_.h0 + row.b * shape_.H : nullptr;
   }
 
-  // Adds the sums of the rows of o.p to db, by sums of a few rows, for accuracy.
-  static void bias_gradient(const Outer<T>& o, T* db, T* sum) {
-    for (int64_t k0 = 0; k0 < o.K; k0 += kSumRows) {
-      std::fill_n(sum, o.M, T(0));
-      for (int64_t k = k0; k < std::min(o.K, k0 + kSumRows); ++k) {
-        for (int64_t m = 0; m < o.M; ++m) {
-          sum[m] += o.p[k * o.p_stride + m];
+  // By sums of a few rows, for accuracy.
+  static void bias_gradient(const Outer<S, O>& o, C* db) {
+    constexpr int64_t kColumns = 64;
+    for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
+      const int64_t m1 = std::min(o.M, m0 + kColumns);
+      for (int64_t k0 = 0; k0 < o.K; k0 += kSumRows) {
+        C sum[kColumns] = {};
+        for (int64_t k = k0; k < std::min(o.K, k0 + kSumRows); ++k) {
+          for (int64_t m = m0; m < m1; ++m) {
+            sum[m - m0] += to_sum(o.p[k * o.p_stride + m]);
+          }
         }
-      }
-      for (int64_t m = 0; m < o.M; ++m) {
-        db[m] = o.add || k0 > 0 ? db[m] + sum[m] : sum[m];
+        for (int64_t m = m0; m < m1; ++m) {
+          db[m] = o.add || k0 > 0 ? db[m] + sum[m - m0] : sum[m - m0];
+        }
       }
     }
   }
 
-  // Columns [m0, m1) of dtable: each row of dpre added to its token's.
-  void table_gradient(int64_t m0, int64_t m1) const {
+  // Each row of dpre is added to its token's.
+  void table_gradient(const Rows& rows, Rows::Row row, const Outer<S, O>& o, int64_t m0) const {
     const int64_t H = shape_.H;
-    for (int64_t token = 0; token < call_.I; ++token) {
-      std::fill(call_.dtable + token * H + m0, call_.dtable + token * H + m1, T(0));
+    C* const dtable = sums(call_.dtable, dtable_);
+    for (int64_t token = 0; !o.add && token < call_.I; ++token) {
+      std::fill_n(dtable + token * H + m0, o.M, C(0));
     }
-    Rows::Row row = rows_[0];
-    for (int64_t n = 0; n < steps_.total(); ++n, row = rows_.after(row)) {
-      const T* const from = dpre_buffer_.get() + n * ld_;
-      T* const to = call_.dtable + *steps_.at(call_.tokens, row.t, row.b) * H;
-      for (int64_t m = m0; m < m1; ++m) {
-        to[m] += from[m];
+    for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
+      const O* const from = o.p + n * o.p_stride;
+      C* const to = dtable + *steps_.at(call_.tokens, row.t, row.b) * H + m0;
+      for (int64_t m = 0; m < o.M; ++m) {
+        to[m] += to_sum(from[m]);
       }
     }
   }
 
   const Shape& shape_;
-  const Backward<T>& call_;
-  bool add_dx_;
-  const Kernels<T>& kernels_;
+  const Backward<S>& call_;
+  const Kernels<S, O>& kernels_;
   Steps steps_;
-  Rows rows_;
-  bool dx_, dw_;                        // wanted
-  int64_t ld_, q_ld_;                   // elements from row to row of the buffers
-  Buffer<T> w_hh_, w_ih_;               // packed
-  Buffer<T> dpre_buffer_;               // [all rows, ld]
-  Sequence<T> dpre_;                    // the same by step
-  Buffer<T> state_[2];                  // [B, ld]
-  Buffer<T> q_;                         // [team, kProductRows, q_ld]
-  std::unique_ptr<Barrier[]> barriers_; // of the team, then of each group
+  int64_t ld_; // elements from row to row of the buffers
+  Blocks blocks_;
+  bool dx_;                               // wanted
+  Buffer<S> w_hh_, w_ih_;                 // packed
+  Buffer<O> state_;                       // [B, ld]: dpre of the last step of a block
+  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // unless the caller's tensors hold C
+  std::unique_ptr<Barrier[]> barriers_;   // of each group
 };
 
-template <class T> double multiply_adds(const Shape& shape, const Backward<T>& call) {
+// Layers with one direction each, the highest first, that hand on dx from one to the next; or the
+// directions of one layer. `at_once` of them go through a block at the same time, the others one
+// after the other.
+template <class S, class O> class Wave {
+public:
+  Wave(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
+       int at_once, int team)
+      : directions_(directions), at_once_(at_once), ld_(row_stride<O>(shape.H)) {
+    int64_t I = 0, rows = 0;
+    for (const Backward<S>* call : calls) {
+      const bool hands_on = !directions && call != calls.back();
+      layers_.push_back(std::make_unique<Layer<S, O>>(shape, *call, team, hands_on));
+      I = std::max(I, call->dw_ih != nullptr ? call->I : 0);
+      rows = std::max(rows, layers_.back()->blocks().most_rows());
+    }
+    for (int n = 0; n < at_once; ++n) {
+      for (Buffer<O>& dpre : dpre_[n]) {
+        dpre = allocate<O>(rows * ld_);
+      }
+    }
+    q_size_ = kOuterRows * round_up(std::max(I, shape.H), 64 / sizeof(O));
+    q_ = allocate<O>(team * q_size_);
+    handed_ = allocate<S>(!directions && calls.size() > 1 ? rows * ld_ : 0);
+  }
+
+  void run(int thread, int threads) {
+    int64_t blocks = 0;
+    for (const auto& layer : layers_) {
+      layer->pack(thread, threads);
+      blocks = std::max(blocks, layer->blocks().count());
+    }
+    all_.wait(threads);
+    int turn = 0;
+    for (int64_t k = 0; k < blocks; ++k) {
+      for (size_t first = 0; first < layers_.size(); first += at_once_, turn = 1 - turn) {
+        recur(k, first, turn, thread, threads);
+        all_.wait(threads);
+        products(k, first, turn, thread, threads);
+      }
+    }
+  }
+
+private:
+  // Of block k in the layers [first, first + at_once). Threads that have done their products go on
+  // to the next recurrence while others still read dpre: they take turns with two of it.
+  void recur(int64_t k, size_t first, int turn, int thread, int threads) {
+    const Team team(thread, threads, at_once_);
+    const S* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
+    for (int n = 0; n < at_once_; ++n) {
+      if (threads < at_once_ || n == team.index) {
+        layers_[first + n]->recur(k, dy, ld_, dpre_[n][turn].get(), team.thread, team.threads);
+      }
+    }
+  }
+
+  void products(int64_t k, size_t first, int turn, int thread, int threads) {
+    for (int n = 0; n < at_once_; ++n) {
+      const Layer<S, O>& layer = *layers_[first + n];
+      if (!layer.wants_dx()) {
+        continue;
+      }
+      if (n > 0) {
+        all_.wait(threads); // its own rows may be the other direction's too
+      }
+      S* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
+      const Layer<S, O>* const opposite =
+          directions_ && layers_.size() == 2 ? layers_[1 - (first + n)].get() : nullptr;
+      layer.input_gradient(k, dpre_[n][turn].get(), handed, ld_, opposite, first + n > 0, thread,
+                           threads);
+    }
+    if (!directions_ && layers_.size() > 1) {
+      all_.wait(threads); // what is handed on is complete
+    }
+    O* const q = q_.get() + thread * q_size_;
+    for (int n = 0; n < at_once_; ++n) {
+      layers_[first + n]->weight_gradients(k, dpre_[n][turn].get(), q, thread, threads);
+    }
+  }
+
+  bool directions_;
+  int at_once_;
+  int64_t ld_; // elements from row to row of dpre and of what is handed on
+  std::vector<std::unique_ptr<Layer<S, O>>> layers_;
+  Buffer<O> dpre_[2][2]; // of each of those at once, in turn: [rows of a block, ld]
+  Buffer<O> q_;          // of each thread: [kOuterRows, I or H], packed
+  int64_t q_size_;
+  Buffer<S> handed_; // [rows of a block, ld]
+  Barrier all_;
+};
+
+template <class S> double multiply_adds(const Shape& shape, const Backward<S>& call, bool dx) {
   const Steps steps(shape, call.reverse);
-  const int64_t I = (call.dx.data != nullptr ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);
+  const int64_t I = (dx ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);
   const int64_t H = shape.H + (call.dw_hh != nullptr ? shape.H : 0);
   return double(steps.total()) * shape.H * double(H + I);
 }
 
-// `count` directions of one layer at the same time, from the given one on.
-template <class T> void wave(const Shape& shape, const Backward<T>* calls, int count, bool add_dx) {
-  double work = 0;
-  for (int n = 0; n < count; ++n) {
-    work += multiply_adds(shape, calls[n]);
-  }
-  const int wanted = threads_for(shape, work);
-  std::vector<std::unique_ptr<Layer<T>>> layers;
-  for (int n = 0; n < count; ++n) {
-    layers.push_back(std::make_unique<Layer<T>>(shape, calls[n], wanted, add_dx || n > 0));
-  }
-  Barrier all;
-  parallel(wanted, [&](int thread, int threads) {
-    const Team team(thread, threads, count);
-    if (threads >= count) {
-      layers[team.index]->recur(team.thread, team.threads);
-    } else {
-      for (const auto& layer : layers) {
-        layer->recur(thread, threads);
-      }
-    }
-    all.wait(threads); // dpre is complete
-    for (const auto& layer : layers) {
-      layer->sum_up(thread, threads);
-    }
-  });
-}
-
-template <class T>
+template <class S, class O = S>
 void backward_any(const Shape& shape, int64_t layers, int64_t directions,
-                  const Backward<T>* stack) {
+                  const Backward<S>* stack) {
+  double work = 0;
   for (int64_t n = 0; n < layers * directions; ++n) {
     if (stack[n].tokens.data != nullptr) {
       check_tokens(Steps(shape, stack[n].reverse), stack[n].tokens, stack[n].I);
     }
+    work += multiply_adds(shape, stack[n], stack[n].dx.data != nullptr || n >= directions);
   }
-  const int64_t width = directions > 1 ? at_once<T>(shape, layers, directions) : 1;
-  for (int64_t layer = layers - 1; layer >= 0; --layer) {
-    for (int64_t d = 0; d < directions; d += width) {
-      wave(shape, stack + layer * directions + d, static_cast<int>(width), d > 0);
+  const int at_once =
+      directions > 1 ? static_cast<int>(rnnfast::at_once<S>(shape, layers, directions)) : 1;
+  const int wanted = threads_for(shape, work * at_once / double(layers * directions));
+  const auto run = [&](const std::vector<const Backward<S>*>& calls) {
+    Wave<S, O> wave(shape, calls, directions > 1, at_once, wanted);
+    parallel(wanted, [&](int thread, int threads) { wave.run(thread, threads); });
+  };
+  if (directions == 1) {
+    std::vector<const Backward<S>*> calls;
+    for (int64_t layer = layers - 1; layer >= 0; --layer) {
+      calls.push_back(stack + layer);
+    }
+    run(calls);
+  } else {
+    for (int64_t layer = layers - 1; layer >= 0; --layer) {
+      run({stack + 2 * layer, stack + 2 * layer + 1});
     }
   }
 }
@@ -296,6 +445,18 @@ void backward(const Shape& shape, int64_t layers, int64_t directions,
 void backward(const Shape& shape, int64_t layers, int64_t directions,
               const Backward<double>* stack) {
   backward_any(shape, layers, directions, stack);
+}
+void backward(const Shape& shape, int64_t layers, int64_t directions,
+              const Backward<bfloat16>* stack) {
+  if (current_isa().bf16_pairs != nullptr) {
+    backward_any(shape, layers, directions, stack);
+  } else {
+    backward_any<bfloat16, float>(shape, layers, directions, stack);
+  }
+}
+void backward(const Shape& shape, int64_t layers, int64_t directions,
+              const Backward<float16>* stack) {
+  backward_any<float16, float>(shape, layers, directions, stack);
 }
 
 } // namespace rnnfast

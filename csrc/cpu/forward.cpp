@@ -20,33 +20,35 @@ constexpr int64_t kBlockRows = 128;
 // Layers that run side by side begin so many blocks apart that the wait is a small part of T.
 constexpr int64_t kPipelineBlocks = 16, kPipelineRows = 16;
 
-// One direction of one layer, computed by a team of threads.
-template <class T> class Layer {
+// One direction of one layer, computed by a team of threads. For the types see isa.h.
+template <class S, class O> class Layer {
+  using C = Sum<S>;
+
 public:
   // Buffers for a team of `team` threads at most. `below`: the layer that writes x meanwhile.
-  Layer(const Shape& shape, const Forward<T>& call, int team, bool pipelined, const Layer* below)
-      : shape_(shape), call_(call), below_(below), kernels_(rnnfast::kernels<T>()),
+  Layer(const Shape& shape, const Forward<S>& call, int team, bool pipelined, const Layer* below)
+      : shape_(shape), call_(call), below_(below), kernels_(rnnfast::kernels<S, O>()),
         steps_(shape, call.reverse), team_(team), I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
                         : kBlockRows),
-        x_ld_(row_stride<T>(I_)), ld_(row_stride<T>(shape.H)) {
+        x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
     // A row is in the shares of all members of its group, and members exist only for few rows.
     const int64_t rows = team * (kBlockRows + 2 * kGroupRows) + B;
-    w_ih_ = allocate<T>(I_ * width);
-    w_hh_ = allocate<T>(H * width);
-    bias_ = allocate<T>(width);
-    x_blocks_ = allocate<T>(rows * x_ld_);
-    pre_blocks_ = allocate<T>(rows * ld_);
-    for (Buffer<T>& state : state_) {
-      state = allocate<T>(B * ld_);
+    w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
+    w_hh_ = allocate<S>(kernels_.packed_size(H, H));
+    bias_ = allocate<C>(width);
+    x_blocks_ = allocate<O>(rows * x_ld_);
+    pre_blocks_ = allocate<C>(rows * pre_ld_);
+    for (Buffer<O>& state : state_) {
+      state = allocate<O>(B * ld_);
     }
     barriers_.reset(new Barrier[team + 1]);
     done_.reset(new Progress[team]);
     for (int64_t c = 0; c < width; ++c) {
-      bias_[c] = (call.b_ih != nullptr && c < H ? call.b_ih[c] : T(0)) +
-                 (call.b_hh != nullptr && c < H ? call.b_hh[c] : T(0));
+      bias_[c] = (call.b_ih != nullptr && c < H ? to_sum(call.b_ih[c]) : C(0)) +
+                 (call.b_hh != nullptr && c < H ? to_sum(call.b_hh[c]) : C(0));
     }
   }
 
@@ -58,23 +60,23 @@ public:
     pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
     pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     for (int64_t r = thread; r < B; r += threads) {
-      for (const Buffer<T>& state : state_) {
+      for (const Buffer<O>& state : state_) {
         if (call_.h0 != nullptr) {
-          std::copy_n(call_.h0 + r * H, H, state.get() + r * ld_);
+          kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
-          std::fill_n(state.get() + r * ld_, H, T(0));
+          std::fill_n(state.get() + r * ld_, H, O{});
         }
       }
     }
     barriers_[0].wait(threads);
-    const Share share(steps_, B, H, kernels_.panel, thread, threads);
+    const Share share(steps_, 0, shape_.T, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
       int64_t before = 0; // rows of the blocks of the threads before this one
       for (int other = 0; other < thread; ++other) {
-        const Share theirs(steps_, B, H, kernels_.panel, other, threads);
+        const Share theirs(steps_, 0, shape_.T, H, kernels_.panel, other, threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
       }
-      recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * ld_,
+      recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * pre_ld_,
             done_[thread]);
     }
     done_[thread].set(shape_.T); // also where there was no share
@@ -82,7 +84,7 @@ public:
 
 private:
   // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
-  void project(const Share& share, int64_t i0, int64_t i1, T* x, T* pre) const {
+  void project(const Share& share, int64_t i0, int64_t i1, O* x, C* pre) const {
     if (below_ != nullptr) {
       for (int other = 0; other < below_->team_; ++other) {
         below_->done_[other].wait_for(i1);
@@ -93,81 +95,83 @@ private:
       const int64_t t = steps_.time(i);
       for (int64_t r = share.r0; r < share.r0 + active(steps_, share, i); ++r, ++n) {
         if (call_.tokens.data == nullptr) {
-          std::copy_n(steps_.at(call_.x, t, r), I_, x + n * x_ld_);
+          kernels_.widen(steps_.at(call_.x, t, r), I_, x + n * x_ld_);
           continue;
         }
-        const T* const row = call_.table + *steps_.at(call_.tokens, t, r) * shape_.H;
+        const S* const row = call_.table + *steps_.at(call_.tokens, t, r) * shape_.H;
         for (int64_t c = share.c0; c < share.c1; ++c) {
-          pre[n * ld_ + c] = row[c] + bias_[c];
+          pre[n * pre_ld_ + c] = to_sum(row[c]) + bias_[c];
         }
       }
     }
     if (call_.tokens.data == nullptr) {
-      Step<T> s{};
+      Step<S, O> s{};
       s.rows = n, s.K = I_, s.N = shape_.H;
       s.col_begin = share.c0, s.col_end = share.c1;
       s.a = x, s.a_stride = x_ld_, s.w = w_ih_.get();
       s.act = Activation::kIdentity;
-      s.addend = bias_.get(), s.addend_stride = 0;
-      s.padded = pre, s.padded_stride = ld_;
+      s.sums_before = bias_.get(), s.sums_before_stride = 0;
+      s.sums = pre, s.sums_stride = pre_ld_;
       kernels_.step(s);
     }
   }
 
   // The share's rows through all steps; `x` and `pre` are its own blocks.
-  void recur(const Share& share, T* x, T* pre, Progress& done) {
+  void recur(const Share& share, O* x, C* pre, Progress& done) {
     const int64_t H = shape_.H, T_ = shape_.T;
     const int64_t block = std::max<int64_t>(1, block_rows_ / (share.r1 - share.r0));
     for (int64_t i0 = 0; i0 < T_; i0 += block) {
       const int64_t i1 = std::min(T_, i0 + block);
       project(share, i0, i1, x, pre);
-      const T* addend = pre;
+      const C* before = pre;
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t rows = active(steps_, share, i);
         if (rows == 0) {
           continue;
         }
-        T* const now = state_[i % 2].get() + share.r0 * ld_;
-        T* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
-        Step<T> s{};
+        O* const now = state_[i % 2].get() + share.r0 * ld_;
+        O* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
+        Step<S, O> s{};
         s.rows = rows, s.N = H;
         s.K = i == 0 && call_.h0 == nullptr ? 0 : H;
         s.col_begin = share.c0, s.col_end = share.c1;
         s.a = now, s.a_stride = ld_, s.w = w_hh_.get();
         s.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
-        s.addend = addend, s.addend_stride = ld_;
-        s.padded = next, s.padded_stride = ld_;
+        s.sums_before = before, s.sums_before_stride = pre_ld_;
+        s.operand = next, s.operand_stride = ld_;
         s.out = steps_.at(call_.h, steps_.time(i), share.r0), s.out_stride = call_.h.row;
         kernels_.step(s);
         for (int64_t r = active(steps_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          std::copy(next + r * ld_ + share.c0, next + r * ld_ + share.c1, // it was r's last step
-                    call_.h_n + (share.r0 + r) * H + share.c0);
+          const S* const last = s.out + r * s.out_stride; // its last step
+          std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
         }
         barriers_[1 + share.group].wait(share.members);
-        addend += rows * ld_;
+        before += rows * pre_ld_;
       }
       done.set(i1);
     }
   }
 
   const Shape& shape_;
-  const Forward<T>& call_;
+  const Forward<S>& call_;
   const Layer* below_;
-  const Kernels<T>& kernels_;
+  const Kernels<S, O>& kernels_;
   Steps steps_;
   int team_;
   int64_t I_; // columns of the input product
   int64_t block_rows_;
-  int64_t x_ld_, ld_;            // elements from row to row of the buffers
-  Buffer<T> w_ih_, w_hh_, bias_; // packed, packed, b_ih + b_hh
-  Buffer<T> state_[2];           // [B, ld]
-  Buffer<T> x_blocks_, pre_blocks_;
+  int64_t x_ld_, ld_, pre_ld_; // elements from row to row of the buffers
+  Buffer<S> w_ih_, w_hh_;      // packed
+  Buffer<C> bias_;             // b_ih + b_hh
+  Buffer<O> state_[2];         // [B, ld]
+  Buffer<O> x_blocks_;
+  Buffer<C> pre_blocks_;
   std::unique_ptr<Barrier[]> barriers_; // of the team, then of each group
   std::unique_ptr<Progress[]> done_;    // of each thread
 };
 
-template <class T>
-void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<T>* stack) {
+template <class S, class O = S>
+void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<S>* stack) {
   double work = 0; // multiply-adds
   for (int64_t n = 0; n < layers * directions; ++n) {
     const Steps steps(shape, stack[n].reverse);
@@ -177,15 +181,16 @@ void forward_any(const Shape& shape, int64_t layers, int64_t directions, const F
     const int64_t I = stack[n].tokens.data == nullptr ? stack[n].I : 0;
     work += double(steps.total()) * shape.H * (shape.H + I);
   }
-  const int64_t width = at_once<T>(shape, layers, directions);
+  const int64_t width = at_once<S>(shape, layers, directions);
   const int wanted = threads_for(shape, work * double(width) / double(layers * directions));
   const bool pipelined = directions == 1 && width > 1;
   for (int64_t first = 0; first < layers * directions; first += width) {
     const int teams = static_cast<int>(std::min(width, layers * directions - first));
-    std::vector<std::unique_ptr<Layer<T>>> wave;
+    std::vector<std::unique_ptr<Layer<S, O>>> wave;
     for (int n = 0; n < teams; ++n) {
-      wave.push_back(std::make_unique<Layer<T>>(shape, stack[first + n], wanted, pipelined,
-                                                pipelined && n > 0 ? wave.back().get() : nullptr));
+      wave.push_back(
+          std::make_unique<Layer<S, O>>(shape, stack[first + n], wanted, pipelined,
+                                        pipelined && n > 0 ? wave.back().get() : nullptr));
     }
     parallel(wanted, [&](int thread, int threads) {
       const Team team(thread, threads, teams);
@@ -207,6 +212,18 @@ void forward(const Shape& shape, int64_t layers, int64_t directions, const Forwa
 }
 void forward(const Shape& shape, int64_t layers, int64_t directions, const Forward<double>* stack) {
   forward_any(shape, layers, directions, stack);
+}
+void forward(const Shape& shape, int64_t layers, int64_t directions,
+             const Forward<bfloat16>* stack) {
+  if (current_isa().bf16_pairs != nullptr) {
+    forward_any(shape, layers, directions, stack);
+  } else {
+    forward_any<bfloat16, float>(shape, layers, directions, stack);
+  }
+}
+void forward(const Shape& shape, int64_t layers, int64_t directions,
+             const Forward<float16>* stack) {
+  forward_any<float16, float>(shape, layers, directions, stack);
 }
 
 } // namespace rnnfast

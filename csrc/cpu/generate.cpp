@@ -26,7 +26,7 @@ struct Matrix {
   Buffer<float> packed;
 
   Matrix(const Kernels<float>& kernels, const float* w, int64_t N, int64_t K)
-      : N(N), K(K), packed(allocate<float>(K * round_up(N, kernels.vector))) {
+      : N(N), K(K), packed(allocate<float>(kernels.packed_size(K, N))) {
     kernels.pack(w, true, K, N, 0, N, packed.get());
   }
 };
@@ -123,10 +123,10 @@ private:
     for (size_t l = 0; l < layers_.size(); ++l) {
       Step<float> s = product(layers_[l].w, layers_[l].input[now_].get());
       s.act = act_;
-      s.addend = layers_[l].b.get();
-      s.addend2 = l == 0 ? table_.get() + token * H_ : nullptr;
+      s.sums_before = layers_[l].b.get();
+      s.addend = l == 0 ? table_.get() + token * H_ : nullptr;
       s.out = layers_[l].input[1 - now_].get();
-      s.padded = l + 1 < layers_.size() ? layers_[l + 1].input[now_].get() + H_ : top_.get();
+      s.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now_].get() + H_ : top_.get();
       kernels_.step(s);
     }
     now_ = 1 - now_;
@@ -136,8 +136,8 @@ private:
   int64_t draw() {
     Step<float> s = product(decoder_w_, top_.get());
     s.act = Activation::kIdentity;
-    s.addend = decoder_b_.get();
-    s.padded = logits_.get();
+    s.sums_before = decoder_b_.get();
+    s.operand = logits_.get();
     kernels_.step(s);
 
     float max = -std::numeric_limits<float>::infinity();

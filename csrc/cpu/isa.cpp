@@ -27,7 +27,7 @@ const Isa* find(const std::string& name, const char* source) {
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> list{&kGeneric};
 #if defined(__x86_64__)
-  for (const Isa* isa : {&kAvx512OnAvx2, &kAvx2, &kAvx512}) {
+  for (const Isa* isa : {&kAvx512OnAvx2, &kAvx2, &kAvx512, &kAvx512Bf16}) {
     if (isa->available()) {
       list.push_back(isa);
     }

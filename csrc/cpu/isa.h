@@ -5,66 +5,107 @@
 #include <string>
 #include <vector>
 
+#include "../rnn.h"
+
 namespace rnnfast {
 
 enum class Activation { kIdentity, kTanh, kRelu, kTanhGrad, kReluGrad };
 
-// One fused product:  out = act(a w + addend [1] + addend [2])  for `rows` rows and the columns
-// [col_begin, col_end) of N. Every row is a pointer plus a stride in elements.
-template <class T> struct Step {
+// What elements of type S are added up in.
+template <class S> struct SumOf {
+  using Type = S;
+};
+template <> struct SumOf<bfloat16> {
+  using Type = float;
+};
+template <> struct SumOf<float16> {
+  using Type = float;
+};
+template <class S> using Sum = typename SumOf<S>::Type;
+
+// Everywhere: S is the type of the caller's tensors, O that of the left factors of the products:
+// Sum<S>, or bfloat16 where the CPU multiplies pairs of them.
+
+// One fused product:  result = act(a w + sums_before + addend [1] + addend [2])  for `rows` rows
+// and the columns [col_begin, col_end) of N. Every row is a pointer plus a stride in elements. The
+// result goes to as many of the last three as are not nullptr.
+template <class S, class O = S> struct Step {
   int64_t rows, K, N;
   int64_t col_begin, col_end; // col_begin is a multiple of the panel width; col_end too, or N
-  const T* a;                 // [rows, K]
+  const O* a;                 // [rows, K]; element K is 0 where K is odd and O bfloat16
   int64_t a_stride;
-  const T* w; // K x N, packed by Kernels::pack
+  const S* w; // K x N, packed by Kernels::pack
   Activation act;
-  const T* addend; // [rows, N] or nullptr; stride 0 repeats one row, as a bias
+  const Sum<S>* sums_before; // [rows, N] or nullptr; stride 0 repeats one row, as a bias
+  int64_t sums_before_stride;
+  const S* addend; // [rows, N] or nullptr
   int64_t addend_stride;
-  const T* addend2; // [rows, N] or nullptr
+  const S* addend2; // [rows, N] or nullptr
   int64_t addend2_stride;
-  const T* h; // [rows, N] what the forward wrote; read by the two gradients
+  const S* h; // [rows, N] what the forward wrote; read by the two gradients
   int64_t h_stride;
-  T* padded; // [rows, N rounded up to the vector] or nullptr: what the next product reads
-  int64_t padded_stride;
-  T* out; // [rows, N] or nullptr
+  O* operand; // [rows, N rounded up to the vector]: for the next product
+  int64_t operand_stride;
+  Sum<S>* sums; // [rows, N rounded up to the vector]
+  int64_t sums_stride;
+  S* out; // [rows, N]
   int64_t out_stride;
 };
 
-// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  m < M, n < N.
-template <class T> struct Outer {
+// The most rows that Outer sums at a time: those of its factors stay in cache beside one another.
+constexpr int64_t kOuterRows = 256;
+
+// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  k < K <= kOuterRows,
+// m < M, n < N.
+template <class S, class O = S> struct Outer {
   int64_t K, M, N;
-  const T* p; // [K, M]
+  const O* p; // [K, M]
   int64_t p_stride;
-  const T* q; // [K, N rounded up to the vector]
-  int64_t q_stride;
-  T* out; // [M, N]
-  int64_t out_stride;
+  const O* q;  // [K, N], packed by Kernels::pack_row
+  Sum<S>* out; // [M, N], contiguous
   bool add;
 };
 
-template <class T> struct Kernels {
-  int vector; // elements
+template <class S, class O = S> struct Kernels {
+  int vector; // elements of Sum<S>
   int panel;  // columns of a packed panel
   // Element (k, n) of the packed matrix is w[n * K + k] if `transpose`, else w[k * N + n]. Packs
   // the panels that hold columns [col_begin, col_end); the columns past N in the last one are
-  // zeros.
-  void (*pack)(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
-               T* packed);
-  void (*step)(const Step<T>&);
-  void (*outer)(const Outer<T>&);
+  // zeros. `packed` has packed_size(K, N) elements.
+  void (*pack)(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
+               S* packed);
+  // Row k of K of a right factor for Outer, in order of k; nullptr: zeros.
+  void (*pack_row)(const S* row, int64_t k, int64_t K, int64_t N, O* packed);
+  // A row of n elements as a left factor, with zeros up to the vector.
+  void (*widen)(const S* row, int64_t n, O* operand);
+  void (*narrow)(const Sum<S>* row, int64_t n, S* out);
+  void (*step)(const Step<S, O>&);
+  void (*outer)(const Outer<S, O>&);
+
+  int64_t packed_size(int64_t K, int64_t N) const {
+    return (K + 1) / 2 * 2 * ((N + panel - 1) / panel * panel);
+  }
+};
+
+struct Tables {
+  Kernels<float> f32;
+  Kernels<double> f64;
+  Kernels<bfloat16, float> bf16;
+  Kernels<float16, float> f16;
 };
 
 struct Isa {
   const char* name;
   bool (*available)();
-  Kernels<float> f32;
-  Kernels<double> f64;
+  const Tables* tables;
+  const Kernels<bfloat16>* bf16_pairs; // or nullptr
 };
 
 // One per isa_*.cpp.
 extern const Isa kGeneric;
 #if defined(__x86_64__)
-extern const Isa kAvx2, kAvx512OnAvx2, kAvx512;
+extern const Isa kAvx2, kAvx512OnAvx2, kAvx512, kAvx512Bf16;
+extern const Tables kAvx512Tables; // of the last two
 #endif
 
 // Slowest first; those this CPU and operating system can run.
@@ -74,8 +115,11 @@ const Isa& current_isa();
 // Empty: back to the default. Throws std::invalid_argument for a name that is not available.
 void set_isa(const std::string& name);
 
-template <class T> const Kernels<T>& kernels();
-template <> inline const Kernels<float>& kernels<float>() { return current_isa().f32; }
-template <> inline const Kernels<double>& kernels<double>() { return current_isa().f64; }
+template <class S, class O = S> const Kernels<S, O>& kernels();
+template <> inline const Kernels<float>& kernels() { return current_isa().tables->f32; }
+template <> inline const Kernels<double>& kernels() { return current_isa().tables->f64; }
+template <> inline const Kernels<bfloat16, float>& kernels() { return current_isa().tables->bf16; }
+template <> inline const Kernels<float16, float>& kernels() { return current_isa().tables->f16; }
+template <> inline const Kernels<bfloat16>& kernels() { return *current_isa().bf16_pairs; }
 
 } // namespace rnnfast

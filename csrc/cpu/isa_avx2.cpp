@@ -3,18 +3,25 @@
 #include "isa.h"
 
 #include <cstring>
+#include <immintrin.h>
 
-static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool available() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
 
 // Nothing from a header may be compiled past this line: the linker could keep that copy for all.
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define RNNFAST_VECTOR_BYTES 32
 #define RNNFAST_MAX_ROWS 6
+#define RNNFAST_WIDEN_F16(half) _mm256_cvtph_ps((__m128i)(half))
+#define RNNFAST_NARROW_F16(v) ((Half)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 namespace rnnfast::avx2 {
 #include "tile-inl.h"
 } // namespace rnnfast::avx2
 
 namespace rnnfast {
-extern const Isa kAvx2{"avx2", available, avx2::table<float>(), avx2::table<double>()};
-}
+static constexpr Tables kTables = avx2::tables();
+extern const Isa kAvx2{"avx2", available, &kTables, nullptr};
+} // namespace rnnfast
 #endif

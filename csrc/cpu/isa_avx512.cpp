@@ -3,6 +3,7 @@
 #include "isa.h"
 
 #include <cstring>
+#include <immintrin.h>
 
 static bool available() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -13,11 +14,14 @@ static bool available() {
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 12
+#define RNNFAST_WIDEN_F16(half) _mm512_cvtph_ps((__m256i)(half))
+#define RNNFAST_NARROW_F16(v) ((Half)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 namespace rnnfast::avx512 {
 #include "tile-inl.h"
 } // namespace rnnfast::avx512
 
 namespace rnnfast {
-extern const Isa kAvx512{"avx512", available, avx512::table<float>(), avx512::table<double>()};
-}
+extern const Tables kAvx512Tables = avx512::tables();
+extern const Isa kAvx512{"avx512", available, &kAvx512Tables, nullptr};
+} // namespace rnnfast
 #endif

@@ -16,7 +16,7 @@ namespace rnnfast::avx512_on_avx2 {
 } // namespace rnnfast::avx512_on_avx2
 
 namespace rnnfast {
-extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, avx512_on_avx2::table<float>(),
-                               avx512_on_avx2::table<double>()};
-}
+static constexpr Tables kTables = avx512_on_avx2::tables();
+extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &kTables, nullptr};
+} // namespace rnnfast
 #endif

@@ -10,6 +10,6 @@ namespace rnnfast::generic {
 } // namespace rnnfast::generic
 
 namespace rnnfast {
-const Isa kGeneric{"generic", [] { return true; }, generic::table<float>(),
-                   generic::table<double>()};
+static constexpr Tables kTables = generic::tables();
+const Isa kGeneric{"generic", [] { return true; }, &kTables, nullptr};
 } // namespace rnnfast

@@ -66,21 +66,26 @@ template <class Condition> void spin_until(const Condition& condition) {
   }
 }
 
-// Counts up for ever instead of resetting, so there is no phase in which to be late.
+// The last to come opens it for all. The next use may have other members.
 class Barrier {
 public:
   void wait(int members) {
     if (members == 1) {
       return;
     }
-    const int64_t mine = arrived_.fetch_add(1, std::memory_order_acq_rel);
-    const int64_t all = (mine / members + 1) * members;
-    spin_until([&] { return arrived_.load(std::memory_order_acquire) >= all; });
+    const int64_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    spin_until([&] { return round_.load(std::memory_order_acquire) != round; });
   }
 
 private:
   alignas(64) std::atomic<int64_t> arrived_{0};
-  char pad_[64 - sizeof(std::atomic<int64_t>)];
+  std::atomic<int64_t> round_{0};
+  char pad_[64 - 2 * sizeof(std::atomic<int64_t>)];
 };
 
 // How far one thread has come, for those that follow it.

@@ -9,6 +9,8 @@
 
 template <class T> struct Lanes;
 template <> struct Lanes<float> {
+  typedef uint16_t Half __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2), may_alias));
+  typedef uint32_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(4)));
   typedef int32_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
@@ -49,6 +51,73 @@ template <class T> RNNFAST_INLINE V<T> load(const T* p) {
 }
 template <class T> RNNFAST_INLINE void store(T* p, V<T> v) {
   *reinterpret_cast<typename Lanes<T>::Loose*>(p) = v;
+}
+
+// A vector of 16-bit elements as float.
+template <class S> RNNFAST_INLINE V<float> widen(typename Lanes<float>::Half half) {
+  using Bits = typename Lanes<float>::Bits;
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    return (V<float>)(__builtin_convertvector(half, typename Lanes<float>::Unsigned) << 16);
+  } else {
+#if defined(RNNFAST_WIDEN_F16)
+    return RNNFAST_WIDEN_F16(half);
+#else
+    const Bits bits = (Bits) __builtin_convertvector(half, typename Lanes<float>::Unsigned);
+    const Bits magnitude = (bits & 0x7FFF) << 13;
+    // The exponent moved to float's place, then scaled from bias 15 to bias 127.
+    const Bits scaled = (Bits)((V<float>)magnitude * 0x1p112f);
+    const Bits special = magnitude >= 0x0F800000; // infinity or NaN
+    return (V<float>)(scaled | (special & 0x7F800000) | ((bits & 0x8000) << 16));
+#endif
+  }
+}
+
+// Rounded to nearest, ties to even.
+template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(V<float> v) {
+  using Bits = typename Lanes<float>::Bits;
+  using Unsigned = typename Lanes<float>::Unsigned;
+  using Half = typename Lanes<float>::Half;
+  const Bits bits = (Bits)v, magnitude = bits & 0x7FFFFFFF;
+  const Bits nan = magnitude > 0x7F800000;
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    const Unsigned rounded = (Unsigned)bits + 0x7FFF + (((Unsigned)bits >> 16) & 1);
+    const Unsigned result =
+        ((Unsigned)nan & ((Unsigned)bits | 0x400000)) | (~(Unsigned)nan & rounded);
+    return __builtin_convertvector(result >> 16, Half);
+  } else {
+#if defined(RNNFAST_NARROW_F16)
+    return RNNFAST_NARROW_F16(v);
+#else
+    const Bits normal = (magnitude + 0xFFF + ((magnitude >> 13) & 1) - (112 << 23)) >> 13;
+    // Under 2^-14 the last digit is worth 2^-24 always, as it is in a float from 0.5 on.
+    const Bits subnormal = (Bits)((V<float>)magnitude + 0.5f) - 0x3F000000;
+    const Bits small = magnitude < 0x38800000, large = magnitude >= 0x477FF000;
+    Bits result = (small & subnormal) | (~small & normal);
+    result = (large & 0x7C00) | (~large & result);
+    result = (nan & 0x7E00) | (~nan & result);
+    result |= (Bits)((Unsigned)bits >> 16) & 0x8000;
+    return __builtin_convertvector((Unsigned)result, Half);
+#endif
+  }
+}
+
+// Elements of type S in memory, a vector of Sum<S> in registers.
+template <class S> RNNFAST_INLINE V<Sum<S>> load_as_sum(const S* p) {
+  if constexpr (std::is_same_v<S, Sum<S>>) {
+    return load<S>(p);
+  } else {
+    typename Lanes<float>::Half half;
+    std::memcpy(&half, p, sizeof half);
+    return widen<S>(half);
+  }
+}
+template <class S> RNNFAST_INLINE void store_sum(S* p, V<Sum<S>> v) {
+  if constexpr (std::is_same_v<S, Sum<S>>) {
+    store<S>(p, v);
+  } else {
+    const typename Lanes<float>::Half half = narrow<S>(v);
+    std::memcpy(p, &half, sizeof half);
+  }
 }
 
 // tanh |x| = (e - 1) / (e + 1) with e = exp 2|x| = 2^n exp r, |r| <= ln 2 / 2, and e - 1 computed
@@ -100,44 +169,116 @@ template <class T, Activation A> RNNFAST_INLINE V<T> activate(V<T> v, V<T> h) {
   return v;
 }
 
+// The elements of O that meet in one multiply-add of one lane.
+template <class O> constexpr int kPair = std::is_same_v<O, bfloat16> ? 2 : 1;
+
+// How a right factor is packed. Panels of NV vectors of columns; in a panel row by row or, for
+// products of pairs, pair of rows by pair of rows, the two elements of a column side by side. A row
+// of 16-bit elements that are to be widened is one vector of the whole panel's width, so those
+// panels are never narrow.
+template <class S, class O> constexpr bool kWidened = sizeof(S) < sizeof(O);
+template <class S, class O> constexpr int panel_width(int64_t columns) {
+  return kWidened<S, O> || columns > kVector<Sum<S>> ? kPanel<Sum<S>> : kVector<Sum<S>>;
+}
+template <class O> constexpr int64_t packed_rows(int64_t K) {
+  return (K + kPair<O> - 1) / kPair<O> * kPair<O>;
+}
+// Where in a panel element j of row k is.
+template <class S, class O> constexpr int64_t packed_at(int64_t k, int64_t j, int64_t width) {
+  if (kPair<O> == 2) {
+    return (k / 2 * width + j) * 2 + k % 2;
+  }
+#if !defined(RNNFAST_WIDEN_F16)
+  constexpr bool interleaved = kWidened<S, O>;
+#else
+  constexpr bool interleaved = std::is_same_v<S, bfloat16> && kWidened<S, O>;
+#endif
+  // In the two halves of the lanes of one vector, columns j and j + kVector: widening takes one
+  // operation each.
+  return k * width + (interleaved ? j % kVector<Sum<S>> * 2 + j / kVector<Sum<S>> : j);
+}
+
+// The NV vectors of a packed row, or pair of rows, as the multiply-add takes them.
+template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, V<Sum<S>>* b) {
+  constexpr int VL = kVector<Sum<S>>;
+  if constexpr (!kWidened<S, O>) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      b[j] = load<Sum<S>>(reinterpret_cast<const Sum<S>*>(w) + j * VL);
+    }
+  } else {
+    static_assert(NV == 2);
+#if defined(RNNFAST_WIDEN_F16)
+    if constexpr (std::is_same_v<S, float16>) {
+      b[0] = load_as_sum<S>(w), b[1] = load_as_sum<S>(w + VL);
+      return;
+    }
+#endif
+    using Unsigned = typename Lanes<float>::Unsigned;
+    const Unsigned both = (Unsigned)load<float>(reinterpret_cast<const float*>(w));
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      b[0] = (V<float>)(both << 16), b[1] = (V<float>)(both & 0xFFFF0000);
+    } else {
+      using Half = typename Lanes<float>::Half;
+      b[0] = widen<S>(__builtin_convertvector(both & 0xFFFF, Half));
+      b[1] = widen<S>(__builtin_convertvector(both >> 16, Half));
+    }
+  }
+}
+
+// sum + a b, for every lane with the same element, or pair, of a.
+template <class O> RNNFAST_INLINE V<Sum<O>> multiply_add(V<Sum<O>> sum, const O* a, V<Sum<O>> b) {
+  if constexpr (kPair<O> == 1) {
+    return sum + *a * b;
+  } else {
+#if defined(RNNFAST_MULTIPLY_ADD_PAIRS)
+    return RNNFAST_MULTIPLY_ADD_PAIRS(sum, a, b);
+#endif
+  }
+}
+
 // GCC keeps the accumulators in registers only if every loop over them is unrolled. Not inlined:
 // each shape of tile gets the whole register file, and can be found in a disassembly.
-template <class T, int MR, int P, int NV>
-__attribute__((noinline)) static void accumulate(const T* __restrict a, int64_t a_stride,
-                                                 const T* __restrict w, int64_t panel_size,
-                                                 int64_t K, T* __restrict result) {
-  constexpr int VL = kVector<T>;
-  V<T> acc[MR][P * NV];
+template <class S, class O, int MR, int P, int NV>
+__attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t a_stride,
+                                                 const S* __restrict w, int64_t panel_size,
+                                                 int64_t K, Sum<S>* __restrict result) {
+  using C = Sum<S>;
+  constexpr int VL = kVector<C>;
+  V<C> acc[MR][P * NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < P * NV; ++j) {
-      acc[i][j] = V<T>{};
+      acc[i][j] = V<C>{};
     }
   }
-  for (int64_t k = 0; k < K; ++k) {
-    V<T> b[P * NV];
+  for (int64_t k = 0; k < K; k += kPair<O>) {
+    V<C> b[P * NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) {
+      load_packed<S, O, NV>(w + j * panel_size, b + j * NV);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < P * NV; ++j) {
-      b[j] = load<T>(w + (j / NV) * panel_size + (j % NV) * VL);
       if constexpr (MR > 1) {
-        keep_in_register<T>(b[j]);
+        keep_in_register<C>(b[j]);
       }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
       for (int j = 0; j < P * NV; ++j) {
-        acc[i][j] += a[i * a_stride + k] * b[j];
+        acc[i][j] = multiply_add<O>(acc[i][j], a + i * a_stride + k, b[j]);
       }
     }
-    w += NV * VL;
+    w += NV * VL * kPair<O>;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < P * NV; ++j) {
-      store<T>(result + (i * P * NV + j) * VL, acc[i][j]);
+      store<C>(result + (i * P * NV + j) * VL, acc[i][j]);
     }
   }
 }
@@ -146,152 +287,173 @@ __attribute__((noinline)) static void accumulate(const T* __restrict a, int64_t 
 // latency of the multiply-add.
 constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
-template <class T, int P, int NV, int MR = RNNFAST_MAX_ROWS>
-RNNFAST_INLINE void accumulate_rows(int64_t rows, const T* a, int64_t a_stride, const T* w,
-                                    int64_t panel_size, int64_t K, T* result) {
+template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
+RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                                    int64_t panel_size, int64_t K, Sum<S>* result) {
   if constexpr (MR > 1) {
     if (rows < MR) {
-      return accumulate_rows<T, P, NV, MR - 1>(rows, a, a_stride, w, panel_size, K, result);
+      return accumulate_rows<S, O, P, NV, MR - 1>(rows, a, a_stride, w, panel_size, K, result);
     }
   }
   if constexpr (P <= panels_at_once(MR)) {
-    accumulate<T, MR, P, NV>(a, a_stride, w, panel_size, K, result);
+    accumulate<S, O, MR, P, NV>(a, a_stride, w, panel_size, K, result);
   }
 }
 
 // The n elements at p, or the first vector of them; zeros past the end.
-template <class T> RNNFAST_INLINE V<T> load_edge(const T* p, int64_t n) {
-  T edge[kVector<T>] = {};
-  if (n >= kVector<T>) {
-    return load<T>(p);
+template <class S> RNNFAST_INLINE V<Sum<S>> load_edge(const S* p, int64_t n) {
+  S edge[kVector<Sum<S>>] = {};
+  if (n >= kVector<Sum<S>>) {
+    return load_as_sum<S>(p);
   }
-  std::memcpy(edge, p, n * sizeof(T));
-  return load<T>(edge);
+  std::memcpy(edge, p, n * sizeof(S));
+  return load_as_sum<S>(edge);
 }
 
-template <class T> RNNFAST_INLINE void store_edge(T* p, int64_t n, V<T> v) {
-  if (n >= kVector<T>) {
-    store<T>(p, v);
+template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, V<Sum<S>> v) {
+  if (n >= kVector<Sum<S>>) {
+    store_sum<S>(p, v);
   } else {
-    T edge[kVector<T>];
-    store<T>(edge, v);
-    std::memcpy(p, edge, n * sizeof(T));
+    S edge[kVector<Sum<S>>];
+    store_sum<S>(edge, v);
+    std::memcpy(p, edge, n * sizeof(S));
   }
 }
 
 // What becomes of the product `acc` [rows, width] of rows [row, row + rows) and columns
-// [col, col + width): addends, activation, and out.
-template <class T, Activation A>
-static void finish(const Step<T>& s, int64_t row, int64_t rows, int64_t col, int64_t width,
-                   const T* acc) {
-  constexpr int VL = kVector<T>;
+// [col, col + width): addends, activation, and where it goes.
+template <class S, class O, Activation A>
+static void finish(const Step<S, O>& s, int64_t row, int64_t rows, int64_t col, int64_t width,
+                   const Sum<S>* acc) {
+  using C = Sum<S>;
+  constexpr int VL = kVector<C>;
   constexpr bool kNeedsH = A == Activation::kTanhGrad || A == Activation::kReluGrad;
   for (int64_t i = row; i < row + rows; ++i, acc += width) {
     for (int64_t j = 0; j < width && col + j < s.N; j += VL) {
       const int64_t c = col + j;
       const int64_t n = s.N - c;
-      V<T> v = load<T>(acc + j);
-      V<T> h = {};
+      V<C> v = load<C>(acc + j);
+      V<C> h = {};
+      if (s.sums_before != nullptr) {
+        v += load_edge<C>(s.sums_before + i * s.sums_before_stride + c, n);
+      }
       if (s.addend != nullptr) {
-        v += load_edge<T>(s.addend + i * s.addend_stride + c, n);
+        v += load_edge<S>(s.addend + i * s.addend_stride + c, n);
       }
       if (s.addend2 != nullptr) {
-        v += load_edge<T>(s.addend2 + i * s.addend2_stride + c, n);
+        v += load_edge<S>(s.addend2 + i * s.addend2_stride + c, n);
       }
       if constexpr (kNeedsH) {
-        h = load_edge<T>(s.h + i * s.h_stride + c, n);
+        h = load_edge<S>(s.h + i * s.h_stride + c, n);
       }
-      v = activate<T, A>(v, h);
-      if (s.padded != nullptr) {
-        store<T>(s.padded + i * s.padded_stride + c, v);
+      v = activate<C, A>(v, h);
+      if (s.operand != nullptr) {
+        O* const operand = s.operand + i * s.operand_stride + c;
+        store_sum<O>(operand, v);
+        if (kPair<O> == 2 && n < VL) { // what else is there may be NaN, from 0 times infinity
+          operand[n] = O{};
+        }
+      }
+      if (s.sums != nullptr) {
+        store<C>(s.sums + i * s.sums_stride + c, v);
       }
       if (s.out != nullptr) {
-        store_edge<T>(s.out + i * s.out_stride + c, n, v);
+        store_edge<S>(s.out + i * s.out_stride + c, n, v);
       }
     }
   }
 }
 
-template <class T>
-using Finish = void (*)(const Step<T>&, int64_t, int64_t, int64_t, int64_t, const T*);
+template <class S, class O>
+using Finish = void (*)(const Step<S, O>&, int64_t, int64_t, int64_t, int64_t, const Sum<S>*);
 
-template <class T> static Finish<T> finisher(Activation act) {
+template <class S, class O> static Finish<S, O> finisher(Activation act) {
   switch (act) {
   case Activation::kTanh:
-    return finish<T, Activation::kTanh>;
+    return finish<S, O, Activation::kTanh>;
   case Activation::kRelu:
-    return finish<T, Activation::kRelu>;
+    return finish<S, O, Activation::kRelu>;
   case Activation::kTanhGrad:
-    return finish<T, Activation::kTanhGrad>;
+    return finish<S, O, Activation::kTanhGrad>;
   case Activation::kReluGrad:
-    return finish<T, Activation::kReluGrad>;
+    return finish<S, O, Activation::kReluGrad>;
   case Activation::kIdentity:
     break;
   }
-  return finish<T, Activation::kIdentity>;
+  return finish<S, O, Activation::kIdentity>;
 }
 
 // Columns [col, col + P panels): all rows, in blocks of nearly equal height.
-template <class T, int P, int NV>
-static void columns(const Step<T>& s, int64_t col, Finish<T> finish_tile) {
-  constexpr int64_t kWidth = int64_t(P) * NV * kVector<T>;
-  alignas(64) T acc[RNNFAST_MAX_ROWS * kWidth];
+template <class S, class O, int P, int NV>
+static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) {
+  constexpr int64_t kWidth = int64_t(P) * NV * kVector<Sum<S>>;
+  alignas(64) Sum<S> acc[RNNFAST_MAX_ROWS * kWidth];
   const int64_t blocks = (s.rows + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
+  const int64_t depth = packed_rows<O>(s.K);
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t rows = (s.rows - row) / (blocks - block);
-    accumulate_rows<T, P, NV>(rows, s.a + row * s.a_stride, s.a_stride, s.w + col * s.K,
-                              s.K * kPanel<T>, s.K, acc);
+    accumulate_rows<S, O, P, NV>(rows, s.a + row * s.a_stride, s.a_stride, s.w + col * depth,
+                                 depth * kPanel<Sum<S>>, s.K, acc);
     finish_tile(s, row, rows, col, kWidth, acc);
     row += rows;
   }
 }
 
-template <class T> static void step(const Step<T>& s) {
-  const Finish<T> finish_tile = finisher<T>(s.act);
-  constexpr int64_t kWide = kPanel<T>;
+template <class S, class O> static void step(const Step<S, O>& s) {
+  const Finish<S, O> finish_tile = finisher<S, O>(s.act);
+  constexpr int64_t kWide = kPanel<Sum<S>>;
   int64_t c = s.col_begin;
   if (s.col_end - s.col_begin <
       s.N) { // another thread has just written part of it: fetch it all at once
     for (int64_t i = 0; i < s.rows; ++i) {
-      for (int64_t k = 0; k < s.K; k += 64 / sizeof(T)) {
+      for (int64_t k = 0; k < s.K; k += 64 / sizeof(O)) {
         __builtin_prefetch(s.a + i * s.a_stride + k);
       }
     }
   }
   if (panels_at_once(s.rows) == 4) {
     for (; c + 4 * kWide <= s.col_end; c += 4 * kWide) {
-      columns<T, 4, 2>(s, c, finish_tile);
+      columns<S, O, 4, 2>(s, c, finish_tile);
     }
   }
   if (panels_at_once(s.rows) >= 2) {
     for (; c + 2 * kWide <= s.col_end; c += 2 * kWide) {
-      columns<T, 2, 2>(s, c, finish_tile);
+      columns<S, O, 2, 2>(s, c, finish_tile);
     }
   }
-  for (; c + kVector<T> < s.col_end; c += kWide) {
-    columns<T, 1, 2>(s, c, finish_tile);
-  }
-  if (c < s.col_end) {
-    columns<T, 1, 1>(s, c, finish_tile);
+  for (; c < s.col_end; c += kWide) {
+    if constexpr (!kWidened<S, O>) {
+      if (c + kVector<Sum<S>> >= s.col_end) {
+        columns<S, O, 1, 1>(s, c, finish_tile);
+        return;
+      }
+    }
+    columns<S, O, 1, 2>(s, c, finish_tile);
   }
 }
 
-// Panel p holds columns [p * kPanel, ...) as [K][width]; the last is one vector wide where that is
-// enough. Columns begin at packed + col * K.
-template <class T>
-static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
-                 int64_t col_end, T* packed) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t c = col_begin; c < col_end; c += kPanel<T>) {
-    const int64_t used = N - c < kPanel<T> ? N - c : kPanel<T>;
-    const int64_t width = used > kVector<T> ? kPanel<T> : kVector<T>;
-    T* to = packed + c * K;
-    if (used < width) {
-      std::memset(to, 0, K * width * sizeof(T));
+// Panel p holds columns [p * kPanel, ...); its elements are where packed_at says, and begin at
+// packed + column * packed_rows. The last is one vector wide where that is enough.
+template <class S, class O>
+static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
+                 int64_t col_end, S* packed) {
+  constexpr int64_t kLine = 64 / sizeof(S), kWide = kPanel<Sum<S>>;
+  for (int64_t c = col_begin; c < col_end; c += kWide) {
+    const int64_t used = N - c < kWide ? N - c : kWide;
+    const int64_t width = panel_width<S, O>(used), depth = packed_rows<O>(K);
+    S* to = packed + c * depth;
+    if (used < width || K < depth) {
+      std::memset(static_cast<void*>(to), 0, depth * width * sizeof(S));
     }
     if (!transpose) {
       for (int64_t k = 0; k < K; ++k) {
-        std::memcpy(to + k * width, w + k * N + c, used * sizeof(T));
+        if constexpr (std::is_same_v<S, O> && kPair<O> == 1) {
+          std::memcpy(to + k * width, w + k * N + c, used * sizeof(S));
+        } else {
+          for (int64_t j = 0; j < used; ++j) {
+            to[packed_at<S, O>(k, j, width)] = w[k * N + c + j];
+          }
+        }
       }
       continue;
     }
@@ -301,40 +463,73 @@ static void pack(const T* w, bool transpose, int64_t K, int64_t N, int64_t col_b
       const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
       for (int64_t j = 0; j < used; ++j) {
         for (int64_t k = k0; k < k1; ++k) {
-          to[k * width + j] = w[(c + j) * K + k];
+          to[packed_at<S, O>(k, j, width)] = w[(c + j) * K + k];
         }
       }
     }
   }
 }
 
-// The same for a tile of outer products, both factors read row by row. The sums leave the registers
-// through `result` here too: a store that may end inside a vector calls memcpy, and with that in
-// sight GCC keeps accumulators in memory.
-template <class T, int MR, int NV>
-__attribute__((noinline)) static void accumulate_outer(const T* __restrict p, int64_t p_stride,
-                                                       const T* __restrict q, int64_t q_stride,
-                                                       int64_t K, T* __restrict result) {
-  constexpr int VL = kVector<T>;
-  V<T> acc[MR][NV];
+// The right factors of Outer are packed as they are multiplied: as O.
+template <class S, class O>
+static void pack_row(const S* row, int64_t k, int64_t K, int64_t N, O* packed) {
+  using C = Sum<S>;
+  constexpr int64_t VL = kVector<C>;
+  const int64_t depth = packed_rows<O>(K);
+  for (int64_t c = 0; c < N; c += VL) {
+    const int64_t panel = c / kPanel<C> * kPanel<C>;
+    const int64_t width = panel_width<O, O>(N - panel);
+    O* const to =
+        packed + panel * depth + packed_at<O, O>(k / kPair<O> * kPair<O>, c - panel, width);
+    if constexpr (kPair<O> == 1) {
+      store<C>(to, row != nullptr ? load_edge<S>(row + c, N - c) : V<C>{});
+    } else { // one element of each pair; the first clears the other, which may not come
+      using Unsigned = typename Lanes<float>::Unsigned;
+      const V<C> v = row != nullptr ? load_edge<S>(row + c, N - c) : V<C>{};
+      C* const pairs = reinterpret_cast<C*>(to);
+      store<C>(pairs, k % 2 == 0 ? (V<C>)((Unsigned)v >> 16)
+                                 : (V<C>)((Unsigned)load<C>(pairs) | (Unsigned)v));
+    }
+  }
+}
+
+template <class S, class O> static void widen_row(const S* row, int64_t n, O* operand) {
+  for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {
+    store_sum<O>(operand + c, load_edge<S>(row + c, n - c));
+  }
+}
+
+template <class S> static void narrow_row(const Sum<S>* row, int64_t n, S* out) {
+  for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {
+    store_edge<S>(out + c, n - c, load_edge<Sum<S>>(row + c, n - c));
+  }
+}
+
+// The same for a tile of outer products: p has the elements, or pairs, of a row side by side, q is
+// packed. The sums leave the registers through `result` here too: a store that may end inside a
+// vector calls memcpy, and with that in sight GCC keeps accumulators in memory.
+template <class O, int MR, int NV>
+__attribute__((noinline)) static void accumulate_outer(const O* __restrict p, int64_t p_stride,
+                                                       const O* __restrict q, int64_t K,
+                                                       Sum<O>* __restrict result) {
+  using C = Sum<O>;
+  constexpr int VL = kVector<C>;
+  V<C> acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
-      acc[i][j] = V<T>{};
+      acc[i][j] = V<C>{};
     }
   }
-  for (int64_t k = 0; k < K; ++k, p += p_stride, q += q_stride) {
-    V<T> b[NV];
-#pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) {
-      b[j] = load<T>(q + j * VL);
-    }
+  for (int64_t k = 0; k < K; k += kPair<O>, p += p_stride, q += NV * VL * kPair<O>) {
+    V<C> b[NV];
+    load_packed<O, O, NV>(q, b);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) {
-        acc[i][j] += p[i] * b[j];
+        acc[i][j] = multiply_add<O>(acc[i][j], p + i * kPair<O>, b[j]);
       }
     }
   }
@@ -342,52 +537,92 @@ __attribute__((noinline)) static void accumulate_outer(const T* __restrict p, in
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
-      store<T>(result + (i * NV + j) * VL, acc[i][j]);
+      store<C>(result + (i * NV + j) * VL, acc[i][j]);
     }
   }
 }
 
-// Rows [m, m + rows) and NV vectors of columns from n on. Blocks of K are added up one by one,
-// which is also more accurate than a single long sum.
-template <class T, int NV, int MR = RNNFAST_MAX_ROWS>
-static void outer_tile(const Outer<T>& o, int64_t rows, int64_t m, int64_t n) {
-  if constexpr (MR > 1) {
-    if (rows < MR) {
-      return outer_tile<T, NV, MR - 1>(o, rows, m, n);
+// MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m. Blocks of K
+// are added up one by one, which is also more accurate than a single long sum.
+template <class S, class O, int MR, int NV>
+static void outer_tile(const Outer<S, O>& o, const O* p, int64_t p_stride, int64_t m, int64_t n) {
+  using C = Sum<O>;
+  constexpr int VL = kVector<C>;
+  alignas(64) C acc[MR * NV * VL];
+  C* const out = o.out + m * o.N + n;
+  if (o.add) { // the sums so far may be as far away as memory
+    for (int i = 0; i < MR; ++i) {
+      for (int j = 0; j < NV * VL; j += 64 / sizeof(C)) {
+        __builtin_prefetch(out + i * o.N + j, 1);
+      }
     }
   }
-  constexpr int VL = kVector<T>;
-  alignas(64) T acc[MR * NV * VL];
-  accumulate_outer<T, MR, NV>(o.p + m, o.p_stride, o.q + n, o.q_stride, o.K, acc);
+  accumulate_outer<O, MR, NV>(p, p_stride, o.q + n * packed_rows<O>(o.K), o.K, acc);
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
-      T* const out = o.out + (m + i) * o.out_stride + n + j;
-      V<T> v = load<T>(acc + i * NV * VL + j);
+      V<C> v = load<C>(acc + i * NV * VL + j);
       if (o.add) {
-        v += load_edge<T>(out, o.N - n - j);
+        v += load_edge<C>(out + i * o.N + j, o.N - n - j);
       }
-      store_edge<T>(out, o.N - n - j, v);
+      store_edge<C>(out + i * o.N + j, o.N - n - j, v);
     }
   }
 }
 
-template <class T> static void outer(const Outer<T>& o) {
-  const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
-  for (int64_t n = 0; n < o.N; n += kPanel<T>) {
-    for (int64_t block = 0, m = 0; block < blocks; ++block) {
-      const int64_t rows = (o.M - m) / (blocks - block);
-      if (o.N - n > kVector<T>) {
-        outer_tile<T, 2>(o, rows, m, n);
+// Rows [m, m + rows) of the sums. Where enough columns will use them, their columns of p are first
+// moved together: spread over as many pages as K they would miss the cache again and again. Pairs
+// have to be made anyway.
+template <class S, class O, int MR = RNNFAST_MAX_ROWS>
+static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return outer_rows<S, O, MR - 1>(o, rows, m);
+    }
+  }
+  const O* p = o.p + m;
+  int64_t p_stride = o.p_stride;
+  alignas(64) O packed[(kOuterRows + 1) * MR];
+  if (kPair<O> == 2 || o.N > 8 * kPanel<Sum<S>>) {
+    for (int64_t k = 0; k < o.K; k += kPair<O>) {
+      if constexpr (kPair<O> == 1) {
+        std::memcpy(packed + k * MR, p + k * p_stride, MR * sizeof(O));
       } else {
-        outer_tile<T, 1>(o, rows, m, n);
+        const O* const other = k + 1 < o.K ? p + (k + 1) * p_stride : nullptr;
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          packed[k * MR + 2 * i] = p[k * p_stride + i];
+          packed[k * MR + 2 * i + 1] = other != nullptr ? other[i] : O{};
+        }
       }
-      m += rows;
+    }
+    p = packed, p_stride = MR * kPair<O>;
+  }
+  for (int64_t n = 0; n < o.N; n += kPanel<Sum<S>>) {
+    if (o.N - n > kVector<Sum<S>>) {
+      outer_tile<S, O, MR, 2>(o, p, p_stride, m, n);
+    } else {
+      outer_tile<S, O, MR, 1>(o, p, p_stride, m, n);
     }
   }
 }
 
-template <class T> constexpr Kernels<T> table() {
-  return {kVector<T>, kPanel<T>, pack<T>, step<T>, outer<T>};
+template <class S, class O> static void outer(const Outer<S, O>& o) {
+  const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
+  for (int64_t block = 0, m = 0; block < blocks; ++block) {
+    const int64_t rows = (o.M - m) / (blocks - block);
+    outer_rows<S, O>(o, rows, m);
+    m += rows;
+  }
+}
+
+template <class S, class O> constexpr Kernels<S, O> table() {
+  return {kVector<Sum<S>>, kPanel<Sum<S>>, pack<S, O>, pack_row<S, O>,
+          widen_row<S, O>, narrow_row<S>,  step<S, O>, outer<S, O>};
+}
+
+template <class = void> constexpr Tables tables() {
+  return {table<float, float>(), table<double, double>(), table<bfloat16, float>(),
+          table<float16, float>()};
 }
 
 #undef RNNFAST_INLINE

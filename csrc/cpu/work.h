@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -28,6 +30,22 @@ constexpr int64_t kTogetherBytes = 1 << 19;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
+}
+
+inline float to_sum(float v) { return v; }
+inline double to_sum(double v) { return v; }
+inline float to_sum(bfloat16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+inline float to_sum(float16 v) {
+  const int exponent = v.bits >> 10 & 31, digits = v.bits & 1023;
+  const float magnitude = exponent == 31  ? (digits == 0 ? INFINITY : NAN)
+                          : exponent == 0 ? std::ldexp(float(digits), -24)
+                                          : std::ldexp(float(1024 + digits), exponent - 25);
+  return v.bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
 // Work space. A large block fresh from the system costs a page fault for every 4 KiB, as much time
@@ -163,21 +181,39 @@ public:
   // The first row of step t among all rows of a packed batch.
   const std::vector<int64_t>& starts() const { return starts_; }
 
-  // Where to cut the rows so that `groups` get nearly the same number of row-steps.
-  int64_t cut(int64_t group, int64_t groups) const {
-    if (shape_.batch_sizes == nullptr) {
-      return shape_.B * group / groups;
+  // Rows of the steps [i0, i1) together.
+  int64_t rows(int64_t i0, int64_t i1) const {
+    int64_t sum = shape_.B * (i1 - i0);
+    if (shape_.batch_sizes != nullptr) {
+      sum = 0;
+      for (int64_t i = i0; i < i1; ++i) {
+        sum += rows(i);
+      }
     }
-    // Rows are in order of falling length; row r has as many steps as batch_sizes are over r.
-    const int64_t goal = total_ * group / groups;
+    return sum;
+  }
+
+  // The most rows that a step of [i0, i1) has.
+  int64_t widest(int64_t i0, int64_t i1) const {
+    return i0 == i1 ? 0 : std::max(rows(i0), rows(i1 - 1));
+  }
+
+  // Where to cut the rows so that `groups` get nearly the same share of the steps [i0, i1).
+  int64_t cut(int64_t i0, int64_t i1, int64_t group, int64_t groups) const {
+    const int64_t B = widest(i0, i1);
+    if (shape_.batch_sizes == nullptr || group == 0 || group == groups) {
+      return B * group / groups;
+    }
+    // Rows are in order of falling length; row r has as many steps as have more than r rows.
+    const int64_t goal = rows(i0, i1) * group / groups;
     int64_t sum = 0, row = 0;
-    for (int64_t t = shape_.T; row < shape_.B && sum < goal; ++row) {
-      while (t > 0 && shape_.batch_sizes[t - 1] <= row) {
+    for (int64_t t = i1 - i0; row < B && sum < goal; ++row) {
+      while (t > 0 && rows(from_end_ ? i1 - t : i0 + t - 1) <= row) {
         --t;
       }
       sum += t;
     }
-    return group == groups ? shape_.B : row;
+    return row;
   }
 
 private:
@@ -187,42 +223,52 @@ private:
   int64_t total_;
 };
 
-// All rows of all steps, in the order in which they lie in memory.
+// The rows of the steps [i0, i1), numbered through: step by step in time or, if `batch_major`,
+// sequence by sequence. A packed batch is always step by step.
 class Rows {
 public:
   struct Row {
     int64_t t, b;
   };
 
-  Rows(const Shape& shape, const Steps& steps, bool batch_major)
-      : shape_(shape), starts_(steps.starts()),
-        batch_major_(shape.batch_sizes == nullptr && batch_major) {}
+  Rows(const Shape& shape, const Steps& steps, int64_t i0, int64_t i1, bool batch_major)
+      : batch_sizes_(shape.batch_sizes), starts_(steps.starts().data()), B_(shape.B),
+        t0_(i0 < i1 ? std::min(steps.time(i0), steps.time(i1 - 1)) : 0), steps_(i1 - i0),
+        count_(steps.rows(i0, i1)), batch_major_(batch_sizes_ == nullptr && batch_major) {}
+
+  int64_t count() const { return count_; }
 
   Row operator[](int64_t n) const {
-    if (shape_.batch_sizes != nullptr) {
-      const int64_t t = std::upper_bound(starts_.begin(), starts_.end(), n) - starts_.begin() - 1;
-      return {t, n - starts_[t]};
+    if (batch_sizes_ != nullptr) {
+      const int64_t* const first = starts_ + t0_;
+      const int64_t t = std::upper_bound(first, first + steps_, *first + n) - first - 1;
+      return {t0_ + t, *first + n - first[t]};
     }
-    return batch_major_ ? Row{n % shape_.T, n / shape_.T} : Row{n / shape_.B, n % shape_.B};
+    return batch_major_ ? Row{t0_ + n % steps_, n / steps_} : Row{t0_ + n / B_, n % B_};
   }
 
   Row after(Row row) const {
     if (batch_major_) {
-      return row.t + 1 < shape_.T ? Row{row.t + 1, row.b} : Row{0, row.b + 1};
+      return row.t + 1 < t0_ + steps_ ? Row{row.t + 1, row.b} : Row{t0_, row.b + 1};
     }
-    const int64_t here = shape_.batch_sizes != nullptr ? shape_.batch_sizes[row.t] : shape_.B;
+    const int64_t here = batch_sizes_ != nullptr ? batch_sizes_[row.t] : B_;
     return row.b + 1 < here ? Row{row.t, row.b + 1} : Row{row.t + 1, 0};
   }
 
-  // A tensor with these rows one after another, `row` elements apart.
-  template <class T> Sequence<T> compact(T* data, int64_t row) const {
-    return batch_major_ ? Sequence<T>{data, row, shape_.T * row}
-                        : Sequence<T>{data, shape_.B * row, row};
+  // Row b of step t in a buffer that holds the rows in this order, `ld` elements apart, and the
+  // distance to row b + 1.
+  template <class T> T* at(T* data, int64_t ld, int64_t t, int64_t b) const {
+    const int64_t n = batch_sizes_ != nullptr ? starts_[t] - starts_[t0_] + b
+                      : batch_major_          ? b * steps_ + t - t0_
+                                              : (t - t0_) * B_ + b;
+    return data + n * ld;
   }
+  int64_t stride(int64_t ld) const { return batch_major_ ? steps_ * ld : ld; }
 
 private:
-  const Shape& shape_;
-  const std::vector<int64_t>& starts_;
+  const int64_t* batch_sizes_;
+  const int64_t* starts_;
+  int64_t B_, t0_, steps_, count_;
   bool batch_major_;
 };
 
@@ -283,7 +329,10 @@ struct Share {
   int group, member, members;
   int64_t r0, r1, c0, c1;
 
-  Share(const Steps& steps, int64_t B, int64_t H, int64_t panel, int thread, int threads) {
+  // Of the steps [i0, i1).
+  Share(const Steps& steps, int64_t i0, int64_t i1, int64_t H, int64_t panel, int thread,
+        int threads) {
+    const int64_t B = steps.widest(i0, i1);
     const int64_t panels = (H + panel - 1) / panel;
     const int64_t by_work = static_cast<int64_t>(double(B) * H * H / kMemberWork);
     const int64_t shared = std::clamp<int64_t>(B / kGroupRows, 1, threads);
@@ -297,8 +346,8 @@ struct Share {
       members = 1;
       return;
     }
-    r0 = steps.cut(group, groups);
-    r1 = steps.cut(group + 1, groups);
+    r0 = steps.cut(i0, i1, group, groups);
+    r1 = steps.cut(i0, i1, group + 1, groups);
     c0 = std::min(H, panels * member / members * panel);
     c1 = std::min(H, panels * (member + 1) / members * panel);
   }
@@ -310,9 +359,9 @@ inline int64_t active(const Steps& steps, const Share& share, int64_t i) {
 }
 
 // Each thread's part of packing a K x H matrix.
-template <class T>
-void pack_part(const Kernels<T>& kernels, const T* w, bool transpose, int64_t K, int64_t H,
-               int thread, int threads, T* packed) {
+template <class S, class O>
+void pack_part(const Kernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
+               int thread, int threads, S* packed) {
   const int64_t panels = (H + kernels.panel - 1) / kernels.panel;
   const int64_t c0 = std::min(H, panels * thread / threads * kernels.panel);
   const int64_t c1 = std::min(H, panels * (thread + 1) / threads * kernels.panel);
