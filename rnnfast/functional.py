@@ -47,9 +47,9 @@ def rnn(
         each layer's final state (L * D, B, H).
 
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, the latter two
-    with float32 arithmetic. Other dtypes and devices, autocast, torch.func transforms and
-    forward-mode AD run on torch's own operators, with the same results. Differentiable, twice as
-    well.
+    with float32 arithmetic, and under autocast its dtype. Other dtypes and devices, torch.func
+    transforms and forward-mode AD run on torch's own operators, with the same results; vmap step by
+    step. Differentiable, twice as well.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
@@ -91,8 +91,10 @@ def run(
     one mask for all time steps; ``zoneout`` is described in rnnfast._steps.
     """
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    options = (batch_first, relu, bias)
+        raise RuntimeError(
+            f"Expected sequence length to be larger than 0 in RNN, got input {tuple(input.shape)}"
+        )
+    call, options = _stack, (batch_first, relu, bias)
     if zoneout or not _has_kernel(input, weights[0].dtype):
         is_stepwise = zoneout or _is_vmapped()
         dtype = _autocast_dtype(input.device.type)
@@ -103,6 +105,7 @@ def run(
                     input, hx, weights, batch_sizes, num_layers, bidirectional, *options,
                     dropout, variational_dropout, zoneout, training,
                 )  # fmt: skip
+        check_hx_dtype(hx, weights[0].dtype)
         if is_stepwise:
             call = partial(_steps.rnn, zoneout=zoneout, training=training)
         elif variational_dropout:
@@ -110,7 +113,6 @@ def run(
         else:
             return _torch_rnn(input, hx, weights, batch_sizes, num_layers, *options, dropout)
     else:
-        call = _stack
         for w in weights:  # an operator would be run by whatever device is named last
             if not w.is_cpu:
                 raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
@@ -125,7 +127,8 @@ def run(
     states = []
     for layer in range(num_layers):
         if layer > 0:
-            input = F.dropout(input, dropout)
+            if dropout:
+                input = _dropout(input, dropout, batch_first and batch_sizes is None)
             if variational_dropout:
                 input = _variational_dropout(input, variational_dropout, batch_sizes, batch_first)
         h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
@@ -175,6 +178,13 @@ def _cast(t, dtype):
     return t.to(dtype)
 
 
+def _dropout(input, p, batch_first):
+    """Drawn step by step, as ``nn.RNN`` does, so that a seed gives the mask that it gives there."""
+    if batch_first:
+        return F.dropout(input.transpose(0, 1).contiguous(), p).transpose(0, 1)
+    return F.dropout(input, p)
+
+
 def _variational_dropout(input, p, batch_sizes, batch_first):
     """One mask for all time steps of a sequence (Gal & Ghahramani 2016, arXiv:1512.05287)."""
     if batch_sizes is None:
@@ -184,6 +194,12 @@ def _variational_dropout(input, p, batch_sizes, batch_first):
     starts = batch_sizes.cumsum(0) - batch_sizes
     sequence = torch.arange(len(input)) - starts.repeat_interleave(batch_sizes)
     return input * mask[sequence.to(input.device)]
+
+
+def check_hx_dtype(hx, dtype):
+    """Where torch would name neither ``hx`` nor, if it promotes, anything at all."""
+    if hx is not None and hx.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        raise RuntimeError(f"hx must be {dtype} like the weights, got {hx.dtype}")
 
 
 def _torch_rnn(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias, dropout=0.0):

@@ -5,7 +5,7 @@ import numbers
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import _dynamo, functional
 from ._ops import is_one_hot
@@ -47,11 +47,16 @@ class FastRNN(nn.RNN):
     One more kind of input, for a one-hot layer: int64 tokens in [0, I), of shape (T, B), (B, T),
     (T) or packed. The result is that of the one-hot vectors, but they are never built.
 
+    And one more argument, ``lengths``: int64 (B), on any device, or a list, the number of time
+    steps of each sequence in a padded batch. Steps past the end are zero in ``output`` and change
+    nothing; ``h_n`` is each sequence's own last state.
+
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels; see
     :func:`rnnfast.functional.rnn` for what runs on torch's operators instead.
 
     Raises:
-        ValueError, RuntimeError: where ``nn.RNN`` does; a probability that is not in [0, 1].
+        ValueError, RuntimeError: where ``nn.RNN`` does. ValueError for a probability that is not
+            in [0, 1] and for lengths that are not in [1, T] or do not fit the input.
         IndexError: a token that is not in [0, I).
     """
 
@@ -78,15 +83,14 @@ class FastRNN(nn.RNN):
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
-        Not when it is traced: nn.RNN would break torch.compile's graph, and the graph should not
-        depend on whether T is 1.
+        Not under torch.compile, where nn.RNN would break the graph.
         """
         return (
-            not torch.compiler.is_compiling()
-            and not isinstance(input, PackedSequence)
+            not isinstance(input, PackedSequence)
             and input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
+            and not torch.compiler.is_compiling()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
@@ -105,12 +109,17 @@ class FastRNN(nn.RNN):
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, lengths=None):
+        if lengths is not None:
+            return self._padded(input, hx, lengths)
         if self._is_single_step(input) and not self._is_regularised():
+            functional.check_hx_dtype(hx, self.weight_hh_l0.dtype)
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            if len(batch_sizes) == 0:
+                raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
             data, batch_sizes = input, None
@@ -166,6 +175,22 @@ class FastRNN(nn.RNN):
             return output, self.permute_hidden(h_n, unsorted_indices)
         if not batched:
             return output.squeeze(batch_dim), h_n.squeeze(1)
+        return output, h_n
+
+    def _padded(self, input, hx, lengths):
+        if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
+            raise ValueError("lengths must be None unless input is a padded batch")
+        T, B = input.shape[:2][:: -1 if self.batch_first else 1]
+        lengths = torch.as_tensor(lengths, device="cpu")
+        if lengths.dtype != torch.int64 or lengths.shape != (B,):
+            raise ValueError(
+                f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
+            )
+        if B and not 1 <= lengths.min() <= lengths.max() <= T:
+            raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        output, h_n = self.forward(packed, hx)
+        output, _ = pad_packed_sequence(output, self.batch_first, total_length=T)
         return output, h_n
 
 

@@ -134,6 +134,42 @@ def test_packed_output_is_packed_alike():
         assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_lengths(device, batch_first, tokens):
+    """A padded batch: as each sequence alone, whatever is in the padding; wherever lengths are."""
+    lengths, T = [4, 1, 6, 3], 7
+    ours = FastRNN(3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
+    ours.to(device)
+    x = torch.randint(3, (T, 4)) if tokens else torch.randn(T, 4, 3, dtype=torch.float64)
+    x, hx = x.to(device), torch.randn(4, 4, 4, dtype=torch.float64, device=device)
+    layout = (lambda t: t.transpose(0, 1)) if batch_first else (lambda t: t)
+    for argument in (lengths, torch.tensor(lengths, device=device)):
+        output, h_n = ours(layout(x), hx, lengths=argument)
+        output = layout(output)
+        assert output.shape == (T, 4, 8)
+        for b, n in enumerate(lengths):
+            own = layout(x[:n, b : b + 1])
+            expected, expected_h_n = ours(own, hx[:, b : b + 1].contiguous())
+            torch.testing.assert_close(output[:n, b : b + 1], layout(expected))
+            torch.testing.assert_close(h_n[:, b : b + 1], expected_h_n)
+            assert not output[n:, b].any()
+
+
+@pytest.mark.parametrize(
+    "lengths", [[4, 1], [4, 1, 0], [4, 1, 8], [4.0, 1.0, 6.0], [[4], [1], [6]]]
+)
+def test_wrong_lengths(lengths):
+    with pytest.raises(ValueError, match="lengths must be"):
+        FastRNN(3, 4)(torch.randn(7, 3, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("x", [lambda: packed(3, 2), lambda: torch.randn(7, 3)])
+def test_lengths_of_what_is_no_padded_batch(x):
+    with pytest.raises(ValueError, match="lengths must be None"):
+        FastRNN(3, 4)(x(), lengths=[3, 2])
+
+
 @pytest.mark.parametrize(
     "args, kwargs",
     [
@@ -219,6 +255,19 @@ def test_dropout_only_between_layers_and_only_in_training(device):
 
     one = all_but_one_layer(FastRNN)
     assert torch.equal(one.train()(x)[0], one.eval()(x)[0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_of_a_seed_is_that_of_nn_rnn(batch_first):
+    theirs, ours = pair(6, 8, 3, dropout=0.5, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(4, 5, 6)
+    results = []
+    for module in (theirs, ours):
+        torch.manual_seed(3)
+        output, h_n = module(x)
+        loss = output.square().sum() + h_n.sum()
+        results.append([output, h_n, *torch.autograd.grad(loss, list(module.parameters()))])
+    torch.testing.assert_close(*results)
 
 
 def test_dropout_of_everything(device):
@@ -482,6 +531,10 @@ WRONG_CALLS = {
     "hx rank, batched": lambda: (torch.randn(5, 2, 3), torch.randn(2, 4)),
     "hx rank, unbatched": lambda: (torch.randn(5, 3), torch.randn(2, 1, 4)),
     "hx dtype": lambda: (torch.randn(5, 2, 3), torch.randn(2, 2, 4, dtype=torch.float64)),
+    "hx dtype, a single step": lambda: (
+        torch.randn(1, 2, 3),
+        torch.randn(2, 2, 4, dtype=torch.float64),
+    ),
     "hx device": lambda: (torch.randn(5, 2, 3), torch.randn(2, 2, 4, device="meta")),
     "input dtype": lambda: (torch.randn(5, 2, 3, dtype=torch.float64),),
     "input of integers": lambda: (torch.ones(5, 2, 3, dtype=torch.int64),),
@@ -509,6 +562,34 @@ def test_wrong_calls(call):
     assert expected is not None
     found = outcome(lambda: ours(*WRONG_CALLS[call]()))
     assert found is not None and issubclass(found, expected)
+
+
+CLEAR = {
+    "no steps": r"sequence length.*\(0, 2, 3\)",
+    "hx dtype": "hx must be torch.float32.*got torch.float64",
+    "hx dtype, a single step": "hx must be torch.float32.*got torch.float64",
+    "hx device": "hx must be on cpu.*got meta",
+    "rank 4": "2D or 3D.*got.*4D",
+    "packed, growing": "batch_sizes must.*never increase",
+    "packed, too few rows": "batch_sizes must sum to the 4 rows of input, got 5",
+    "packed, no steps": "at least one time step",
+}
+
+
+@pytest.mark.parametrize("call", CLEAR)
+def test_errors_name_the_argument(call):
+    """Where nn.RNN's come from deep inside, as "mat1 and mat2 must have the same dtype" does."""
+    with pytest.raises(Exception, match=CLEAR[call]):
+        FastRNN(3, 4, 2)(*WRONG_CALLS[call]())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hx_of_another_dtype_elsewhere(dtype):
+    """Also on torch's operators, and step by step."""
+    x, hx = torch.randn(5, 2, 3, dtype=dtype), torch.randn(1, 2, 4, dtype=torch.float64)
+    for options in ({}, {"zoneout": 0.5}):
+        with pytest.raises(RuntimeError, match="hx must be"):
+            FastRNN(3, 4, dtype=dtype, **options)(x, hx)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -634,7 +715,9 @@ def test_wrong_cell_nonlinearity():
 
 
 PEAK_MEMORY = """
+import re
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -645,10 +728,8 @@ cls = {"nn.RNN": nn.RNN, "FastRNN": rnnfast.FastRNN}[sys.argv[1]]
 rnn = cls(128, 128, num_layers=2)
 
 
-def peak():
-    # Not ru_maxrss: that of a child begins with its parent's, here that of all the tests so far.
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+def peak():  # in KiB; ru_maxrss would start at what the parent process has
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def step(T):

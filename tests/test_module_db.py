@@ -11,7 +11,11 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 from rnnfast import FastRNN, FastRNNCell
 
+# That import forbids whatever runs later to set the flags of torch.backends.
+torch.backends.m.__allow_nonbracketed_mutation_flag = True
+
 FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+
 INFOS = [info for info in module_db if info.module_cls in FAST]
 ids = {"ids": lambda info: info.module_cls.__name__}
 
@@ -30,13 +34,18 @@ def samples(info, dtype, device="cpu", training=True):
         yield ours, theirs, sample.forward_input.args, sample
 
 
+def test_flags_of_torch_can_still_be_set():
+    assert not torch.backends.flags_frozen()
+
+
 def test_the_database_has_both():
     assert {info.module_cls for info in INFOS} == set(FAST)
+    assert all(set(info.dtypes) == {torch.float32, torch.float64} for info in INFOS)
     assert len(list(samples(INFOS[1], torch.float32))) >= 32
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("info", INFOS, **ids)
 def test_forward_and_gradients(device, info, dtype, training):
     """To the tolerances of PyTorch's own tests."""

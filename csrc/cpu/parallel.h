@@ -14,16 +14,25 @@
 #include <vector>
 #elif defined(_OPENMP)
 #include <omp.h>
+#include <pthread.h>
 #endif
 #include <sched.h>
 
 namespace rnnfast {
 
+#if defined(_OPENMP) && !defined(RNNFAST_STD_THREADS)
+// In the child of a fork libgomp waits for its threads of before, which are not there: whatever
+// opened the first parallel region, torch perhaps, the child opens none.
+inline bool forked = false;
+inline const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#else
+constexpr bool forked = false;
+#endif
+
 // Runs work(thread, threads) on up to `wanted` threads at once; the runtime may grant fewer, so
-// that `threads` is known only inside. One thread opens no parallel region: libgomp hangs after a
-// fork.
+// that `threads` is known only inside. One thread opens no parallel region.
 template <class Work> void parallel(int wanted, const Work& work) {
-  if (wanted <= 1) {
+  if (wanted <= 1 || forked) {
     work(0, 1);
     return;
   }
