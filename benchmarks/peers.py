@@ -22,9 +22,6 @@ from cases import Case, Data, data, one_hot_vectors
 
 COMPILED_STEPS = 35  # torch.compile unrolls the steps: minutes for a few hundred
 UNROLLED_STEPS = 8  # what XLA's scan may unroll
-# A process that was stopped finds its threads asleep and its data out of the cache. One untimed
-# call before a sample wakes them; a call longer than this does not notice.
-SHORT_CALL_SECONDS = 20e-3
 
 
 class NotRunError(Exception):
@@ -53,16 +50,14 @@ class Peer:
 
     def prepare(self, case: Case, mode: str) -> list[np.ndarray]:
         """Get ready to be timed; the results to check."""
-        self._call, self._last = None, 0.0  # frees the last one's memory
+        self._call = None  # frees the last one's memory
         self._call = self.call(case, data(case), mode)
         return self.arrays(self._call())
 
     def sample(self, number: int) -> float:
         """Seconds a call, averaged over ``number`` calls."""
-        if number > 1 or self._last < SHORT_CALL_SECONDS:
-            self._call()
-        self._last = timeit.timeit(self._call, number=number) / number
-        return self._last
+        self._call()  # a process that was stopped finds its threads asleep, its data out of cache
+        return timeit.timeit(self._call, number=number) / number
 
 
 def installed(module: str, how: str | None = None) -> None:

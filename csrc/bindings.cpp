@@ -3,12 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <sched.h>
 
 #include "cpu/isa.h"
 #include "generate.h"
@@ -19,6 +23,14 @@ namespace py = pybind11;
 using namespace rnnfast;
 
 namespace {
+
+// Threads that wait for one another at every step must run at the same time: with more than there
+// are CPUs each wait would last until the system takes turns.
+int usable_cpus() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                     : std::numeric_limits<int>::max();
+}
 
 // The arguments that forward and backward share. Letters as in rnn.h; L layers, D directions.
 // Weights are contiguous; the first w_ih of tokens is given transposed, a table [I, H].
@@ -49,7 +61,8 @@ public:
     if (x.dim() + one_hot != (packed_ ? 2 : 3)) {
       x.refuse(packed_ ? "(N, I), or int64 (N)" : "(T, B, I), or int64 (T, B)");
     }
-    shape.relu = relu, shape.threads = threads, shape.batch_sizes = batch_sizes.data<int64_t>();
+    shape.relu = relu, shape.threads = std::min(threads, usable_cpus()),
+    shape.batch_sizes = batch_sizes.data<int64_t>();
     if (packed_) {
       check(batch_sizes);
     } else {
