@@ -18,7 +18,7 @@ from cases import Case, special_cases
 from rich.console import Console
 
 from rnnfast import bench
-from rnnfast.lm.storage import write_atomic
+from rnnfast.lm.files import write_atomic
 
 
 def measure(

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from . import build_info, reference
 from ._version import __version__
 from .lm.errors import UserError
-from .lm.storage import write_atomic
+from .lm.files import write_atomic
 from .nn import FastRNN
 
 OURS, THEIRS, NUMPY = "rnnfast", "nn.RNN", "NumPy"
@@ -420,6 +420,13 @@ def require_matplotlib() -> None:
         raise UserError("a plot needs matplotlib: pip install 'rnnfast[plot]'") from error
 
 
+def check_plot(path: Path) -> None:
+    """Raise UserError for a plot that cannot be: before the measurement rather than after it."""
+    require_matplotlib()
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: give --plot a file in a folder")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure, whole or not at all, in the format that the name ends with."""
     image = io.BytesIO()
@@ -469,15 +476,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--numpy", action="store_true", help="also time the forward of the NumPy reference"
     )
-    parser.add_argument("--plot", type=_plot_path, metavar="PATH", help="draw here, .png or .svg")
+    parser.add_argument("--plot", type=plot_path, metavar="PATH", help="draw here, .png or .svg")
 
 
 def run(args: argparse.Namespace, output: Any) -> int:
     """`rnnfast bench`: measure, print the tables, write the files asked for."""
-    if args.plot:  # found out now rather than after the measurement
-        require_matplotlib()
-        if not os.access(args.plot.parent, os.W_OK):
-            raise UserError(f"cannot write {args.plot}: give --plot a file in a folder")
+    if args.plot:
+        check_plot(args.plot)
     report = measure(
         progress(args.shapes, output.progress),
         dtype=getattr(torch, args.dtype),
@@ -526,7 +531,8 @@ def _parse_shape(text: str) -> Shape:
     return shape
 
 
-def _plot_path(text: str) -> Path:
+def plot_path(text: str) -> Path:
+    """The value of a --plot option."""
     path = Path(text)
     if path.suffix not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text!r}: want a name that ends with .png or .svg")

@@ -1,4 +1,4 @@
-"""The command line: `rnnfast train | eval | generate | score | bench`, thin over `rnnfast.lm`.
+"""The command line over `rnnfast.lm` and `rnnfast.bench`; `parser()` has the commands.
 
 Exit status: 0 done; 2 for input the user can mend, with one line on stderr; 128 + the signal's
 number (130 for Ctrl-C) for a training run that was stopped, after it was saved.
@@ -12,21 +12,25 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
 from .lm.evaluate import bits, perplexity
+from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
-from .lm.storage import Folder, write_atomic
+from .lm.storage import Folder
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
+COMPARE_SECONDS = 300.0  # of each neural model in a comparison
 DEFAULT_EPOCHS = 10  # of a run on the user's own text
 SAMPLE_LENGTH = {"char": 400, "word": 80}
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
@@ -66,10 +70,7 @@ class Output:
         self.text = Console(file=self.stream, highlight=False, soft_wrap=True)
         self.progress = Console(stderr=True, highlight=False, soft_wrap=True)
         if target not in (None, "-"):
-            # Now, not after an hour of training.
-            path = Path(target)
-            if path.is_dir() or not os.access(path.parent, os.W_OK):
-                raise lm.UserError(f"cannot write {target}: give --json a file in a folder")
+            _check_writable(target, "--json")
 
     def json(self, data) -> None:
         if self.target is None:
@@ -82,6 +83,13 @@ class Output:
             write_atomic(self.target, text.encode())
 
 
+def _check_writable(target: str, option: str) -> None:
+    """To be done before the work, not after an hour of training."""
+    path = Path(target)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise lm.UserError(f"cannot write {target}: give {option} a file in a folder")
+
+
 # ---- commands
 
 
@@ -92,7 +100,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
     about = (
         f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
-        f"{config.nonlinearity} RNN, {config.nlayers} x {config.nhid} units, "
+        f"{config.nonlinearity} {_name(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
@@ -109,7 +117,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
         )
         return 128 + interrupted.signum
     report = trainer.report()
-    output.text.print(_results(report, trainer.baselines))
+    output.text.print(_results(report, _name(config), trainer.baselines))
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -128,40 +136,133 @@ def train(args: argparse.Namespace, output: Output) -> int:
 
 def _trainer(args: argparse.Namespace):
     changes = {name: getattr(args, name) for name in _SETTINGS}
-    given = args.data or args.train or args.valid or args.test
+    paths = (args.data, args.train, args.valid, args.test, args.vocab)
+    given = any(paths[:4])
     if args.resume:
         if args.out or args.overwrite:
             raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
-        corpus = lm.corpus.read(args.data, args.train, args.valid, args.test) if given else None
+        corpus = lm.corpus.read(*paths) if given else None
         return resume(args.resume, changes, corpus)
     changes = {name: value for name, value in changes.items() if value is not None}
     if not changes.keys() & {"epochs", "max_seconds"}:
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
-    corpus = lm.corpus.read(args.data, args.train, args.valid, args.test)
+    corpus = lm.corpus.read(*paths)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     return prepare(config, corpus, folder)
 
 
+def compare(args: argparse.Namespace, output: Output) -> int:
+    if args.plot:
+        bench.check_plot(args.plot)
+    names = ("level", "min_count", "max_vocab", "epochs", "max_seconds", "threads", "device")
+    settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if not settings.keys() & {"epochs", "max_seconds"}:
+        settings["max_seconds"] = COMPARE_SECONDS
+
+    def run(trainer: lm.Trainer) -> None:
+        output.progress.print(escape(f"{_name(trainer.config)}, in {trainer.folder.final}"))
+        with TrainingProgress(output.progress, trainer.config) as progress:
+            trainer.run(progress.step, progress.validation)
+
+    corpus = lm.corpus.read(None, args.train, args.valid, args.test, args.vocab)
+    try:
+        models = lm.compare(corpus, settings, args.out, run)
+    except lm.Interrupted as interrupted:
+        output.text.print(f"stopped: the same command goes on where {escape(args.out)} stands")
+        return 128 + interrupted.signum
+    output.text.print(_comparison(models))
+    output.json(models)
+    if args.plot:
+        bench.save_figure(_comparison_figure(models), args.plot)
+    return 0
+
+
+def ngram(args: argparse.Namespace, output: Output) -> int:
+    if args.arpa:
+        _check_writable(args.arpa, "--arpa")
+    train = lm.corpus.read_text(args.train)
+    test = lm.corpus.read_text(args.test) if args.test else None
+    words = lm.corpus.read_text(args.vocab) if args.vocab else train
+    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, args.max_vocab, unk=True)
+    ids = vocab.encode_stream(train)
+    began = time.monotonic()
+    model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
+    seconds = time.monotonic() - began
+    if args.arpa:
+        lm.arpa.write(model, args.arpa)
+    ngrams = [len(entries.keys) for entries in model.ngrams]
+    report = {
+        "order": model.order,
+        "smoothing": model.smoothing,
+        "train_tokens": len(ids),
+        **_test_figures(model, test),
+        "ngrams": ngrams,
+        "seconds": seconds,
+    }
+    sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
+    output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
+    if test is not None:
+        output.text.print(
+            "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}, "
+            "{perplexity_without_oov:.6g} without <unk>".format(**report)
+        )
+    if args.arpa:
+        output.text.print(escape(f"saved in {args.arpa}; more text: rnnfast generate {args.arpa}"))
+    output.json(report)
+    return 0
+
+
+def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov")
+    if test is None:
+        return dict.fromkeys(names)
+    ids = model.vocab.encode_stream(test)
+    each, known = model.logprobs(ids), ids != model.vocab.unk
+    losses = (-each.mean(), -each[known].mean())
+    return dict(zip(names, (len(ids), int((~known).sum()), *map(perplexity, losses)), strict=True))
+
+
 def evaluate(args: argparse.Namespace, output: Output) -> int:
-    model = _load(args)
-    ids = model.vocab.encode_stream(lm.corpus.read_text(args.data))
+    models = [_load(args, path) for path in args.model]
+    names = args.model + ["cache"] * args.cache
+    if (len(names) > 1) != bool(args.tune):
+        raise lm.UserError("--tune FILE is for a mixture, which needs it: a text of its own")
+    text = lm.corpus.read_text(args.data)
     with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
-        task = bar.add_task("eval", total=len(ids))
-        result = lm.evaluate(model, ids, lambda done: bar.update(task, completed=done))
+        task = bar.add_task("eval", total=None)
+
+        def on_chunk(done: int) -> None:
+            bar.update(task, completed=done)
+
+        if len(names) > 1:
+            tuning = lm.corpus.read_text(args.tune)
+            mixture = lm.Mixture.tune(models, tuning, args.cache, args.dynamic, on_chunk)
+        else:
+            mixture = lm.Mixture(models, np.ones(1), lr=args.dynamic)
+        *each, whole = mixture.evaluate(text, on_chunk)
     output.text.print(
-        f"{result.tokens:,} tokens: cross-entropy {result.loss:.4f} nats, perplexity "
-        f"{result.perplexity:.3f}, {result.bits_per_token:.4f} bits per token"
+        f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
+        f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
-    output.json(result.to_json())
+    report = whole.to_json()
+    if len(names) > 1:
+        report["cache_size"] = mixture.cache_size
+        perplexities = [result.perplexity for result in each] + [None] * args.cache
+        report["components"] = [
+            {"model": name, "weight": float(weight), "perplexity": value}
+            for name, weight, value in zip(names, mixture.weights, perplexities, strict=True)
+        ]
+        output.text.print(_components(report["components"]))
+    output.json(report)
     return 0
 
 
 def generate(args: argparse.Namespace, output: Output) -> int:
     pieces = []
     for piece in lm.generate(
-        _load(args),
+        _load(args, args.model),
         args.prompt,
         args.length,
         temperature=args.temperature,
@@ -181,7 +282,7 @@ def generate(args: argparse.Namespace, output: Output) -> int:
 
 
 def score(args: argparse.Namespace, output: Output) -> int:
-    model = _load(args)
+    model = _load(args, args.model)
     results = [model.score(sentence) for sentence in args.sentences]
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
@@ -199,10 +300,10 @@ def score(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> lm.RNNLM:
+def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
     device = args.device or "cpu"
     set_up(device, args.threads)
-    return lm.load(args.model, device)
+    return lm.load(path, device)
 
 
 # ---- what people see
@@ -245,11 +346,57 @@ def _bar(console: Console, about: str) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _results(report: dict, baselines: dict[str, float]) -> Table:
+def _comparison(models: list[dict]) -> Table:
+    columns = {
+        "valid": "valid_perplexity",
+        "test": "test_perplexity",
+        "test, words alone": "test_perplexity_of_words",
+    }
+    if models[0]["test_perplexity_of_words"] is None:
+        columns.popitem()
+    table = Table(title="perplexity, and what it costs", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in (*columns, "MB", "training, s", "tokens/s scored"):
+        table.add_column(name, justify="right")
+    for model in models:
+        costs = (model["bytes"] / 1e6, model["train_seconds"])
+        row = [f"{model[key]:.2f}" for key in columns.values()] + [f"{c:.1f}" for c in costs]
+        table.add_row(model["model"], *row, f"{model['tokens_per_second']:,.0f}")
+    return table
+
+
+def _comparison_figure(models: list[dict]):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.4 * len(models)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh([m["model"] for m in models], [m["test_perplexity"] for m in models])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.set_xlabel("perplexity of the test text")
+    return figure
+
+
+def _components(components: list[dict]) -> Table:
+    table = Table(
+        "component", Column("weight", justify="right"), Column("perplexity", justify="right")
+    )
+    for one in components:
+        value = "" if one["perplexity"] is None else f"{one['perplexity']:.3f}"
+        table.add_row(escape(one["model"]), f"{one['weight']:.4f}", value)
+    return table
+
+
+def _name(config: lm.Config) -> str:
+    return "RNN" if config.model == "rnn" else f"window of {config.order} tokens"
+
+
+def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
     rows = [(f"{name}, valid", loss) for name, loss in baselines.items()]
-    rows.append(("RNN, valid", report["valid_loss"]))
+    rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
-        rows.append(("RNN, test", report["test_loss"]))
+        rows.append((f"{name}, test", report["test_loss"]))
     unit = "character" if report["level"] == "char" else "word"
     table = Table()
     table.add_column("model")
@@ -262,23 +409,30 @@ def _results(report: dict, baselines: dict[str, float]) -> Table:
 
 # ---- arguments
 
+MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
+VOCAB = "text whose words make the vocabulary (the training text)"
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="rnnfast", description="Language models on a fast Elman RNN.", allow_abbrev=False
+        prog="rnnfast",
+        description="Elman RNN and n-gram language models.",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, about, device=True):
+    def command(name, run, about, device=True, threads=True):
         sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument(
             "--json", metavar="PATH", help="write the result as JSON; - for standard output"
         )
-        sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+        if threads:
+            sub.add_argument(
+                "--threads", type=int, metavar="N", help="CPU threads (torch's default)"
+            )
         if device:
             sub.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
         return sub
@@ -286,12 +440,21 @@ def parser() -> argparse.ArgumentParser:
     sub = command("train", train, "Train a model. Without arguments: a minute on built-in text.")
     _train_arguments(sub)
 
-    sub = command("eval", evaluate, "Cross-entropy of a model on a file, read as one stream.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub = command("ngram", ngram, "Count an n-gram model and test it.", device=False, threads=False)
+    _ngram_arguments(sub)
+
+    about = "Cross-entropy of a model, or of several mixed, on a file read as one stream."
+    sub = command("eval", evaluate, about)
+    sub.add_argument("model", metavar="MODEL", nargs="+", help=MODEL)
     sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
+    sub.add_argument("--tune", metavar="FILE", help="text to find the weights of a mixture on")
+    sub.add_argument("--cache", action="store_true", help="mix in the last words, unigrams of them")
+    sub.add_argument(
+        "--dynamic", type=float, metavar="LR", help="neural models go on learning, at this rate"
+    )
 
     sub = command("generate", generate, "Text from a model, printed as it is made.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("--prompt", default="", metavar="TEXT", help="text to go on from (none)")
     sub.add_argument("--length", type=int, default=400, metavar="N", help="tokens to make (400)")
     sub.add_argument(
@@ -305,60 +468,109 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
 
     sub = command("score", score, "Log probability of sentences by the chain rule, token by token.")
-    sub.add_argument("model", metavar="MODEL", help="folder that rnnfast train made")
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
+
+    sub = command(
+        "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
+    )
+    _compare_arguments(sub)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
     return top
 
 
+def _setting(group, name, type_, about, **options):
+    char, word = (getattr(lm.Config.defaults(level), name) for level in ("char", "word"))
+    default = char if char == word else f"{char}; word level {word}"
+    shown = "" if default is None else f" ({default})"
+    if "choices" not in options and "action" not in options:
+        options.setdefault("metavar", "N" if type_ is int else "X")
+    if type_ is not None:
+        options["type"] = type_
+    group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
+
+
+def _text_arguments(group) -> None:
+    group.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
+    _setting(group, "min_count", int, "word level: rarer words become <unk>")
+    _setting(group, "max_vocab", int, "word level: at most so many words")
+    group.add_argument("--vocab", metavar="FILE", help=VOCAB)
+
+
 def _train_arguments(sub: argparse.ArgumentParser) -> None:
-    char, word = (lm.Config.defaults(level) for level in ("char", "word"))
-
-    def setting(group, name, type_, about, **options):
-        default = getattr(char, name)
-        if default != getattr(word, name):
-            default = f"{default}; word level {getattr(word, name)}"
-        shown = "" if default is None else f" ({default})"
-        if "choices" not in options and "action" not in options:
-            options.setdefault("metavar", "N" if type_ is int else "X")
-        if type_ is not None:
-            options["type"] = type_
-        group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
-
     text = sub.add_argument_group("text (UTF-8; without any: Python's language reference)")
     text.add_argument("--data", metavar="FILE", help="first 90%% to train on, rest to validate")
     text.add_argument("--train", metavar="FILE", help="or one file a split")
     text.add_argument("--valid", metavar="FILE")
     text.add_argument("--test", metavar="FILE", help="evaluated once, at the end")
-    text.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
-    setting(text, "min_count", int, "word level: rarer words become <unk>")
-    setting(text, "max_vocab", int, "word level: at most so many words")
+    _text_arguments(text)
 
     model = sub.add_argument_group("model")
-    setting(model, "emsize", int, "size of the embeddings")
-    setting(model, "nhid", int, "hidden units of a layer")
-    setting(model, "nlayers", int, "layers")
-    setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
-    setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
-    tied = argparse.BooleanOptionalAction
-    setting(model, "tied", None, "share embedding and output weights", action=tied)
+    _setting(model, "model", None, "", choices=("rnn", "window"))
+    _setting(model, "order", int, "window: tokens it spans, the one predicted included")
+    flag = argparse.BooleanOptionalAction
+    _setting(model, "direct", None, "window: connect embeddings to the output too", action=flag)
+    _setting(model, "emsize", int, "size of the embeddings")
+    _setting(model, "nhid", int, "hidden units of a layer")
+    _setting(model, "nlayers", int, "layers")
+    _setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
+    _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
+    _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")
-    setting(how, "batch_size", int, "lanes the text is cut into")
-    setting(how, "bptt", int, "tokens of truncated back-propagation")
-    setting(how, "lr", float, "learning rate of AdamW")
+    _setting(how, "batch_size", int, "lanes the text is cut into")
+    _setting(how, "bptt", int, "tokens of truncated back-propagation")
+    _setting(how, "lr", float, "learning rate of AdamW")
     schedules = ("cosine", "plateau")
-    setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
-    setting(how, "weight_decay", float, "of AdamW")
-    setting(how, "clip", float, "largest norm of the gradient, 0 for any")
-    setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
-    setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
-    setting(how, "seed", int, "of weights, dropout and sample")
+    _setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
+    _setting(how, "weight_decay", float, "of AdamW")
+    _setting(how, "clip", float, "largest norm of the gradient, 0 for any")
+    _setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
+    _setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
+    _setting(how, "seed", int, "of weights, dropout and sample")
 
     run = sub.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="model folder (rnnfast-model, rnnfast-model-2)")
     run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
     run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
-    setting(run, "log_interval", int, "steps from one line of the log to the next")
+    _setting(run, "log_interval", int, "steps from one line of the log to the next")
+
+
+def _compare_arguments(sub: argparse.ArgumentParser) -> None:
+    for name, about in (("train", "to train on"), ("valid", "to tune on"), ("test", "to test on")):
+        sub.add_argument(f"--{name}", required=True, metavar="FILE", help=f"UTF-8 text {about}")
+    _text_arguments(sub)
+    _setting(sub, "epochs", int, "passes of a neural model over the text")
+    _setting(sub, "max_seconds", float, f"time for each ({COMPARE_SECONDS:g} if no epochs)")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        default="rnnfast-compare",
+        help="folder of the neural models; those it has are not trained again (rnnfast-compare)",
+    )
+    sub.add_argument("--plot", type=bench.plot_path, metavar="PATH", help="draw here, .png or .svg")
+
+
+def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--train", required=True, metavar="FILE", help="UTF-8 text to count")
+    sub.add_argument("--test", metavar="FILE", help="UTF-8 text to take the perplexity of")
+    sub.add_argument("--order", type=int, default=5, metavar="N", help="longest n-grams (5)")
+    sub.add_argument(
+        "--smoothing",
+        choices=lm.ngram.SMOOTHINGS,
+        default="mkn",
+        help="maximum likelihood, add-k, stupid backoff, Katz, Kneser-Ney, modified (mkn)",
+    )
+    sub.add_argument("--k", type=float, default=1.0, metavar="X", help="what add-k adds (1)")
+    sub.add_argument("--level", choices=("char", "word"), default="word", help="tokens (word)")
+    sub.add_argument(
+        "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
+    )
+    sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
+    sub.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    sub.add_argument(
+        "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"
+    )
+    sub.add_argument("--arpa", metavar="PATH", help="save the model")

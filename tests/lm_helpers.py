@@ -1,13 +1,44 @@
 """What the tests of the language models share: small texts and small, quick settings."""
 
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 
 from rnnfast import lm
+from rnnfast.lm.model import build
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))
+needs_brown = pytest.mark.skipif(
+    not (DATA / "brown").is_dir(), reason=f"no Brown corpus in {DATA} (RNNFAST_DATA names it)"
+)
 
 PERIODIC = "a1b1a2b2\n" * 400  # the last character alone does not tell the next
 WORDS = "the cat sat on the mat\nthe dog sat on the cat\n\na cat and a dog\n" * 40
 
 SMALL = {"emsize": 8, "nhid": 16, "batch_size": 4, "bptt": 10, "threads": 1, "lr": 0.01}
+
+
+def zipf(tokens, seed=0):
+    """Text of 60 words, the likely ones far more likely, that follow one another unevenly."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permuted(np.tile(1 / np.arange(1, 61) ** 1.3, (60, 1)), axis=1)
+    rows = (rows / rows.sum(1, keepdims=True)).cumsum(1)
+    word, words = 0, []
+    for draw in rng.random(tokens):
+        word = min(int(np.searchsorted(rows[word], draw)), 59)
+        words.append("\n" if word == 7 else f"w{word}")
+    return " ".join(words).replace(" \n ", "\n") + "\n"
+
+
+def fit_ngrams(text, order=3, smoothing="mkn", level="word", stream=False, **options):
+    vocab = lm.Vocabulary.build(level, [text], unk=True)
+    return lm.NgramLM.fit(
+        vocab, vocab.encode_stream(text), order, smoothing, stream=stream, **options
+    )
 
 
 def small_config(level="char", **changes):
@@ -19,7 +50,7 @@ def small_model(level="char", text=None, seed=0, **changes):
     """An untrained model with weights large enough that its probabilities are far from even."""
     vocab = lm.Vocabulary.build(level, [text or (PERIODIC if level == "char" else WORDS)])
     torch.manual_seed(seed)
-    model = lm.RNNLM.from_config(small_config(level, **changes), vocab).eval()
+    model = build(small_config(level, **changes), vocab).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5).add_(0.1 * torch.randn_like(parameter))

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and what it says of bad input."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,12 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_helpers import PERIODIC
+from lm_helpers import DATA, PERIODIC, ROOT, WORDS, needs_brown
 
 from rnnfast import cli, lm
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))
 TINY = ["--emsize", "8", "--nhid", "16", "--batch-size", "4", "--bptt", "10"]
 TINY += ["--threads", "1", "--lr", "0.01"]
 
@@ -195,6 +194,33 @@ def test_word_level_defaults(rnnfast):
     assert status == 0 and out.startswith("the") and out.count("\n") == 1
 
 
+def test_words_of_another_text(rnnfast):
+    Path("words").write_text(WORDS)
+    Path("others").write_text("zebra cat cat " * 300)
+    argv = ("train", "--data", "words", "--vocab", "others", "--epochs", 1, "--threads", 1)
+    argv += ("--batch-size", 4, "--bptt", 10, "--min-count", 500)
+    assert rnnfast(*argv, "--level", "word", "--out", "m")[0] == 0
+    assert lm.load("m").vocab.tokens == ["<eos>", "<unk>", "cat"]
+    assert rnnfast("train", "--resume", "m", "--epochs", 2, "--threads", 1)[0] == 0
+    assert rnnfast(*argv, "--level", "char", "--out", "c", *TINY)[0] == 0
+    assert set(lm.load("c").vocab.tokens) == set(WORDS + "zebra")
+
+
+def test_window(rnnfast):
+    Path("words").write_text(WORDS)
+    argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--model", "window")
+    argv += ("--order", 3, *TINY, "--direct", "--no-tied")
+    status, out, _ = rnnfast(*argv, "--out", "m", "--json", "r")
+    assert status == 0 and "tanh window of 3 tokens, 1 x 16 units" in out
+    assert "window of 3 tokens, valid" in out and "RNN" not in out
+    report = json.loads(Path("r").read_text())
+    size = report["vocab_size"]
+    assert report["parameters"] == 8 * size + 17 * 16 + (32 + 1) * size
+    assert lm.load("m").order == 3
+    _, out, _ = rnnfast("score", "m", "the cat sat", "--json", "-")
+    assert json.loads(out)[0]["logprob"] == lm.load("m").score("the cat sat").logprob
+
+
 def test_resume_goes_on(rnnfast, model):
     before = contents(model)
     status, _, err = rnnfast("train", "--resume", model)
@@ -210,6 +236,97 @@ def test_overwrite_replaces(rnnfast, model):
     assert rnnfast(*argv)[0] == 2
     assert rnnfast(*argv, "--nhid", 8, "--overwrite")[0] == 0
     assert lm.load(model).rnn.hidden_size == 8
+
+
+def test_ngram(rnnfast):
+    Path("train").write_text(WORDS)
+    Path("test").write_text("the cat sat on a zebra\n\n")
+    argv = ("ngram", "--train", "train", "--test", "test", "--order", 3)
+    status, out, err = rnnfast(*argv, "--arpa", "m.arpa", "--json", "r")
+    report = json.loads(Path("r").read_text())
+    assert (status, err) == (0, "") and "m.arpa" in out
+    keys = """order smoothing train_tokens test_tokens oov ngrams perplexity
+        perplexity_without_oov seconds"""
+    assert report.keys() == set(keys.split())
+    vocab = lm.Vocabulary.build("word", [WORDS])
+    model = lm.NgramLM.fit(vocab, vocab.encode_stream(WORDS), 3, "mkn")
+    assert (report["order"], report["smoothing"]) == (3, "mkn")
+    assert (report["train_tokens"], report["test_tokens"], report["oov"]) == (840, 8, 1)
+    assert report["ngrams"] == [len(entries.keys) for entries in model.ngrams]
+    result = model.evaluate(Path("test").read_text())
+    assert report["perplexity"] == pytest.approx(result.perplexity)
+    tokens = model.score(Path("test").read_text()).tokens
+    known = [logprob for token, logprob in tokens if token != "<unk>"]
+    assert report["perplexity_without_oov"] == pytest.approx(math.exp(-sum(known) / 7))
+    assert f"{report['perplexity']:.6g}" in out and f"{report['seconds']:.2f} s" in out
+
+
+def test_ngram_options(rnnfast):
+    Path("test").write_text("a1b1z\n")
+    model = ("ngram", "--train", "text", "--test", "test", "--level", "char", "--json", "-")
+    reports = []
+    for options in (
+        (),
+        ("--stream",),
+        ("--smoothing", "add-k"),
+        ("--smoothing", "add-k", "--k", 9),
+    ):
+        status, out, _ = rnnfast(*model, *options)
+        reports.append(json.loads(out))
+        assert status == 0 and (reports[-1]["test_tokens"], reports[-1]["oov"]) == (6, 1)
+    assert len({report["perplexity"] for report in reports}) == 4
+    assert reports[3]["smoothing"] == "add-k" and reports[0]["ngrams"][0] == 6
+    Path("words").write_text("a a a b b c\n")
+    Path("others").write_text("d d d d e e\n")
+    others = ("--vocab", "others")
+    for options, size in (
+        (("--min-count", 2), 4),
+        (("--max-vocab", 3), 3),
+        (others, 4),
+        ((*others, "--min-count", 3), 3),
+    ):
+        _, out, _ = rnnfast("ngram", "--train", "words", *options, "--json", "-")
+        report = json.loads(out)
+        assert report["ngrams"][0] == size
+        assert report["test_tokens"] is report["oov"] is report["perplexity"] is None
+
+
+def test_commands_on_an_arpa_file(rnnfast):
+    Path("words").write_text(WORDS)
+    assert rnnfast("ngram", "--train", "words", "--arpa", "m", "--json", "r")[0] == 0
+    model = lm.load("m")
+    _, out, _ = rnnfast("eval", "m", "--data", "words", "--json", "-")
+    assert json.loads(out)["loss"] == model.evaluate(WORDS).loss
+    _, out, _ = rnnfast("score", "m", "the zebra sat", "--json", "-")
+    assert json.loads(out)[0]["logprob"] == model.score("the zebra sat").logprob
+    argv = ("generate", "m", "--prompt", "the", "--length", 9, "--seed", 2)
+    status, out, _ = rnnfast(*argv, "--top-p", 0.9, "--temperature", 0.7)
+    expected = model.generate("the", 9, seed=2, top_p=0.9, temperature=0.7)
+    assert status == 0 and out.rstrip("\n") == expected.rstrip("\n")
+
+
+def test_eval_of_a_mixture(rnnfast):
+    Path("words").write_text(WORDS)
+    Path("other").write_text("the cat sat on a dog\na cat and the dog\n" * 9)
+    argv = ("train", "--data", "words", "--level", "word", "--epochs", 1, "--out", "m", *TINY)
+    assert rnnfast(*argv, "--no-tied")[0] == 0
+    assert rnnfast("ngram", "--train", "words", "--min-count", 2, "--arpa", "n")[0] == 0
+    argv = ("eval", "m", "n", "--cache", "--tune", "other", "--data", "words", "--dynamic", 0.1)
+    status, out, _ = rnnfast(*argv, "--json", "r")
+    report = json.loads(Path("r").read_text())
+    mixture = lm.Mixture.tune([lm.load("m"), lm.load("n")], Path("other").read_text(), True, 0.1)
+    *each, whole = mixture.evaluate(WORDS)
+    assert report["loss"] == pytest.approx(whole.loss) and report["tokens"] == whole.tokens
+    assert report["cache_size"] == mixture.cache_size
+    components = report["components"]
+    assert [one["model"] for one in components] == ["m", "n", "cache"]
+    assert [one["weight"] for one in components] == pytest.approx(mixture.weights, abs=1e-6)
+    expected = [*(one.perplexity for one in each), None]
+    assert [one["perplexity"] for one in components] == pytest.approx(expected)
+    assert status == 0 and f"perplexity {report['perplexity']:.3f}" in out and "cache" in out
+    _, out, _ = rnnfast("eval", "m", "--data", "words", "--dynamic", 0.1, "--json", "-")
+    assert json.loads(out).keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    assert json.loads(out)["perplexity"] == pytest.approx(each[0].perplexity)
 
 
 # ---- signals
@@ -274,6 +391,8 @@ def write(name, data=""):
 
 
 TRAIN = ["train", *TINY, "--epochs", "1"]
+MIXTURE = ["eval", "model", "--cache", "--data", "text"]
+WINDOW = [*TRAIN, "--data", "text", "--model", "window"]
 BAD_INPUT = {
     "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
     "folder as file": ([*TRAIN, "--data", "."], "cannot read"),
@@ -284,6 +403,10 @@ BAD_INPUT = {
     "test alone": ([*TRAIN, "--test", "text"], "--data"),
     "data and train": ([*TRAIN, "--data", "text", "--train", "text"], "not both"),
     "tied sizes": ([*TRAIN, "--data", "text", "--tied"], "emsize equal to nhid"),
+    "window order": ([*WINDOW, "--order", "1"], "order must be at least 2, not 1"),
+    "window layers": ([*WINDOW, "--nlayers", "2"], "nlayers must be 1"),
+    "window tied": ([*WINDOW, "--tied", "--direct"], "not tied"),
+    "rnn direct": ([*TRAIN, "--data", "text", "--direct"], "direct needs the model window"),
     "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
     "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
     "lr nan": ([*TRAIN, "--data", "text", "--lr", "nan"], "lr must be"),
@@ -310,8 +433,22 @@ BAD_INPUT = {
     "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
+    "mixture": (["eval", "model", "model", "--data", "text"], "--tune FILE is for a mixture"),
+    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune FILE is for a mixture"),
+    "no mixture": (["eval", "model", "--data", "text", "--tune", "text"], "is for a mixture"),
+    "dynamic": (["eval", "model", "--data", "text", "--dynamic", "-1"], "lr of dynamic"),
+    "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
+    "tune stranger": ([*MIXTURE, "--tune", "stranger"], "'z'"),
     "prompt stranger": (["generate", "model", "--prompt", "z"], "'z'"),
     "score stranger": (["score", "model", "a", "z"], "'z'"),
+    "ngram missing": (["ngram", "--train", "nowhere"], "cannot read nowhere"),
+    "ngram order": (["ngram", "--train", "text", "--order", "0"], "order must be at least 1"),
+    "ngram k": (["ngram", "--train", "text", "--smoothing", "add-k", "--k", "-1"], "k must be"),
+    "ngram min-count": (["ngram", "--train", "text", "--min-count", "0"], "min_count must be"),
+    "ngram max-vocab": (["ngram", "--train", "text", "--max-vocab", "1"], "max_vocab must be"),
+    "ngram arpa": (["ngram", "--train", "text", "--arpa", "no/where"], "cannot write no/where"),
+    "ngram marks": (["ngram", "--train", "marks", "--arpa", "m"], "the word </s>"),
+    "text as model": (["eval", "text", "--data", "text"], "not an ARPA file"),
     "temperature": (["generate", "model", "--temperature", "-1"], "temperature"),
     "top-k": (["generate", "model", "--top-k", "0"], "top-k"),
     "top-p": (["generate", "model", "--top-p", "0"], "top-p"),
@@ -325,6 +462,7 @@ def bad_input():
         "garbage": bytes(range(256)) * 50,
         "short": "a" * 40,
         "stranger": "abz\n",
+        "marks": "a </s>\n",
         "longer": PERIODIC + "a",
         "foreign/notes.txt": "mine",
     }.items():
@@ -422,9 +560,7 @@ def test_a_bug_shows_its_traceback(model, monkeypatch):
 # ---- a real corpus of words
 
 
-@pytest.mark.skipif(
-    not (DATA / "brown").is_dir(), reason=f"no Brown corpus in {DATA} (RNNFAST_DATA names it)"
-)
+@needs_brown
 def test_brown_by_words(rnnfast):
     # A part of it: the whole is minutes of work.
     for split, size in (("train", 400_000), ("valid", 40_000), ("test", 20_000)):
@@ -440,10 +576,10 @@ def test_brown_by_words(rnnfast):
 
 
 def test_interrupted_before_training_is_quiet(rnnfast, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rnnfast.lm.trainer.ngram.baselines", stop)
+    monkeypatch.setattr("rnnfast.lm.trainer.NgramLM.fit", stop)
     began = time.monotonic()
     status, _, err = rnnfast("train", "--data", "text", *TINY, "--epochs", 1, "--out", "m")
     assert status == 130 and err.endswith("rnnfast: interrupted\n")

@@ -1,8 +1,6 @@
-"""Text to numbers: corpus, vocabulary, lanes and chunks, n-gram baselines."""
+"""Text to numbers: corpus, vocabulary, lanes and chunks."""
 
 import json
-import math
-from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from lm_helpers import WORDS
 
 from rnnfast import lm
 from rnnfast.lm.batches import Lanes, shifted
-from rnnfast.lm.ngram import Bigram, Unigram, baselines
 
 # ---- corpus
 
@@ -81,9 +78,24 @@ def test_words_are_limited_by_count_and_size():
     assert lm.Vocabulary.build("word", [text], max_vocab=4).tokens == ["<eos>", "<unk>", "a", "b"]
 
 
+def test_unknown_characters_with_unk():
+    vocab = lm.Vocabulary.build("char", ["<unk>"], unk=True)
+    assert vocab.tokens == ["\n", "<", ">", "k", "n", "u", "<unk>"] and vocab.unk == 6
+    ids = vocab.encode("<unk>\u2028z")
+    assert ids.dtype == np.int64 and ids.tolist() == [1, 5, 4, 3, 2, 6, 6]
+
+
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_vocabulary_json_round_trip(level):
-    vocab = lm.Vocabulary.build(level, [WORDS + "é\u2028"])
+def test_limits_of_a_vocabulary_are_checked(level):
+    with pytest.raises(lm.UserError, match="min_count must be at least 1, not 0"):
+        lm.Vocabulary.build(level, ["a"], min_count=0)
+    with pytest.raises(lm.UserError, match="max_vocab must be at least 2, not 1"):
+        lm.Vocabulary.build(level, ["a"], max_vocab=1)
+
+
+@pytest.mark.parametrize(("level", "unk"), [("char", False), ("char", True), ("word", True)])
+def test_vocabulary_json_round_trip(level, unk):
+    vocab = lm.Vocabulary.build(level, [WORDS + "é\u2028"], unk=unk)
     again = lm.Vocabulary.from_json(json.loads(json.dumps(vocab.to_json())))
     assert again.tokens == vocab.tokens
     assert (again.encode(WORDS) == vocab.encode(WORDS)).all()
@@ -119,6 +131,7 @@ def test_lanes_hold_the_stream_once_and_in_order():
     inputs = np.concatenate([lanes[i][0].numpy() for i in range(len(lanes))])
     assert (targets.T.reshape(-1) == stream[:44]).all()
     assert (inputs.T.reshape(-1) == np.arange(44)).all()
+    assert shifted(stream[:0], 0)[0].shape == (0,)
     with pytest.raises(IndexError):
         lanes[len(lanes)]
 
@@ -127,46 +140,3 @@ def test_less_than_a_batch_is_refused():
     assert len(Lanes(np.arange(12), 0, 4, 3)) == 1
     with pytest.raises(lm.UserError, match="--batch-size or --bptt"):
         Lanes(np.arange(11), 0, 4, 3)
-
-
-# ---- n-grams
-
-
-def test_baselines_are_what_a_dictionary_counts():
-    vocab = lm.Vocabulary.build("word", [WORDS])
-    train = vocab.encode_stream(WORDS)
-    valid = vocab.encode_stream("the cat and the zebra sat\nmat mat the\n")
-    size = len(vocab)
-    counts = Counter(train.tolist())
-    followers = defaultdict(Counter)
-    for v, w in zip([vocab.boundary, *train.tolist()], train.tolist(), strict=False):
-        followers[v][w] += 1
-
-    def unigram(w):
-        return (counts[w] + 1) / (len(train) + size)
-
-    def bigram(v, w):
-        seen = followers[v]
-        if not seen:
-            return unigram(w)
-        return (seen[w] + len(seen) * unigram(w)) / (sum(seen.values()) + len(seen))
-
-    pairs = list(zip([vocab.boundary, *valid.tolist()], valid.tolist(), strict=False))
-    expected = {
-        "unigram": -sum(math.log(unigram(w)) for _, w in pairs) / len(pairs),
-        "bigram": -sum(math.log(bigram(v, w)) for v, w in pairs) / len(pairs),
-    }
-    assert baselines(train, valid, size, vocab.boundary) == pytest.approx(expected, rel=1e-12)
-    seen = baselines(train, train, size, vocab.boundary)
-    assert seen["bigram"] < seen["unigram"] < math.log(size)
-
-
-def test_baselines_sum_to_one():
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 5, 40)
-    bigram = Bigram(ids, 7, 0)  # 5 and 6 are never seen
-    everything = np.arange(7)
-    assert Unigram(ids, 7).probabilities.sum() == pytest.approx(1)
-    for previous in everything:
-        assert bigram.probability(np.full(7, previous), everything).sum() == pytest.approx(1)
-    assert (shifted(ids, 3)[0][1:] == ids[:-1]).all() and shifted(ids, 3)[0][0] == 3

@@ -39,8 +39,37 @@ def test_forward_shapes_and_layers():
 def test_tied_shares_the_weights():
     model = small_model("word", tied=True)
     assert model.decoder.weight is model.encoder.weight
-    with pytest.raises(lm.UserError, match="emsize equal to nhid"):
+    with pytest.raises(lm.UserError, match="as many features as emsize 8, not 16"):
         lm.RNNLM(model.vocab, 8, 16, tied=True)
+
+
+WINDOWS = [
+    {"model": "window", "order": order, **more}
+    for order in (2, 3, 5)
+    for more in ({}, {"nonlinearity": "relu", "direct": True})
+]
+
+
+@pytest.mark.parametrize("changes", WINDOWS, ids=str)
+def test_window_is_the_formula(changes):
+    """Bengio et al. (2003), section 2: y = b + W x + U tanh(d + H x), word by word."""
+    model = small_model(**changes, nhid=7).double()
+    p = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    ids = model.vocab.encode(PERIODIC[:40])
+    padded = [model.vocab.boundary] * (changes["order"] - 1) + ids.tolist()
+    logits, _ = model(torch.from_numpy(np.array([model.vocab.boundary, *ids[:-1]]))[:, None])
+    for t, actual in enumerate(logits.detach().numpy()[:, 0]):
+        x = np.concatenate([p["encoder.weight"][i] for i in padded[t : t + changes["order"] - 1]])
+        h = p["hidden.bias"] + p["hidden.weight"] @ x
+        h = np.maximum(h, 0) if "nonlinearity" in changes else np.tanh(h)
+        w = p["decoder.weight"]
+        expected = p["decoder.bias"] + w[:, :7] @ h
+        if "direct" in changes:
+            expected += w[:, 7:] @ x
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+        following = model.next_logprobs(np.array([model.vocab.boundary, *ids[:t]]))
+        np.testing.assert_allclose(np.exp(following).sum(), 1)
+        np.testing.assert_allclose(following - following[0], expected - expected[0], atol=1e-10)
 
 
 @pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "nonlinearity": "relu"}], ids=str)
@@ -50,7 +79,7 @@ def test_characters_by_table_are_embeddings(changes):
     ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
     assert len(model.vocab) <= ids.numel()
     results = []
-    for output in (model.recur(ids)[0], model.rnn(model.encoder(ids))[0]):
+    for output in (model.features(ids)[0], model.rnn(model.encoder(ids))[0]):
         model.zero_grad()
         output.pow(3).sum().backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -62,9 +91,9 @@ def test_characters_by_table_are_embeddings(changes):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("nlayers", [1, 2])
-def test_carried_hidden_state_is_one_long_pass(nlayers):
-    model = small_model(nlayers=nlayers)
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, *WINDOWS], ids=str)
+def test_carried_state_is_one_long_pass(changes):
+    model = small_model(**changes)
     ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
     whole, last = model(ids)
     hidden, parts = None, []
@@ -75,15 +104,16 @@ def test_carried_hidden_state_is_one_long_pass(nlayers):
     torch.testing.assert_close(hidden, last)
 
 
+@pytest.mark.parametrize("changes", [{"nlayers": 2}, {"model": "window"}], ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("chunk", [3, 1024])
-def test_evaluate_is_the_chain_rule(level, chunk, monkeypatch):
-    monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "CHUNK", chunk)
-    model = small_model(level, nlayers=2, dropout=0.5)
+def test_evaluate_is_the_chain_rule(level, chunk, changes, monkeypatch):
+    monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "CHUNK", chunk)
+    model = small_model(level, dropout=0.5, **changes)
     ids = model.vocab.encode_stream(PERIODIC[:50] if level == "char" else WORDS[:150])
     expected = step_by_step(model, ids)
     model.train()  # evaluation is without dropout whatever the mode, and leaves the mode
-    np.testing.assert_allclose(lm.logprobs(model, ids), expected, rtol=2e-4)
+    np.testing.assert_allclose(model.logprobs(ids), expected, rtol=2e-4)
     result = lm.evaluate(model, ids)
     assert model.training
     assert result.tokens == len(ids)
@@ -129,9 +159,10 @@ def test_score_adds_up_and_is_what_evaluate_says(level, sentence):
     assert len(model.score("").tokens) == 1
 
 
+@pytest.mark.parametrize("kind", ["rnn", "window"])
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_generation_depends_on_the_seed_alone(level):
-    model = small_model(level)
+def test_generation_depends_on_the_seed_alone(level, kind):
+    model = small_model(level, model=kind)
     texts = [model.generate(length=40, seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
     assert len(model.vocab.encode(texts[0])) == 40
@@ -141,7 +172,9 @@ def test_generation_depends_on_the_seed_alone(level):
 
 
 @pytest.mark.parametrize("level", ["char", "word"])
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 3, "nonlinearity": "relu"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"nlayers": 3, "nonlinearity": "relu"}, {"model": "window"}], ids=str
+)
 def test_top_one_is_the_most_probable_token(level, changes):
     model = small_model(level, **changes)
     prompt = "a1" if level == "char" else "the cat"
@@ -187,8 +220,8 @@ def test_generation_depends_on_nothing_but_weights_and_options(level, monkeypatc
         num_threads(threads)
         assert again() == expected
     for block, weights in ((1, 1 << 26), (7, 1 << 26), (64, 1)):
-        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK", block)
-        monkeypatch.setattr(sys.modules["rnnfast.lm.evaluate"], "BLOCK_WEIGHTS", weights)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK", block)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK_WEIGHTS", weights)
         assert again() == expected
     model.train()  # no dropout in what it writes, and it stays in training
     assert again() == expected and model.training
@@ -248,7 +281,10 @@ def test_options_out_of_range_are_refused(options):
         lm.generate(small_model(), **options)
 
 
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, {"tied": True, "emsize": 16}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"nlayers": 2}, {"tied": True, "emsize": 16}, {"model": "window", "direct": True}],
+)
 def test_save_and_load(tmp_path, changes):
     model = small_model(**changes)
     config = lm.Config.defaults(

@@ -15,6 +15,7 @@ from lm_helpers import PERIODIC, WORDS, same_weights, small_config
 
 from rnnfast import lm
 from rnnfast.lm import storage
+from rnnfast.lm.files import write_atomic
 from rnnfast.lm.runs import prepare, resume
 
 CORPUS = lm.corpus.split(PERIODIC)
@@ -36,10 +37,12 @@ def records(folder):
 # ---- learning
 
 
+@pytest.mark.parametrize("model", ["rnn", "window"])
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_learns_what_a_bigram_cannot(level):
+def test_learns_what_a_bigram_cannot(level, model):
     text = PERIODIC if level == "char" else "a b a c a d\n" * 300
-    config = small_config(level, epochs=12, nhid=32, emsize=32, dropout=0.0, lr=0.02)
+    sizes = {"nhid": 32, "emsize": 32, "model": model}
+    config = small_config(level, epochs=12, dropout=0.0, lr=0.02, **sizes)
     model, report = lm.train(config, lm.corpus.split(text))
     assert report["baselines"]["bigram"]["valid_loss"] > 0.4
     assert report["valid_loss"] < 0.1
@@ -160,12 +163,19 @@ def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
 STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"nlayers": 2, "lr_schedule": "cosine"},
+        {"nlayers": 2, "lr_schedule": "plateau"},
+        {"model": "window", "direct": True},
+        {"model": "window", "order": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("stops", [[1], [STEPS // 2, STEPS], [STEPS + 7, STEPS + 8]])
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, schedule):
-    config = small_config(
-        epochs=3, dropout=0.3, nlayers=2, lr_schedule=schedule, log_interval=9, lr=0.02
-    )
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes):
+    config = small_config(epochs=3, dropout=0.3, log_interval=9, lr=0.02, **changes)
     whole = prepare(config, CORPUS, storage.Folder(tmp_path / "whole"))
     whole.run()
 
@@ -246,7 +256,7 @@ def test_other_settings_and_other_text_are_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    storage.write_atomic(path, b"old")
+    write_atomic(path, b"old")
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -255,7 +265,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, full)
             with pytest.raises(lm.UserError, match="No space left"):
-                storage.write_atomic(path, b"new")
+                write_atomic(path, b"new")
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -14,8 +14,8 @@ static bool available() {
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 12
-#define RNNFAST_WIDEN_F16(half) _mm512_cvtph_ps((__m256i)(half))
-#define RNNFAST_NARROW_F16(v) ((Half)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#define RNNFAST_WIDEN_F16(half) _mm512_maskz_cvtph_ps(0xFFFF, (__m256i)(half))
+#define RNNFAST_NARROW_F16(v) ((Half)_mm512_maskz_cvtps_ph(0xFFFF, v, _MM_FROUND_TO_NEAREST_INT))
 namespace rnnfast::avx512 {
 #include "tile-inl.h"
 } // namespace rnnfast::avx512

@@ -55,13 +55,13 @@ template <class T> RNNFAST_INLINE void store(T* p, V<T> v) {
 
 // A vector of 16-bit elements as float.
 template <class S> RNNFAST_INLINE V<float> widen(typename Lanes<float>::Half half) {
-  using Bits = typename Lanes<float>::Bits;
   if constexpr (std::is_same_v<S, bfloat16>) {
     return (V<float>)(__builtin_convertvector(half, typename Lanes<float>::Unsigned) << 16);
   } else {
 #if defined(RNNFAST_WIDEN_F16)
     return RNNFAST_WIDEN_F16(half);
 #else
+    using Bits = typename Lanes<float>::Bits;
     const Bits bits = (Bits) __builtin_convertvector(half, typename Lanes<float>::Unsigned);
     const Bits magnitude = (bits & 0x7FFF) << 13;
     // The exponent moved to float's place, then scaled from bias 15 to bias 127.

@@ -19,8 +19,8 @@
 
 namespace rnnfast {
 
-// Under this many multiply-adds a call is done before a second thread has woken up.
-constexpr double kThreadWork = 1e5;
+// Multiply-adds, 10 microseconds of them, for which it pays to wake a thread.
+constexpr double kThreadWork = 5e5;
 // With fewer rows than this for each thread, threads share rows and split columns...
 constexpr int64_t kGroupRows = 4;
 // ...if a step has at least this many multiply-adds for each, to pay for the barrier.

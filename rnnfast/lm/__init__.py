@@ -1,4 +1,4 @@
-"""Language models on the Elman RNN: train, evaluate, score, generate.
+"""Language models, Elman RNNs, fixed windows and n-grams: train, evaluate, score, generate.
 
 from rnnfast import lm
 
@@ -8,12 +8,15 @@ print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1)
 print(lm.load("my-model").score("A sentence.").logprob)
 """
 
-from . import corpus
+from . import arpa, corpus
+from .compare import compare
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
-from .evaluate import Evaluation, Score, evaluate, generate, logprobs, score
-from .model import RNNLM
+from .evaluate import Evaluation, Score, evaluate, generate, score
+from .mixture import Mixture
+from .model import RNNLM, NeuralLM, WindowLM
+from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
 from .trainer import Trainer
@@ -25,15 +28,20 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "Interrupted",
+    "Mixture",
+    "NeuralLM",
+    "NgramLM",
     "Score",
     "Trainer",
     "UserError",
     "Vocabulary",
+    "WindowLM",
+    "arpa",
+    "compare",
     "corpus",
     "evaluate",
     "generate",
     "load",
-    "logprobs",
     "prepare",
     "resume",
     "save",

@@ -11,7 +11,7 @@ from .errors import UserError
 def shifted(ids: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of a stream, both (n,): every token is predicted once, the first from
     the boundary token."""
-    return np.concatenate(([boundary], ids[:-1])), ids
+    return np.concatenate(([boundary], ids))[:-1], ids
 
 
 class Lanes:

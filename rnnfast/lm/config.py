@@ -8,6 +8,8 @@ from .errors import UserError
 
 CHAR = "char"
 WORD = "word"
+RNN = "rnn"
+WINDOW = "window"
 
 # What differs between the levels; everything else has one default, below.
 # char: on the built-in text, 3 epochs at batch 24 and lr 4e-3 reached 1.287 nats; at lr 2e-3 1.357;
@@ -33,10 +35,11 @@ class Config:
     """Settings of a language model and its training. `Config.defaults(level)` fills them in.
 
     `epochs` and `max_seconds` are the budget: training ends at whichever comes first, and at
-    least one must be given. `bptt` is the length of the chunks of truncated back-propagation in
-    tokens, `clip` the largest norm of the gradient (0: no clipping), `lr_schedule` "cosine"
-    (over the budget) or "plateau" (halve when validation does not improve). Raises UserError
-    for a value out of range.
+    least one must be given. `model` is "rnn" or "window", a feed-forward model of the `order` - 1
+    tokens before each, if `direct` with connections from their embeddings to the output. `bptt` is
+    the length of the chunks of truncated back-propagation in tokens, `clip` the largest norm of the
+    gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau" (halve when
+    validation does not improve). Raises UserError for a value out of range.
     """
 
     level: str
@@ -45,6 +48,9 @@ class Config:
     batch_size: int
     bptt: int
     dropout: float
+    model: str = RNN
+    order: int = 5
+    direct: bool = False
     nlayers: int = 1
     nonlinearity: str = "tanh"
     tied: bool = False
@@ -73,6 +79,7 @@ class Config:
             _check_type(field.name, getattr(self, field.name), field.type)
         choices = {
             "level": (CHAR, WORD),
+            "model": (RNN, WINDOW),
             "nonlinearity": ("tanh", "relu"),
             "lr_schedule": ("cosine", "plateau"),
         }
@@ -83,6 +90,7 @@ class Config:
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in ("threads", "log_interval"):
             self._require(name, lambda value: value >= 1, "at least 1")
+        self._require("order", lambda value: value >= 2, "at least 2")
         self._require("max_vocab", lambda value: value >= 3, "at least 3")
         for name in ("lr", "max_seconds"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
@@ -90,6 +98,10 @@ class Config:
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
         self._require("dropout", lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
+        if self.direct and (self.model != WINDOW or self.tied):
+            raise UserError("direct needs the model window, and its output weights not tied")
+        if self.model == WINDOW and self.nlayers != 1:
+            raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:
             raise UserError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}"

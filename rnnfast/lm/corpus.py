@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UserError
@@ -13,12 +13,16 @@ TRAIN_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class Corpus:
-    """Train, valid and (or None) test text. `source` says where they came from, for a resume."""
+    """Train, valid and (or None) test text. `source` says where they came from, for a resume.
+
+    `vocab` is the text whose words make the vocabulary (None: train).
+    """
 
     train: str
     valid: str
     test: str | None = None
     source: dict = field(default_factory=dict)
+    vocab: str | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the three texts: a resumed run must go on with what it began with."""
@@ -68,6 +72,7 @@ def read(
     train: str | None = None,
     valid: str | None = None,
     test: str | None = None,
+    vocab: str | None = None,
 ) -> Corpus:
     """A corpus from one file (`data`, split 90/10), from one file a split, or the built-in one."""
     paths = {"data": data, "train": train, "valid": valid, "test": test}
@@ -76,9 +81,11 @@ def read(
         raise UserError("give --data FILE or --train FILE --valid FILE, not both")
     if data:
         corpus = split(read_text(data), source)
-        return Corpus(corpus.train, corpus.valid, read_text(test) if test else None, source)
-    if not source:
-        return builtin()
-    if not (train and valid):
+    elif not source:
+        corpus = builtin()
+    elif not (train and valid):
         raise UserError("--train FILE and --valid FILE go together (or give --data FILE alone)")
-    return Corpus(read_text(train), read_text(valid), read_text(test) if test else None, source)
+    else:
+        corpus = Corpus(read_text(train), read_text(valid), None, source)
+    others = {"test": test, "vocab": vocab}
+    return replace(corpus, **{name: read_text(path) for name, path in others.items() if path})

@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from .. import _ops
-from .batches import shifted
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .model import RNNLM
-
-CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
-CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words
-BLOCK = 64  # tokens a call of the sampler: the reader, and Ctrl-C, wait for so many
-BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
+    from .model import NeuralLM
+    from .ngram import NgramLM
 
 
 def perplexity(loss: float) -> float:
@@ -88,57 +81,25 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@torch.inference_mode()
-def logprobs(
-    model: RNNLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
-) -> np.ndarray:
-    """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of every token of a stream, float64 (n,), nats.
-
-    The stream is one sequence, whatever the batch size of training was: the hidden state starts
-    at zero, carries over from chunk to chunk, and every token is predicted exactly once.
-    `on_chunk` is called with the number of tokens done.
-    """
-    inputs, targets = (torch.from_numpy(a) for a in shifted(ids, model.vocab.boundary))
-    device = model.decoder.weight.device
-    chunk = min(CHUNK, max(1, CHUNK_LOGITS // len(model.vocab)))
-    result = np.empty(len(ids))
-    was_training = model.training
-    model.eval()
-    try:
-        hidden = None
-        for start in range(0, len(ids), chunk):
-            part = slice(start, start + chunk)
-            with one_thread():
-                output, hidden = model.recur(inputs[part, None].to(device), hidden)
-            logits = model.decoder(output)
-            loss = F.cross_entropy(logits[:, 0], targets[part].to(device), reduction="none")
-            result[part] = -loss.double().cpu().numpy()
-            if on_chunk:
-                on_chunk(min(start + chunk, len(ids)))
-    finally:
-        model.train(was_training)
-    return result
-
-
 def evaluate(
-    model: RNNLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
+    model: NeuralLM | NgramLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
 ) -> Evaluation:
-    """Cross-entropy of a stream of token numbers (n,); see `logprobs`."""
+    """Cross-entropy of a stream of token numbers (n,); see the model's `logprobs`."""
     if len(ids) == 0:
         raise UserError("there is no token to evaluate: give some text")
-    return Evaluation(len(ids), float(-logprobs(model, ids, on_chunk).mean()))
+    return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
 
 
-def score(model: RNNLM, sentence: str) -> Score:
+def score(model: NeuralLM | NgramLM, sentence: str) -> Score:
     """Log probability of a sentence by the chain rule, after a boundary and with one at its end."""
     ids = model.vocab.encode(sentence, close=True)
-    each = logprobs(model, ids)
+    each = model.logprobs(ids)
     tokens = [(model.vocab.tokens[i], float(p)) for i, p in zip(ids, each, strict=True)]
     return Score(sentence, float(each.sum()), tokens)
 
 
 def generate(
-    model: RNNLM,
+    model: NeuralLM | NgramLM,
     prompt: str = "",
     length: int = 200,
     temperature: float = 1.0,
@@ -155,9 +116,9 @@ def generate(
     al. 2020), by a generator seeded with `seed` (None: from the system). `sentence` stops at the
     first boundary. `<unk>` is never generated.
 
-    The weights are those at the time of the call, and it runs in float32 on the CPU whatever the
-    model's dtype and device. Raises UserError for options out of range, an unknown character in
-    the prompt and, from the iterator, where the hidden state of the model overflows.
+    The weights of an RNN are those at the time of the call, and it runs in float32 on the CPU
+    whatever the model's dtype and device. Raises UserError for options out of range, an unknown
+    character in the prompt and, from the iterator, where the hidden state of an RNN overflows.
     """
     if length < 0:
         raise UserError(f"length must be zero or more, not {length}")
@@ -171,41 +132,15 @@ def generate(
         raise UserError(f"seed must be in [0, 2**63), not {seed}")
     vocab = model.vocab
     ids = vocab.encode(prompt)
-    sampler = _sampler(
-        model,
+    sampler, block = model.sampler(
         temperature=temperature,
         top_k=min(top_k or len(vocab), len(vocab)),
         top_p=1.0 if top_p is None else top_p,
         stop=vocab.boundary if sentence else None,
         seed=secrets.randbits(63) if seed is None else seed,
     )
-    block = max(1, min(BLOCK, BLOCK_WEIGHTS // sum(p.numel() for p in model.parameters())))
     # Checked before the first piece is asked for: the errors above are raised by the call itself.
     return _pieces(vocab, prompt, ids, sampler, length, block, sentence)
-
-
-@torch.inference_mode()
-def _sampler(model, **options):
-    """A native sampler with the weights of `model`, which reads and draws tokens."""
-    embedding, decoder_w, decoder_b, *rnn = (
-        p.to("cpu", torch.float32)
-        for p in (
-            model.encoder.weight,
-            model.decoder.weight,
-            model.decoder.bias,
-            *model.rnn.parameters(),
-        )
-    )
-    with one_thread():  # so that the table has the same bits with any number of threads
-        table = embedding @ rnn[0].t()
-    layers = []
-    for k in range(0, len(rnn), 4):
-        w_ih, w_hh, b_ih, b_hh = rnn[k : k + 4]
-        layers.append((torch.cat([w_hh, w_ih], 1) if k else w_hh, b_ih + b_hh))
-    if model.vocab.unk is not None:
-        decoder_b = decoder_b.index_fill(0, torch.tensor(model.vocab.unk), -math.inf)
-    relu = model.rnn.nonlinearity == "relu"
-    return _ops.sampler(table, layers, (decoder_w, decoder_b), relu, **options)
 
 
 def _pieces(vocab, prompt, ids, sampler, length, block, sentence):

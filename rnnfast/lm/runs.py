@@ -10,7 +10,7 @@ import torch
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .errors import UserError
-from .model import RNNLM
+from .model import NeuralLM, build
 from .storage import Folder, load, read_checkpoint, read_settings, weights
 from .trainer import Trainer
 from .vocab import Vocabulary
@@ -24,12 +24,12 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
     """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
     try:
         set_up(config.device, config.threads)
-        texts = [text for text in (corpus.train, corpus.valid, corpus.test) if text is not None]
-        # A character of valid that train has not would stop the run; at word level it is <unk>.
-        known = texts if config.level == CHAR else texts[:1]
-        vocab = Vocabulary.build(config.level, known, config.min_count, config.max_vocab)
+        texts = [corpus.train if corpus.vocab is None else corpus.vocab]
+        if config.level == CHAR:  # one of valid that train has not would stop the run
+            texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
+        vocab = Vocabulary.build(config.level, texts, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
-        model = RNNLM.from_config(config, vocab)
+        model = build(config, vocab)
         trainer = Trainer(model, config, *_streams(vocab, corpus), folder=folder)
         if folder is not None:
             folder.write_settings(config, vocab, _about(corpus))
@@ -40,8 +40,10 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
         raise
 
 
-def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Trainer:
-    """The run of a folder, ready to go on.
+def resume(
+    path: str | Path, changes: dict, corpus: Corpus | None = None, finished: bool = False
+) -> Trainer:
+    """The run of a folder, ready to go on, with `finished` also one that has nothing left to do.
 
     `changes` are settings asked for: the budget may be raised, every other must be what the
     checkpoint has. `corpus` None reads again what the run began with. Raises UserError.
@@ -66,7 +68,7 @@ def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Tra
             f"the text is not the one the run in {path} began with: give that one, or start anew"
         )
     trainer = Trainer(
-        RNNLM.from_config(changed, vocab),
+        build(changed, vocab),
         changed,
         *_streams(vocab, corpus),
         folder=Folder(path, resume=True),
@@ -78,6 +80,8 @@ def resume(path: str | Path, changes: dict, corpus: Corpus | None = None) -> Tra
             f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
         ) from error
     if trainer.finished and trainer.state.step == trainer.state.validated_step:
+        if finished:
+            return trainer
         raise UserError(
             f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
             f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
@@ -122,7 +126,7 @@ def set_up(device: str, threads: int | None) -> None:
 
 def train(
     config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
-) -> tuple[RNNLM, dict]:
+) -> tuple[NeuralLM, dict]:
     """Train a model and return it with its report; with `out` it is saved there as well."""
     folder = None if out is None else Folder(out, overwrite)
     trainer = prepare(config, corpus, folder)

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,9 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .._version import __version__
+from . import arpa
 from .config import Config
 from .errors import UserError
-from .model import RNNLM
+from .files import sync, write_atomic, writing
+from .model import NeuralLM, build
+from .ngram import NgramLM
 from .vocab import Vocabulary
 
 FORMAT = 1
@@ -35,44 +37,6 @@ VOCAB = "vocab.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that its name holds the old content or the new, whatever happens.
-
-    The data goes to a temporary name beside it, to the disk (fsync), and is then renamed.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
-
-
-@contextlib.contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
-    """A full disk or a missing permission is for the user to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _sync(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json(data) -> bytes:
@@ -94,7 +58,7 @@ class Folder:
                 if _is_temporary(entry.name):  # of a run that was killed while it wrote
                     entry.unlink(missing_ok=True)
             return
-        with _writing(self.final):
+        with writing(self.final):
             if self.final.exists():
                 self._check_replaceable(overwrite)
             if (self.final / WEIGHTS).exists():
@@ -128,7 +92,7 @@ class Folder:
         number = 1
         while True:
             path = Path(name if number == 1 else f"{name}-{number}")
-            with _writing(path):
+            with writing(path):
                 try:
                     path.mkdir()
                     return cls(path)
@@ -139,11 +103,11 @@ class Folder:
         """Give the run its name, if it was written beside an old model."""
         if self.path == self.final:
             return
-        with _writing(self.final):
+        with writing(self.final):
             old = self._beside("old")
             os.rename(self.final, old)
             os.rename(self.path, self.final)
-            _sync(self.final.resolve().parent)
+            sync(self.final.resolve().parent)
         self.path = self.final
         shutil.rmtree(old, ignore_errors=True)
 
@@ -172,7 +136,7 @@ class Folder:
 
     def log(self, record: dict) -> None:
         path = self.path / LOG
-        with _writing(path), open(path, "a", encoding="utf-8") as file:
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def cut_log(self, step: int) -> None:
@@ -192,24 +156,26 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def weights(model: RNNLM) -> dict[str, torch.Tensor]:
+def weights(model: NeuralLM) -> dict[str, torch.Tensor]:
     """Copies of the parameters by name, on the CPU; a shared one (tied) once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
-def save(model: RNNLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
+def save(model: NeuralLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
     """Save a model as a folder that `load` reads. An existing model is kept unless `overwrite`."""
     folder = Folder(path, overwrite)
     folder.write_settings(config, model.vocab, {})
     folder.write_weights(weights(model))
 
 
-def load(path: str | Path, device: str = "cpu") -> RNNLM:
-    """The model of a folder, ready to evaluate, score and generate (in eval mode).
+def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
+    """The model of a folder, or of an ARPA file, ready to evaluate, score and generate.
 
-    Raises UserError, with the file's name, for a file that is missing, corrupted or does not
-    match the others.
+    A NeuralLM is on `device` and in eval mode. Raises UserError, with the file's name, for a file
+    that is missing, corrupted or does not match the others.
     """
+    if Path(path).is_file():
+        return arpa.read(path)
     config, vocab, _ = read_settings(path)
     try:
         # The shapes come first, and cost nothing: a wrong config could ask for any memory.
@@ -225,17 +191,19 @@ def load(path: str | Path, device: str = "cpu") -> RNNLM:
     return model.to(device).eval()
 
 
-def _build(config: Config, vocab: Vocabulary) -> RNNLM:
+def _build(config: Config, vocab: Vocabulary) -> NeuralLM:
     # Not the caller's random numbers: loading a model must not change what comes after.
     with torch.random.fork_rng(devices=[]):
-        return RNNLM.from_config(config, vocab)
+        return build(config, vocab)
 
 
 def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     """Config, vocabulary and the record of the corpus. Raises UserError as `load` does."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"there is no model folder {path}: give one that rnnfast train made")
+        raise UserError(
+            f"there is no model folder {path}: give one that rnnfast train made, or an ARPA file"
+        )
     settings = _read_json(path / CONFIG)
     try:
         if settings["format"] != FORMAT:

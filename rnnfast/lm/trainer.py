@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import ngram
 from .batches import Lanes
 from .config import Config
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, evaluate
-from .model import RNNLM
+from .model import NeuralLM
+from .ngram import NgramLM
 from .storage import Folder, weights
 
 WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
@@ -71,7 +71,7 @@ class Trainer:
     resumed is bit for bit the one that was not.
     """
 
-    def __init__(self, model: RNNLM, config: Config, train, valid, test=None, folder=None):
+    def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
         if config.epochs is None and config.max_seconds is None:
             raise UserError("give epochs or max_seconds: a run needs an end")
         self.config, self.vocab = config, model.vocab
@@ -330,8 +330,14 @@ class Trainer:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Loss of the unigram and the bigram model of train on valid, nats a token."""
-        return ngram.baselines(self.train, self.valid, len(self.vocab), self.vocab.boundary)
+        """Loss of the unigram and the bigram model of train on valid, nats a token: what a model
+        has to beat before it has learnt anything."""
+
+        def loss(order: int) -> float:
+            model = NgramLM.fit(self.vocab, self.train, order, stream=True)
+            return float(-model.logprobs(self.valid).mean())
+
+        return {"unigram": loss(1), "bigram": loss(2)}
 
     def report(self) -> dict:
         """The figures of the run so far, of the best model, as `rnnfast train --json` has them.
@@ -387,7 +393,7 @@ def _tokens(lanes: Lanes, steps: int) -> int:
     return (epochs * length + min(rest * lanes.bptt, length)) * batch
 
 
-def _adamw(model: RNNLM, config: Config, device: torch.device) -> torch.optim.AdamW:
+def _adamw(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.AdamW:
     """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
     decayed, free = [], []
     for name, parameter in model.named_parameters():

@@ -12,6 +12,7 @@ from .errors import UserError
 
 EOS = "<eos>"
 UNK = "<unk>"
+BOUNDARY = {CHAR: "\n", WORD: EOS}
 
 
 class Vocabulary:
@@ -20,37 +21,46 @@ class Vocabulary:
     One of them is the boundary, which stands before the first token of every text and closes
     every line: "\\n" at char level, `<eos>` at word level. So a newline in a text is the boundary
     at both levels, and words are what whitespace separates. A word outside the vocabulary becomes
-    `<unk>`; a character outside it is an error.
+    `<unk>`; a character outside it does so if the vocabulary has `<unk>`, and else is an error.
     """
 
     def __init__(self, level: str, tokens: Iterable[str]):
         self.level = level
         self.tokens = list(tokens)
         self._index = {token: i for i, token in enumerate(self.tokens)}
-        needed = ["\n"] if level == CHAR else [EOS, UNK]
-        if level not in (CHAR, WORD) or len(self._index) != len(self.tokens):
+        if level not in BOUNDARY or len(self._index) != len(self.tokens):
             raise UserError("a vocabulary needs level char or word and tokens that all differ")
-        for token in needed:
+        for token in [BOUNDARY[level]] + [UNK] * (level == WORD):
             if token not in self._index:
                 raise UserError(f"a {level} vocabulary needs the token {token!r}")
-        self.boundary: int = self._index[needed[0]]
-        self.unk: int | None = self._index[UNK] if level == WORD else None
+        self.boundary: int = self._index[BOUNDARY[level]]
+        self.unk: int | None = self._index.get(UNK)
         if level == CHAR:
-            points = np.array([ord(token) for token in self.tokens])
-            self._lookup = np.full(points.max() + 1, -1, dtype=np.int32)
-            self._lookup[points] = np.arange(len(points))
+            points = {ord(token): i for token, i in self._index.items() if token != UNK}
+            self._lookup = np.full(max(points) + 1, -1, dtype=np.int32)
+            self._lookup[list(points)] = list(points.values())
 
     @classmethod
     def build(
-        cls, level: str, texts: Iterable[str], min_count: int = 1, max_vocab: int | None = None
+        cls,
+        level: str,
+        texts: Iterable[str],
+        min_count: int = 1,
+        max_vocab: int | None = None,
+        unk: bool = False,
     ) -> Vocabulary:
-        """Char level: every character of the texts, in code-point order, and "\\n".
+        """Char level: every character of the texts, in code-point order, and "\\n"; with `unk`
+        then `<unk>`.
 
         Word level: `<eos>`, `<unk>`, then the words seen at least `min_count` times, the most
-        frequent first, at most `max_vocab` tokens in all.
+        frequent first, at most `max_vocab` tokens in all. Raises UserError for less than 1 and 2.
         """
+        if min_count < 1:
+            raise UserError(f"min_count must be at least 1, not {min_count}")
+        if max_vocab is not None and max_vocab < 2:
+            raise UserError(f"max_vocab must be at least 2, not {max_vocab}")
         if level == CHAR:
-            return cls(CHAR, sorted({"\n"}.union(*map(set, texts))))
+            return cls(CHAR, sorted({"\n"}.union(*map(set, texts))) + [UNK] * unk)
         counts = Counter(word for text in texts for word in text.split())
         del counts[EOS], counts[UNK]
         words = [word for word, count in counts.items() if count >= min_count]
@@ -63,7 +73,7 @@ class Vocabulary:
     def encode(self, text: str, close: bool = False) -> np.ndarray:
         """Token numbers of a text, int64 (n,). `close` ends the last line if it is open.
 
-        Raises UserError for a character that is not in the vocabulary.
+        Raises UserError for a character that is not in the vocabulary, if that has no `<unk>`.
         """
         if close and not text.endswith("\n"):
             text += "\n"
@@ -73,15 +83,17 @@ class Vocabulary:
             return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         known = points < len(self._lookup)
-        ids = self._lookup[np.where(known, points, 0)]
+        ids = self._lookup[np.where(known, points, 0)].astype(np.int64)
         known &= ids >= 0
-        if not known.all():
+        if self.unk is not None:
+            ids[~known] = self.unk
+        elif not known.all():
             at = int(known.argmin())
             raise UserError(
                 f"character {text[at]!a} (position {at}) is not in the model's vocabulary of "
                 f"{len(self)} characters: leave it out, or train on text that has it"
             )
-        return ids.astype(np.int64)
+        return ids
 
     def encode_stream(self, text: str) -> np.ndarray:
         """A whole file: its exact characters, or its words with `<eos>` after every line."""
@@ -111,6 +123,6 @@ class Vocabulary:
         tokens = data.get("tokens") if isinstance(data, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
-        if data.get("level") == CHAR and any(len(token) != 1 for token in tokens):
+        if data.get("level") == CHAR and any(len(t) != 1 and t != UNK for t in tokens):
             raise UserError("the tokens of a char vocabulary must be single characters")
         return cls(data.get("level"), tokens)

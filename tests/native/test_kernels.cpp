@@ -635,16 +635,10 @@ int main() {
   check_generate(17, 7, 3, false);
   const int64_t sizes[][4] = {
       // T, B, I, H
-      {1, 1, 1, 1},
-      {3, 2, 5, 7},
-      {2, 3, 0, 3},
-      {4, 5, 9, 16},
-      {3, 13, 4, 33},
-      {2, 33, 3, 65},
-      {3, 7, 64, 129},
-      {2, 200, 3, 40},  // more rows a thread than a block of
-                        // projections holds
-      {5, 1, 3, 257},   // one row: threads split its columns
+      {1, 1, 1, 1},     {3, 2, 5, 7},    {2, 3, 0, 3},    {4, 5, 9, 16}, {3, 13, 4, 33},
+      {2, 33, 3, 65},   {3, 7, 64, 129}, {2, 400, 3, 60}, // more rows a thread than a block of
+                                                          // projections holds
+      {40, 1, 3, 257},                                    // one row: threads split its columns
       {23, 13, 3, 200}, // several groups of several threads, over more than one block of steps
   };
   int cases = 0;

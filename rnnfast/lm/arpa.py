@@ -1,0 +1,291 @@
+"""ARPA files, the text format that n-gram tools exchange: log10 p, n-gram, log10 back-off weight.
+
+The boundary of a vocabulary is both marks of a sentence: `<s>` where an n-gram begins with it and
+`</s>` where one ends with it. A model with `stream` has it inside n-grams as well, so there it is
+a word with the name it has in the vocabulary, and the marks are listed but never used. Words
+cannot hold white space, so a character that is white space is written `<U+0020>`. A comment at the
+top says what the format has no place for; a file without it is of words and sentences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from .config import CHAR, WORD
+from .errors import UserError
+from .files import write_atomic
+from .ngram import LOG_ZERO, NgramLM, Ngrams, find
+from .smoothing import SMOOTHINGS
+from .vocab import BOUNDARY, UNK, Vocabulary
+
+START, END = "<s>", "</s>"
+CHUNK = 1 << 16  # lines at a time
+LOG10 = math.log(10)
+MISSING_UNK = -100 * LOG10  # log p of `<unk>` where a file has none, as for KenLM
+
+
+def write(model: NgramLM, path: str | Path) -> None:
+    """Write a model as an ARPA file; its name is there when the file is whole.
+
+    To other programs it is the same model, but for stupid backoff: the format cannot say that a
+    context never seen has a cost. Raises UserError if `<s>` or `</s>` is in the vocabulary.
+    """
+    for mark in (START, END):
+        if mark in model.vocab.tokens:
+            raise UserError(f"the text has the word {mark}, which ARPA files keep for themselves")
+    write_atomic(path, (text.encode("utf-8", "surrogatepass") for text in _texts(model)))
+
+
+def _texts(model: NgramLM) -> Iterator[str]:
+    """The file, piece by piece."""
+    vocab, stream = model.vocab, model.stream
+    yield f"# rnnfast level={vocab.level} stream={stream} smoothing={model.smoothing}\n\\data\\\n"
+    marks = [START, END] if stream else [START]
+    for n, ngrams in enumerate(model.ngrams, 1):
+        yield f"ngram {n}={len(ngrams.keys) + (len(marks) if n == 1 else 0)}\n"
+    first = np.array([_written(token) for token in vocab.tokens], dtype=object)
+    last = first.copy()
+    if not stream:
+        first[vocab.boundary], last[vocab.boundary] = START, END
+    for n, ngrams in enumerate(model.ngrams, 1):
+        yield f"\n\\{n}-grams:\n"
+        backoffs = ngrams.backoffs
+        if n == 1:
+            weights = np.zeros(len(marks))
+            if not stream:
+                # As a context the boundary is `<s>`, as a word `</s>`.
+                backoffs = backoffs.copy()
+                weights[0], backoffs[vocab.boundary] = backoffs[vocab.boundary], 0
+            yield _lines(np.full(len(marks), LOG_ZERO), [marks], weights, model.order > 1)
+        for start in range(0, len(ngrams.keys), CHUNK):
+            part = slice(start, start + CHUNK)
+            *context, word = _tokens(model.ngrams[:n], part, len(vocab))
+            columns = [*(first[w] for w in context), last[word]]
+            yield _lines(ngrams.logprobs[part], columns, backoffs[part], model.order > n)
+    yield "\n\\end\\\n"
+
+
+def _tokens(ngrams: list[Ngrams], part: slice, size: int) -> list[np.ndarray]:
+    """The tokens of some of the longest of the n-grams, first to last."""
+    result = []
+    number: slice | np.ndarray = part
+    for entries in ngrams[:0:-1]:
+        number, token = np.divmod(entries.keys[number], size)
+        result.append(token)
+    return [ngrams[0].keys[number], *result[::-1]]
+
+
+def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
+    form = "%.9g\t" + " ".join(["%s"] * len(columns)) + ("\t%.9g\n" if with_backoff else "\n")
+    numbers = [(logprobs / LOG10).tolist(), *columns]
+    if with_backoff:
+        numbers.append((backoffs / LOG10).tolist())
+    return "".join(map(form.__mod__, zip(*numbers, strict=True)))
+
+
+def _written(token: str) -> str:
+    return f"<U+{ord(token):04X}>" if token.isspace() or token == "\0" else token
+
+
+def _token(word: str) -> str:
+    """The inverse of `_written`."""
+    code = re.fullmatch(r"<U\+([0-9A-F]{4,6})>", word)
+    return chr(int(code[1], 16)) if code else word
+
+
+# ---- reading
+
+
+def read(path: str | Path) -> NgramLM:
+    """The model of an ARPA file.
+
+    Where it has no `<unk>`, log10 p of that is -100. Entries with `<s>` or `</s>` where no sentence
+    has them are dropped. Raises UserError, with the line, for what is not an ARPA file or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _Reader(path, file).model()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Reader:
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.number = 0  # of the line read last
+
+    def error(self, message: object) -> UserError:
+        return UserError(f"{self.path}, line {self.number}: {message}")
+
+    def next(self, end: str = "the file ends here, and not with \\end\\") -> bytes:
+        """The next line that is not blank, without white space around it."""
+        for line in self.file:
+            self.number += 1
+            if line := line.strip():
+                return line
+        raise self.error(end)
+
+    def model(self) -> NgramLM:
+        level, self.stream, smoothing = self.header()
+        counts, line = self.counts()
+        self.ngrams: list[Ngrams] = []
+        for n, count in enumerate(counts, 1):
+            self.expect(f"\\{n}-grams:", line)
+            self.ngrams.append(self.unigrams(count, level) if n == 1 else self.longer(n, count))
+            line = self.next()
+        self.expect("\\end\\", line)
+        return NgramLM(self.vocab, self.ngrams, smoothing, self.stream)
+
+    def header(self) -> tuple[str, bool, str | None]:
+        """Level, `stream` and smoothing, from the comment before \\data\\."""
+        about = {}
+        while (line := self.next("not an ARPA file, it has no \\data\\")) != b"\\data\\":
+            if line.startswith(b"# rnnfast "):
+                about = dict(re.findall(r"(\w+)=(\S+)", line.decode("utf-8", "replace")))
+        level, stream = about.get("level", WORD), about.get("stream", "False")
+        if level not in (CHAR, WORD) or stream not in ("True", "False"):
+            raise self.error(f"level={level} stream={stream} at the top is unknown")
+        smoothing = about.get("smoothing")
+        return level, stream == "True", smoothing if smoothing in SMOOTHINGS else None
+
+    def counts(self) -> tuple[list[int], bytes]:
+        """The number of n-grams of each length, and the line after these."""
+        counts: list[int] = []
+        while (line := self.next()).startswith(b"ngram"):
+            match = re.fullmatch(rb"ngram\s+(\d+)\s*=\s*(\d+)", line)
+            if not match or int(match[1]) != len(counts) + 1:
+                raise self.error(f"ngram {len(counts) + 1}=COUNT should be here")
+            counts.append(int(match[2]))
+        if not counts:
+            raise self.error("ngram 1=COUNT should be here")
+        return counts, line
+
+    def expect(self, wanted: str, line: bytes) -> None:
+        if line != wanted.encode():
+            raise self.error(f"{wanted} should be here, by the counts at the top")
+
+    def chunks(self, n: int, count: int, parse: Callable) -> tuple:
+        """The next `count` lines as log p, log weights and what `parse` makes of their words."""
+
+        def parts(lines: list[bytes]) -> tuple:
+            first, *words, last = _columns(lines, n)
+            return *_numbers(first, last), parse(*words)
+
+        chunks = [parts([])]
+        while count > 0:
+            lines = list(itertools.islice(self.file, min(count, CHUNK)))
+            if not lines:
+                self.next()  # raises the error for the end of the file
+            try:
+                chunks.append(parts(lines))
+            except ValueError:
+                for line in lines:  # which is it?
+                    self.number += 1
+                    try:
+                        parts([line])
+                    except ValueError as error:
+                        raise self.error(error) from None
+                raise
+            self.number += len(lines)
+            count -= len(lines)
+        return tuple(map(np.concatenate, zip(*chunks, strict=True)))
+
+    def unigrams(self, count: int, level: str) -> Ngrams:
+        """The entries of the tokens; sets the vocabulary and the words as written."""
+
+        def parse(words: list[bytes]) -> np.ndarray:
+            for word in words:
+                word.decode("utf-8", "surrogatepass")
+            return np.array(words, dtype=object)
+
+        logprobs, backoffs, words = self.chunks(1, count, parse)
+        index = {word: i for i, word in enumerate(words)}
+        if len(index) < len(words):
+            raise self.error("a word stands twice among the 1-grams")
+        names = [word.decode("utf-8", "surrogatepass") for word in words]
+        if level == CHAR:
+            names = list(map(_token, names))
+        try:
+            start, end = index[START.encode()], index[END.encode()]
+        except KeyError as error:
+            raise self.error(f"the 1-grams have no {error.args[0].decode()}") from None
+        if not self.stream:
+            # As a context the boundary is `<s>`, as a word `</s>`.
+            names[end] = BOUNDARY[level]
+            backoffs[end] = backoffs[start]
+        if UNK not in names and "<UNK>" in names:
+            names[names.index("<UNK>")] = UNK
+        tokens = [i for i in range(len(names)) if i != start and not (self.stream and i == end)]
+        logprobs, backoffs, words = logprobs[tokens], backoffs[tokens], words[tokens]
+        names = [names[i] for i in tokens]
+        if level == WORD and UNK not in names:
+            names.append(UNK)
+            logprobs, backoffs = np.append(logprobs, MISSING_UNK), np.append(backoffs, 0)
+        try:
+            self.vocab = Vocabulary.from_json({"level": level, "tokens": names})
+        except UserError as error:
+            raise self.error(error) from error
+        self.index = {word: i for i, word in enumerate(words)}
+        # `<s>` and `</s>` in longer n-grams: where they may stand is seen there.
+        self.index[START.encode()] = len(names)
+        self.index[END.encode()] = len(names) + 1
+        return Ngrams(np.arange(len(names)), logprobs, backoffs)
+
+    def longer(self, n: int, count: int) -> Ngrams:
+        """The entries of n > 1 words."""
+        size = len(self.vocab)
+
+        def parse(*words: list[bytes]) -> np.ndarray:
+            numbers = (map(self.index.get, column, itertools.repeat(-1)) for column in words)
+            ids = np.array([np.fromiter(column, np.int64) for column in numbers])
+            if (ids < 0).any():
+                raise ValueError("a word is not among the 1-grams")
+            possible = (ids[1:] != size).all(0) & (ids[:-1] != size + 1).all(0)
+            if self.stream:
+                possible = (ids < size).all(0)
+            ids[ids >= size] = self.vocab.boundary
+            context = ids[0]
+            for shorter, word in zip(self.ngrams[1:], ids[1:-1], strict=True):
+                context = find(shorter.keys, context, word, size)
+            if (context[possible] < 0).any():
+                raise ValueError(f"its first {n - 1} words are not among the {n - 1}-grams")
+            return np.where(possible, context * size + ids[-1], -1)
+
+        logprobs, backoffs, keys = self.chunks(n, count, parse)
+        order = np.argsort(keys, kind="stable")
+        order = order[np.searchsorted(keys[order], 0) :]  # without the impossible ones
+        keys = keys[order]
+        if (keys[1:] == keys[:-1]).any():
+            raise self.error(f"an n-gram stands twice among the {n}-grams")
+        return Ngrams(keys, logprobs[order], backoffs[order])
+
+
+def _columns(lines: list[bytes], n: int) -> list[list[bytes]]:
+    """The n + 2 columns of lines of log10 p, n words and perhaps a log10 weight."""
+    flat = []  # one list, and not one a line: Python's garbage collector looks at every list
+    for line in lines:
+        row = line.split()
+        if len(row) == n + 1:
+            row.append(b"0")
+        if len(row) != n + 2:
+            raise ValueError(f"log10 p, {n} words and at most a back-off weight should be here")
+        flat += row
+    return [flat[i :: n + 2] for i in range(n + 2)]
+
+
+def _numbers(*columns: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """log p and log weights, nats, from log10."""
+    logprobs, backoffs = (np.fromiter(map(float, column), float) for column in columns)
+    if not ((logprobs <= 0).all() and (backoffs < math.inf).all()):
+        raise ValueError("log10 p must be at most 0, and a back-off weight a number")
+    for array in (logprobs, backoffs):
+        array[array == -math.inf] = LOG_ZERO / LOG10
+        array *= LOG10
+    return logprobs, backoffs

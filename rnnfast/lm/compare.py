@@ -1,0 +1,132 @@
+"""All kinds of models on one text: n-grams, window, RNN, and mixtures of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import WORD, Config
+from .corpus import Corpus
+from .errors import UserError
+from .evaluate import bits, perplexity
+from .mixture import best_cache, cache_logprobs, mix, tune
+from .model import MODELS
+from .ngram import NgramLM
+from .runs import prepare, resume
+from .storage import CHECKPOINT, Folder
+from .trainer import Trainer
+
+ORDERS = (1, 2, 3, 5)
+# What is mixed, by the names below; the cache is part of the last.
+MIXTURES = (("window", "5-gram"), ("rnn", "5-gram"), ("window", "rnn", "5-gram"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model or a mixture: what it costs, and log p of every token, float64 (n,), nats.
+
+    `size` are the bytes of its parameters in memory, keys of n-grams included; `train_seconds` and
+    `test_seconds` are what it took to train, and to give log p of the test text.
+    """
+
+    name: str
+    size: int
+    train_seconds: float
+    test_seconds: float
+    valid: np.ndarray
+    test: np.ndarray
+    weights: dict[str, float] | None = None
+
+    def to_json(self, words: np.ndarray | None) -> dict:
+        """Figures; `words`, bool (n,), are the test tokens that are no ends of lines."""
+        loss = float(-self.test.mean())
+        alone = None if words is None else perplexity(float(-self.test[words].mean()))
+        return {
+            "model": self.name,
+            "bytes": self.size,
+            "train_seconds": self.train_seconds,
+            "tokens_per_second": len(self.test) / self.test_seconds,
+            "valid_perplexity": perplexity(float(-self.valid.mean())),
+            "test_perplexity": perplexity(loss),
+            "test_bits_per_token": bits(loss),
+            "test_perplexity_of_words": alone,
+            "weights": self.weights,
+        }
+
+
+def compare(
+    corpus: Corpus,
+    settings: dict,
+    out: str | Path,
+    train: Callable[[Trainer], None] = Trainer.run,
+) -> list[dict]:
+    """Train or count every model, evaluate them on valid and test, and mix them.
+
+    `settings` are changes to the defaults of `Config`, with "level" and a budget for each neural
+    model. These are kept in `out`, in folders of their names: one that is there already is taken as
+    it is, and trained on if its budget is not used up. All have one vocabulary and read a text as
+    one stream. The weights of mixtures are tuned on valid. `train` runs a trainer. Figures are
+    those of `Entry.to_json`. Raises UserError, as `lm.train` and where there is no test text.
+    """
+    if corpus.test is None:
+        raise UserError("a comparison needs a test text")
+    entries: dict[str, Entry] = {}
+    for name in MODELS:
+        trainer = _trainer(name, corpus, settings, Path(out) / name)
+        train(trainer)
+        size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+        entries[name] = _entry(name, trainer.model, size, trainer.state.seconds, trainer)
+    vocab = trainer.vocab
+    for order in ORDERS:
+        began = time.perf_counter()
+        model = NgramLM.fit(vocab, trainer.train, order, stream=True)
+        seconds = time.perf_counter() - began
+        size = sum(array.nbytes for ngrams in model.ngrams for array in vars(ngrams).values())
+        entries[f"{order}-gram"] = _entry(f"{order}-gram", model, size, seconds, trainer)
+    mixed = [_mixed([entries[name] for name in names]) for names in MIXTURES]
+    everything = _mixed([entries[name] for name in MIXTURES[-1]], trainer)
+    words = trainer.test != vocab.boundary if vocab.level == WORD else None
+    return [entry.to_json(words) for entry in (*entries.values(), *mixed, everything)]
+
+
+def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:
+    settings = {**settings, "model": name}
+    if (path / CHECKPOINT).exists():
+        return resume(path, settings, corpus, finished=True)
+    return prepare(Config.defaults(**settings), corpus, Folder(path))
+
+
+def _entry(name: str, model, size: int, train_seconds: float, trainer: Trainer) -> Entry:
+    valid = model.logprobs(trainer.valid)
+    began = time.perf_counter()
+    test = model.logprobs(trainer.test)
+    return Entry(name, size, train_seconds, time.perf_counter() - began, valid, test)
+
+
+def _mixed(parts: list[Entry], cached: Trainer | None = None) -> Entry:
+    """A mixture; with the streams of a trainer one with a cache of their words."""
+    names = [part.name for part in parts]
+    began = time.perf_counter()
+    valid, test = (np.array([getattr(p, split) for p in parts]) for split in ("valid", "test"))
+    if cached is None:
+        weights = tune(valid)
+    else:
+        names.append("cache")
+        size, weights = best_cache(valid, cached.valid)
+        valid, test = (
+            np.vstack([each, cache_logprobs(ids, size)])
+            for each, ids in ((valid, cached.valid), (test, cached.test))
+        )
+    return Entry(
+        " + ".join(names),
+        sum(part.size for part in parts),
+        sum(part.train_seconds for part in parts) + time.perf_counter() - began,
+        sum(part.test_seconds for part in parts),
+        mix(valid, weights),
+        mix(test, weights),
+        dict(zip(names, weights.tolist(), strict=True)),
+    )

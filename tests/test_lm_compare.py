@@ -1,0 +1,101 @@
+"""Comparison of all kinds of models on one text."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lm_helpers import PERIODIC, SMALL, WORDS
+
+from rnnfast import cli, lm
+
+CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
+NAMES = ["rnn", "window", "1-gram", "2-gram", "3-gram", "5-gram"]
+NAMES += ["window + 5-gram", "rnn + 5-gram", "window + rnn + 5-gram"]
+NAMES += ["window + rnn + 5-gram + cache"]
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_figures_are_those_of_the_models(tmp_path, level):
+    corpus = CORPUS if level == "word" else lm.Corpus(PERIODIC, PERIODIC[:300], PERIODIC[:200])
+    settings = {**SMALL, "level": level, "tied": False, "epochs": 1}
+    results = {one["model"]: one for one in lm.compare(corpus, settings, tmp_path)}
+    assert list(results) == NAMES
+    for one in results.values():
+        assert one["train_seconds"] > 0 and one["tokens_per_second"] > 0 and one["bytes"] > 0
+    models = {name: lm.load(tmp_path / name) for name in ("window", "rnn")}
+    vocab = models["rnn"].vocab
+    for order in (1, 2, 3, 5):
+        train = vocab.encode_stream(corpus.train)
+        models[f"{order}-gram"] = lm.NgramLM.fit(vocab, train, order, stream=True)
+    ids = vocab.encode_stream(corpus.test)
+    for name, model in models.items():
+        one, each = results[name], model.logprobs(ids)
+        assert one["test_perplexity"] == pytest.approx(np.exp(-each.mean()))
+        assert one["valid_perplexity"] == pytest.approx(model.evaluate(corpus.valid).perplexity)
+        assert one["weights"] is None
+        words = np.exp(-each[ids != vocab.boundary].mean()) if level == "word" else None
+        assert one["test_perplexity_of_words"] == pytest.approx(words)
+    assert results["rnn"]["bytes"] == 4 * sum(p.numel() for p in models["rnn"].parameters())
+    names = ("window", "rnn", "5-gram")
+    for key, inverse in (("tokens_per_second", True), ("bytes", False)):
+        values = [results[name][key] for name in (*names, NAMES[-1])]
+        *each, whole = [1 / value if inverse else value for value in values]
+        assert sum(each) == pytest.approx(whole)
+    parts = [models[name] for name in names]
+    for cache, name in enumerate(NAMES[-2:]):
+        mixture = lm.Mixture.tune(parts, corpus.valid, bool(cache))
+        assert list(results[name]["weights"].values()) == pytest.approx(mixture.weights, abs=1e-6)
+        assert results[name]["test_perplexity"] == pytest.approx(
+            mixture.evaluate(corpus.test)[-1].perplexity
+        )
+
+
+def test_interrupted_comparison_goes_on(tmp_path):
+    corpus = replace(lm.corpus.split(PERIODIC), test=PERIODIC[:99])
+    settings = {**SMALL, "epochs": 1}
+    steps = []
+
+    def run(trainer):
+        steps.append(trainer.state.step)
+        trainer.run()
+        steps.append(trainer.state.step)
+
+    def interrupt(trainer):
+        def stop(step):
+            trainer._stop = 2 if step.step == 5 else None
+
+        trainer.run(stop)
+
+    with pytest.raises(lm.Interrupted):
+        lm.compare(corpus, settings, tmp_path, interrupt)
+    first = lm.compare(corpus, settings, tmp_path, run)
+    last = steps[1]
+    assert steps == [5, last, 0, last] and last > 5
+    again = lm.compare(corpus, settings, tmp_path, run)
+    assert steps[4:] == [last] * 4
+    for name, count in (("model", None), ("test_perplexity", None), ("train_seconds", 2)):
+        assert [one[name] for one in again[:count]] == [one[name] for one in first[:count]]
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "valid", "test"):
+        Path(name).write_text(getattr(CORPUS, name))
+    argv = ["compare", "--train", "train", "--valid", "valid", "--test", "test"]
+    argv += ["--level", "word", "--threads", "1", "--epochs", "1"]
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--plot", "p.txt"])
+    assert cli.main([*argv, "--plot", "no/where.svg"]) == 2
+    assert "cannot write no" in capsys.readouterr().err
+    assert not Path("rnnfast-compare").exists()
+    assert cli.main([*argv, "--out", "o", "--plot", "p.svg", "--json", "r"]) == 0
+    out = capsys.readouterr().out
+    results = json.loads(Path("r").read_text())
+    assert [one["model"] for one in results] == NAMES
+    for one in results:
+        assert one["model"] in out and f"{one['test_perplexity']:.2f}" in out
+    assert Path("p.svg").read_text().startswith("<?xml")
+    assert cli.main([*argv, "--out", "o", "--min-count", "3"]) == 2
+    assert "--min-count 3 was asked for" in capsys.readouterr().err
