@@ -181,8 +181,15 @@ def rnn(x, h0, weights, *options):
 
 
 def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
-    """As the operator, but a gradient that is not wanted may be None."""
+    """As the operator, but a gradient that is not wanted may be None.
+
+    None in place of all of them where vmap, as in ``is_grads_batched``, has put a batch of tensors
+    in the place of `dy` or `dh_n`: it has no memory to read.
+    """
     plain = _unobserved(weights, dy, dh_n, x, h0)
+    has_memory = torch._C._has_storage
+    if plain and not ((dy is None or has_memory(dy)) and (dh_n is None or has_memory(dh_n))):
+        return None
     call = _gradients if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)
 

@@ -94,8 +94,9 @@ def run(
         raise RuntimeError(
             f"Expected sequence length to be larger than 0 in RNN, got input {tuple(input.shape)}"
         )
-    call, options = _stack, (batch_first, relu, bias)
+    call = _stack
     if zoneout or not _has_kernel(input, weights[0].dtype):
+        options = (batch_first, relu, bias)
         is_stepwise = zoneout or _is_vmapped()
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or dtype in _ops.DTYPES):
@@ -119,7 +120,7 @@ def run(
         if hx is not None and not hx.is_cpu:
             raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
     if num_layers == 1 or not (dropout or variational_dropout):
-        return call(input, hx, weights, batch_sizes, num_layers, *options)
+        return call(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
 
     D, per_layer = 2 if bidirectional else 1, len(weights) // num_layers
     if hx is not None and len(hx) != num_layers * D:
@@ -133,7 +134,7 @@ def run(
                 input = _variational_dropout(input, variational_dropout, batch_sizes, batch_first)
         h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
         layer_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, h_n = call(input, h0, layer_weights, batch_sizes, 1, *options)
+        input, h_n = call(input, h0, layer_weights, batch_sizes, 1, batch_first, relu, bias)
         states.append(h_n)
     return input, torch.cat(states)
 
@@ -146,13 +147,6 @@ def _has_kernel(input, dtype):
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
-    )
-
-
-def _is_batched(dy, dh_n):
-    """Whether vmap, the old one too, has put a batch of tensors in the place of one."""
-    return not torch.compiler.is_compiling() and not (
-        (dy is None or torch._C._has_storage(dy)) and (dh_n is None or torch._C._has_storage(dh_n))
     )
 
 
@@ -250,12 +244,14 @@ class _Stack(torch.autograd.Function):
         num_layers = ctx.options[0]
         outs, weights = saved[:num_layers], saved[num_layers:]
         need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
-        # With create_graph these gradients will be differentiated; with is_grads_batched, many.
-        if torch.is_grad_enabled() or _is_batched(dy, dh_n):
+        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated again
             return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
         needs = (need_dx, need_dh0, True in needs_dw)
         tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
-        dx, dh0, dw = _ops.rnn_backward(*tensors, *ctx.options, *needs)
+        gradients = _ops.rnn_backward(*tensors, *ctx.options, *needs)
+        if gradients is None:
+            return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
+        dx, dh0, dw = gradients
         if False in needs_dw:
             dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
         return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, *dw)
