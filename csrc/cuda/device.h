@@ -44,6 +44,7 @@ template <class T> RNNFAST_DEVICE T shuffle_xor(T value, int mask) {
 // Barrier of the cluster, in two halves: what came before `arrive` in any thread, in the shared
 // memory of any block, is visible after `wait` in all.
 #if __CUDA_ARCH__ >= 900
+constexpr bool kClusters = true;
 RNNFAST_DEVICE void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -70,10 +71,11 @@ template <class V> RNNFAST_DEVICE void store_remote(V* mine, int rank, const V& 
                  : "memory");
   }
 }
-#else // no clusters: a group is one block, and these are never reached
-RNNFAST_DEVICE void cluster_arrive() { __trap(); }
-RNNFAST_DEVICE void cluster_wait() { __trap(); }
-template <class V> RNNFAST_DEVICE void store_remote(V*, int, const V&) { __trap(); }
+#else // nor any cluster of more than one block
+constexpr bool kClusters = false;
+RNNFAST_DEVICE void cluster_arrive() {}
+RNNFAST_DEVICE void cluster_wait() {}
+template <class V> RNNFAST_DEVICE void store_remote(V*, int, const V&) {}
 #endif
 
 // Between blocks, through L2: what came before the release, in this thread or before a barrier of
@@ -120,6 +122,7 @@ RNNFAST_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef RNNFAST_MMA
 
 RNNFAST_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+RNNFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 RNNFAST_DEVICE double double_of(uint32_t low, uint32_t high) { return __hiloint2double(high, low); }
 
 RNNFAST_DEVICE uint16_t to_bfloat16(float x) {

@@ -63,27 +63,27 @@ RNNFAST_BOTH int padded(int rows, int columns) {
 
 // One computed step: its rows of the batch, and where they begin.
 struct Step {
-  int64_t start; // row of a packed batch, or time step
-  int rows;      // 0 before the first step and after the last
+  int start; // row of a packed batch, or time step
+  int rows;  // 0 before the first step and after the last
 };
 
 struct Steps {
-  int64_t T;
-  int B;
+  int T, B;
   const int64_t* starts;
   bool from_end;
 
-  RNNFAST_BOTH Step at(int64_t i) const {
+  RNNFAST_BOTH Step at(int i) const {
     if (i < 0 || i >= T) {
       return {0, 0};
     }
-    const int64_t t = from_end ? T - 1 - i : i;
-    return starts == nullptr ? Step{t, B} : Step{starts[t], int(starts[t + 1] - starts[t])};
+    const int t = from_end ? T - 1 - i : i;
+    return starts == nullptr ? Step{t, B} : Step{int(starts[t]), int(starts[t + 1] - starts[t])};
   }
   // In elements from the beginning of a sequence.
   template <class T_>
   RNNFAST_BOTH int64_t offset(const Sequence<T_>& s, const Step& step, int64_t row) const {
-    return starts == nullptr ? step.start * s.step + row * s.row : (step.start + row) * s.row;
+    return starts == nullptr ? int64_t(step.start) * s.step + row * s.row
+                             : (row + step.start) * s.row;
   }
 };
 

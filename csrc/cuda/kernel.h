@@ -13,11 +13,10 @@ namespace rnnfast::cuda {
 // states, which alternate, and its flags.
 struct Call {
   Geometry geometry;
-  int64_t T;
-  int B;
+  int T, B;
   const int64_t* starts;
   bool backward, relu;
-  int64_t first, last; // computed steps [first, last)
+  int first, last; // computed steps [first, last)
   Direction direction[2];
   uint4* weights;  // [directions][unit_tiles][blocks][low, high][32]
   uint4* states;   // [directions * groups][2][padded_rows][global_stride]; not of kCluster
@@ -125,7 +124,9 @@ public:
       : g_(call.geometry), state_(memory) {
     const int words = g_.padded_rows * g_.shared_stride();
     memory += 2 * words;
+#pragma unroll 1
     for (int row = device::warp(); row < g_.padded_rows; row += kWarps) {
+#pragma unroll 1
       for (int word = device::thread() % 32; word < g_.global_stride(); word += 32) {
         const uint4 value =
             initial_word<E>(call, place.direction, g_.batch_row(row, place.group), word);
@@ -136,28 +137,29 @@ public:
     arrive();
     wait(); // before this no other member may write here
   }
-  RNNFAST_DEVICE void request(int64_t, int, int) {}
-  RNNFAST_DEVICE const uint4* rows(int64_t i, int first, bool) {
-    return state(int(i % 2)) + first * stride();
+  RNNFAST_DEVICE void request(int, int, int) {}
+  RNNFAST_DEVICE const uint4* rows(int i, int first, bool) {
+    return state(i % 2) + first * stride();
   }
   RNNFAST_DEVICE int stride() const { return g_.shared_stride(); }
-  RNNFAST_DEVICE void publish(int64_t i, int row, int unit, const Pair<E>& pair) {
-    Pair<E>* const mine = reinterpret_cast<Pair<E>*>(state(int((i + 1) % 2)) + row * stride());
-    if (g_.members == 1) {
+  RNNFAST_DEVICE void publish(int i, int row, int unit, const Pair<E>& pair) {
+    Pair<E>* const mine = reinterpret_cast<Pair<E>*>(state((i + 1) % 2) + row * stride());
+    if (!together()) {
       mine[unit / 2] = pair;
       return;
     }
+#pragma unroll 2
     for (int member = 0; member < g_.members; ++member) {
       device::store_remote(mine + unit / 2, member, pair);
     }
   }
   RNNFAST_DEVICE void arrive() {
-    if (g_.members > 1) {
+    if (together()) {
       device::cluster_arrive();
     }
   }
   RNNFAST_DEVICE void wait() {
-    if (g_.members > 1) {
+    if (together()) {
       device::cluster_wait();
     } else {
       device::sync_block();
@@ -165,6 +167,7 @@ public:
   }
 
 private:
+  RNNFAST_DEVICE bool together() const { return device::kClusters && g_.members > 1; }
   RNNFAST_DEVICE uint4* state(int parity) const {
     return state_ + parity * g_.padded_rows * g_.shared_stride();
   }
@@ -183,10 +186,12 @@ public:
         flags_(call.flags + place.team * g_.members), member_(place.member), staged_(memory) {
     memory += 2 * stage_words();
   }
-  RNNFAST_DEVICE void request(int64_t i, int first, int rows) {
+  RNNFAST_DEVICE void request(int i, int first, int rows) {
     const uint4* const from = states_ + i % 2 * g_.state_words();
     uint4* const to = stage(first);
+#pragma unroll 1
     for (int row = device::warp(); row < rows; row += kWarps) {
+#pragma unroll 1
       for (int word = device::thread() % 32; word < g_.global_stride(); word += 32) {
         device::copy_async(to + row * stride() + word,
                            from + int64_t(first + row) * g_.global_stride() + word);
@@ -195,7 +200,7 @@ public:
     device::copy_commit();
   }
   // `more`: the chunk after it has been requested too.
-  RNNFAST_DEVICE const uint4* rows(int64_t, int first, bool more) {
+  RNNFAST_DEVICE const uint4* rows(int, int first, bool more) {
     if (more) {
       device::copy_wait<1>();
     } else {
@@ -205,7 +210,7 @@ public:
     return stage(first);
   }
   RNNFAST_DEVICE int stride() const { return g_.shared_stride(); }
-  RNNFAST_DEVICE void publish(int64_t i, int row, int unit, const Pair<E>& pair) {
+  RNNFAST_DEVICE void publish(int i, int row, int unit, const Pair<E>& pair) {
     uint4* const to = states_ + (i + 1) % 2 * g_.state_words() + int64_t(row) * g_.global_stride();
     reinterpret_cast<Pair<E>*>(to)[unit / 2] = pair;
   }
@@ -247,12 +252,12 @@ public:
 
   RNNFAST_DEVICE Launches(const Call& call, const Place& place, uint4*&)
       : g_(call.geometry), states_(call.states + place.team * 2 * g_.state_words()) {}
-  RNNFAST_DEVICE void request(int64_t, int, int) {}
-  RNNFAST_DEVICE const uint4* rows(int64_t i, int first, bool) {
+  RNNFAST_DEVICE void request(int, int, int) {}
+  RNNFAST_DEVICE const uint4* rows(int i, int first, bool) {
     return states_ + i % 2 * g_.state_words() + int64_t(first) * stride();
   }
   RNNFAST_DEVICE int stride() const { return g_.global_stride(); }
-  RNNFAST_DEVICE void publish(int64_t i, int row, int unit, const Pair<E>& pair) {
+  RNNFAST_DEVICE void publish(int i, int row, int unit, const Pair<E>& pair) {
     uint4* const to = states_ + (i + 1) % 2 * g_.state_words() + int64_t(row) * stride();
     reinterpret_cast<Pair<E>*>(to)[unit / 2] = pair;
   }
@@ -281,6 +286,7 @@ public:
           load(packed_, tile_stride_, k, held_[k]);
         }
       }
+#pragma unroll 1
       for (int k = kRegisterBlocks; k < blocks_; ++k) {
         Weights w[MT];
         load(packed_, tile_stride_, k, w);
@@ -311,6 +317,7 @@ public:
         read(h, step, k, rows);
         sums.add(held_[k], rows);
       }
+#pragma unroll 1
       for (int k = kRegisterBlocks; k < blocks_; ++k) {
         Weights w[MT];
         load(rest_, 64, (k - kRegisterBlocks) * MT, w);
@@ -337,15 +344,15 @@ private:
   static RNNFAST_DEVICE void load(const uint4* from, int tile_stride, int part, Weights (&w)[MT]) {
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
-      w[m].low = from[int64_t(m) * tile_stride + part * 64];
-      w[m].high = from[int64_t(m) * tile_stride + part * 64 + 32];
+      w[m].low = from[m * tile_stride + part * 64];
+      w[m].high = from[m * tile_stride + part * 64 + 32];
     }
   }
   template <int N>
   static RNNFAST_DEVICE void read(const uint4* h, int step, int block, uint4 (&rows)[N]) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      rows[n] = h[int64_t(n) * step + block * 4];
+      rows[n] = h[n * step + block * 4];
     }
   }
 
@@ -357,8 +364,46 @@ private:
 
 // What a thread reads of the caller's tensors for the pairs that it will finish next. It is asked
 // for a step ahead, so that nobody waits for device memory.
-template <class E> struct Inputs {
-  typename E::Sum in[kPairs][2], h[kPairs][2];
+//   Registers are scarce: of two bytes each, dy and h share the word that pre has in the forward.
+template <class E> class Inputs {
+  using Stored = typename E::Stored;
+  using Sum = typename E::Sum;
+  static constexpr bool kShared = sizeof(Stored) == 2;
+
+public:
+  RNNFAST_DEVICE void clear(int p, int e) { set(p, e, Stored(0), Stored(0)); }
+  RNNFAST_DEVICE void set(int p, int e, Sum pre) { first_[p][e] = pre; }
+  RNNFAST_DEVICE void set(int p, int e, Stored dy, Stored h) {
+    if constexpr (kShared) {
+      first_[p][e] = device::float_of(uint32_t(h) << 16 | dy);
+    } else {
+      first_[p][e] = dy;
+      second_[p][e] = h;
+    }
+  }
+  RNNFAST_DEVICE Sum pre(int p, int e) const { return first_[p][e]; }
+  RNNFAST_DEVICE Sum dy(int p, int e) const {
+    if constexpr (kShared) {
+      return E::load(Stored(device::bits_of(first_[p][e])));
+    } else {
+      return first_[p][e];
+    }
+  }
+  RNNFAST_DEVICE Sum h(int p, int e) const {
+    if constexpr (kShared) {
+      return E::load(Stored(device::bits_of(first_[p][e]) >> 16));
+    } else {
+      return second_[p][e];
+    }
+  }
+
+private:
+  Sum first_[kPairs][2], second_[kShared ? 1 : kPairs][2];
+};
+
+// Read at once.
+template <class Sum> struct alignas(2 * sizeof(Sum)) Two {
+  Sum first, second;
 };
 
 template <class E, template <class> class Exchange, int MT>
@@ -376,6 +421,21 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   Sum* const sums = reinterpret_cast<Sum*>(memory);
   const int sums_of_warp = padded(g.chunk, kColumns<E>) * g.sum_stride();
   memory += 2 * g.warps_k * sums_of_warp * int(sizeof(Sum)) / 16;
+  // A thread finishes the same two units of several rows.
+  const int pairs = g.units / 2, rows_at_once = kThreads / pairs;
+  const int first_row = thread / pairs, unit = place.member * g.units + thread % pairs * 2;
+  const bool finishes = first_row < rows_at_once && unit < g.H;
+  Sum* const biases = reinterpret_cast<Sum*>(memory); // registers are scarce
+  memory += g.units * int(sizeof(Sum)) / 16;
+  for (int u = thread; u < g.units; u += kThreads) {
+    const int of = place.member * g.units + u;
+    const auto bias = [&](const void* b) {
+      return b != nullptr && of < g.H ? E::load(static_cast<const Stored*>(b)[of]) : Sum(0);
+    };
+    biases[u] = bias(d.b_ih) + bias(d.b_hh);
+  }
+
+  Exchange<E> exchange(call, place, memory);
   const int parts = Exchange<E>::kPersistent ? max(0, g.warp_blocks * MT - kRegisterParts) : 0;
   uint4* const rest = memory + warp * (parts * (kPartBytes / 16));
   memory += g.warps_m * g.warps_k * parts * (kPartBytes / 16);
@@ -383,56 +443,43 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       g, call.weights + place.direction * g.weight_words(),
       place.member * (g.units / 16) + warp_m * MT,
       warp_k < g.warps_k ? warp_k * g.warp_blocks : g.blocks, lane, rest);
-  Exchange<E> exchange(call, place, memory);
 
-  // A thread finishes the same two units of several rows.
-  const int pairs = g.units / 2, rows_at_once = kThreads / pairs;
-  const int first_row = thread / pairs, unit = place.member * g.units + thread % pairs * 2;
-  const bool finishes = first_row < rows_at_once && unit < g.H;
-  Sum bias[2] = {0, 0};
-  for (const void* b : {d.b_ih, d.b_hh}) {
-    for (int e = 0; e < 2; ++e) {
-      bias[e] += finishes && b != nullptr && unit + e < g.H
-                     ? E::load(static_cast<const Stored*>(b)[unit + e])
-                     : Sum(0);
-    }
-  }
-
-  const auto step_at = [&](int64_t i) { return steps.at(i); };
-  const auto rows_of = [&](const Step& step) { return g.local_rows(step.rows, place.group); };
+  // With the rows of this group.
+  const auto step_at = [&](int i) {
+    const Step step = steps.at(i);
+    return Step{step.start, g.local_rows(step.rows, place.group)};
+  };
   Inputs<E> inputs;
-  const auto fetch = [&](const Step& step, int first) {
-    const int rows = rows_of(step);
+  const auto fetch = [&](const Step step, int first) {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const int row = first + first_row + p * rows_at_once;
-      const bool there = finishes && first_row + p * rows_at_once < g.chunk && row < rows;
+      const bool there = finishes && first_row + p * rows_at_once < g.chunk && row < step.rows;
       const int64_t b = g.batch_row(row, place.group);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const bool inside = there && unit + e < g.H;
-        inputs.in[p][e] = inputs.h[p][e] = 0;
-        if (inside && d.in.data != nullptr) {
-          const int64_t at = steps.offset(d.in, step, b) + unit + e;
-          inputs.in[p][e] = call.backward ? E::load(static_cast<const Stored*>(d.in.data)[at])
-                                          : static_cast<const Sum*>(d.in.data)[at];
-        }
+        inputs.clear(p, e);
         if (inside && call.backward) {
-          const int64_t at = steps.offset(d.h, step, b) + unit + e;
-          inputs.h[p][e] = E::load(static_cast<const Stored*>(d.h.data)[at]);
+          const Stored* const dy = static_cast<const Stored*>(d.in.data);
+          inputs.set(p, e, dy != nullptr ? dy[steps.offset(d.in, step, b) + unit + e] : Stored(0),
+                     static_cast<const Stored*>(d.h.data)[steps.offset(d.h, step, b) + unit + e]);
+        } else if (inside) {
+          inputs.set(p, e,
+                     static_cast<const Sum*>(d.in.data)[steps.offset(d.in, step, b) + unit + e]);
         }
       }
     }
   };
 
-  Step before = step_at(call.first - 1), now = step_at(call.first), next = step_at(call.first + 1);
+  int rows_before = step_at(call.first - 1).rows;
+  Step now = step_at(call.first), next = step_at(call.first + 1);
   fetch(now, 0);
   int buffer = 0; // of the partial sums: two, so that one barrier a chunk is enough
-  for (int64_t i = call.first; i < call.last; ++i) {
+  for (int i = call.first; i < call.last; ++i) {
     const Step after = step_at(i + 2);
     // Back through time, rows that were there a step ago and no longer are have only dh0 to come.
-    const int rows_before = rows_of(before), rows_now = rows_of(now), rows_next = rows_of(next);
-    const int rows = call.backward && d.end != nullptr ? max(rows_now, rows_before) : rows_now;
+    const int rows = call.backward && d.end != nullptr ? max(now.rows, rows_before) : now.rows;
     if (rows == 0) {
       fetch(next, 0);
     } else {
@@ -448,42 +495,49 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       Sum* const all = sums + buffer * g.warps_k * sums_of_warp;
       buffer ^= 1;
       if (warp_k < g.warps_k) {
-        constexpr int kOne = kColumns<E>, kFour = 4 * kColumns<E>;
-        Sum* const to = all + warp_k * sums_of_warp + warp_m * MT * 16;
-        const uint4* const from = h + warp_k * g.warp_blocks * 4;
-        for (int row = 0; row < count;) {
-          const int left = count - row;
-          if (E::kMatrix ? left > 2 * kOne : left >= kFour) {
-            weights.template multiply<4>(from + int64_t(row) * exchange.stride(), exchange.stride(),
-                                         to + row * g.sum_stride(), g.sum_stride(), lane);
-            row += kFour;
+        // Wide where that saves reading weights; those in registers cost nothing to read, but the
+        // sums would need more registers than are left.
+        constexpr int kWide = E::kMatrix && Exchange<E>::kPersistent ? 2 : 4;
+        constexpr int kOne = kColumns<E>, kMany = kWide * kOne;
+        const int stride = exchange.stride();
+        Sum* to = all + warp_k * sums_of_warp + warp_m * MT * 16;
+        const uint4* from = h + warp_k * g.warp_blocks * 4;
+        for (int left = count; left > 0;) {
+          const bool wide = E::kMatrix ? left > kMany / 2 : left >= kMany;
+          if (wide) {
+            weights.template multiply<kWide>(from, stride, to, g.sum_stride(), lane);
           } else {
-            weights.template multiply<1>(from + int64_t(row) * exchange.stride(), exchange.stride(),
-                                         to + row * g.sum_stride(), g.sum_stride(), lane);
-            row += kOne;
+            weights.template multiply<1>(from, stride, to, g.sum_stride(), lane);
           }
+          const int rows_done = wide ? kMany : kOne;
+          left -= rows_done;
+          from += rows_done * stride;
+          to += rows_done * g.sum_stride();
         }
       }
       device::sync_block();
 
       Sum values[kPairs][2];
+      const Two<Sum> bias = *reinterpret_cast<const Two<Sum>*>(biases + thread % pairs * 2);
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) {
         const int in_chunk = first_row + p * rows_at_once, row = first + in_chunk;
         if (!finishes || in_chunk >= count) {
           continue;
         }
-        const Sum* const partial = all + in_chunk * g.sum_stride() + thread % pairs * 2;
+        const Sum* partial = all + in_chunk * g.sum_stride() + thread % pairs * 2;
         Sum product[2] = {0, 0};
-        for (int w = 0; w < g.warps_k; ++w) {
-          product[0] += partial[w * sums_of_warp];
-          product[1] += partial[w * sums_of_warp + 1];
+#pragma unroll 4
+        for (int w = 0; w < g.warps_k; ++w, partial += sums_of_warp) {
+          const Two<Sum> two = *reinterpret_cast<const Two<Sum>*>(partial);
+          product[0] += two.first;
+          product[1] += two.second;
         }
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           Sum value = product[e];
           if (!call.backward) {
-            value += inputs.in[p][e] + bias[e];
+            value += inputs.pre(p, e) + (e == 0 ? bias.first : bias.second);
             // Written so that NaN stays NaN.
             value = !call.relu ? E::tanh(value) : value < 0 ? Sum(0) : value;
           } else {
@@ -493,15 +547,15 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
                           ? E::load(static_cast<const Stored*>(d.begin)[at])
                           : Sum(0);
             }
-            if (row < rows_now) {
-              const Sum y = inputs.h[p][e];
-              value += inputs.in[p][e];
+            if (row < now.rows) {
+              const Sum y = inputs.h(p, e);
+              value += inputs.dy(p, e);
               value = !call.relu ? value * (1 - y * y) : y > 0 ? value : Sum(0);
             }
           }
           values[p][e] = unit + e < g.H ? value : Sum(0);
         }
-        if (row < rows_now) {
+        if (row < now.rows) {
           exchange.publish(i, row, unit, {E::operand(values[p][0]), E::operand(values[p][1])});
         }
       }
@@ -522,20 +576,20 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
             continue;
           }
           const Stored value = E::store(values[p][e]);
-          if (row < rows_now) {
+          if (row < now.rows) {
             static_cast<Stored*>(d.out.data)[steps.offset(d.out, now, b) + unit + e] = value;
           }
-          if (d.end != nullptr && (call.backward ? row >= rows_now : row >= rows_next)) {
+          if (d.end != nullptr && (call.backward ? row >= now.rows : row >= next.rows)) {
             static_cast<Stored*>(d.end)[b * g.H + unit + e] = value;
           }
         }
       }
-      fetch(last ? next : now, last ? 0 : ahead);
+      fetch({last ? next.start : now.start, last ? next.rows : now.rows}, last ? 0 : ahead);
       if (last) {
         exchange.wait();
       }
     }
-    before = now, now = next, next = after;
+    rows_before = now.rows, now = next, next = after;
   }
 }
 

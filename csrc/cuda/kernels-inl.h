@@ -35,7 +35,7 @@ template <class E> struct KernelsOf {
       }
       return;
     case Kernel::kStep:
-      for (int64_t i = call.first; i < call.last; ++i) {
+      for (int i = call.first; i < call.last; ++i) {
         Call step = call;
         step.first = i, step.last = i + 1;
         device::launch("step kernel", &recur<E, Launches, 2>, kThreads,

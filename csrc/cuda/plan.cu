@@ -95,7 +95,8 @@ void deal(Geometry& g, const Problem& p, int64_t groups) {
 
 size_t shared_bytes(const Geometry& g, const Problem& p, Kernel kernel) {
   const Sizes s = sizes(p.precision);
-  const size_t sums = size_t(2) * g.warps_k * padded(g.chunk, s.columns) * g.sum_stride() * s.sum;
+  const size_t sums =
+      (size_t(2) * g.warps_k * padded(g.chunk, s.columns) * g.sum_stride() + g.units) * s.sum;
   const int parts = std::max(0, g.warp_blocks * g.tiles - kRegisterParts);
   const size_t weights = size_t(g.warps_m) * g.warps_k * parts * kPartBytes;
   const size_t row = size_t(g.shared_stride()) * 16;
@@ -123,10 +124,11 @@ double clocks(const Geometry& g, const Problem& p, Kernel kernel) {
   if (s.columns == 8) {
     const int eights = ceil_div(g.rows, 8);
     const double rate = warps * parts * 2 * kMatrixRate * eights;
-    const double wait = g.warp_blocks * kMatrixLatency * eights / std::min(eights, 4);
+    const int at_once = kernel == Kernel::kStep ? 4 : 2; // eights that share a pass
+    const double wait = g.warp_blocks * kMatrixLatency * eights / std::min(eights, at_once);
     const double read = double(warps) * g.warp_blocks * eights * 4; // 4 clocks a 16-byte load
     multiply = std::max({rate, wait, read});
-    passes = ceil_div(eights, 4);
+    passes = ceil_div(eights, at_once);
   } else {
     const double elements = 64.0 / s.stored;
     const double rate = g.rows * double(g.units) * g.blocks * elements / kFmaRate *
@@ -166,7 +168,7 @@ void check(const Problem& p) {
                                 std::to_string(p.T) + ", " + std::to_string(p.B) + ", " +
                                 std::to_string(p.H) + ", " + std::to_string(p.directions));
   }
-  if (p.B > (1 << 30) || p.H > (1 << 20) || p.T > (int64_t(1) << 31)) {
+  if (p.B > (1 << 30) || p.H > (1 << 20) || p.T > (1 << 30)) {
     throw std::invalid_argument("T, B or H is too large for the CUDA kernels");
   }
 }
@@ -266,14 +268,14 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
   const Kernels& of = kernels(p.precision);
   Call call{};
   call.geometry = plan.geometry;
-  call.T = p.T, call.B = int(p.B), call.starts = p.starts;
+  call.T = int(p.T), call.B = int(p.B), call.starts = p.starts;
   call.backward = p.backward, call.relu = p.relu;
   bool ends = false;
   for (int d = 0; d < p.directions; ++d) {
     call.direction[d] = directions[d];
     ends |= directions[d].end != nullptr;
   }
-  call.first = 0, call.last = p.T + (p.backward && ends ? 1 : 0);
+  call.first = 0, call.last = call.T + (p.backward && ends ? 1 : 0);
   char* const memory = static_cast<char*>(workspace);
   call.weights = reinterpret_cast<uint4*>(memory);
   if (plan.states > 0) {

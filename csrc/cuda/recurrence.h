@@ -32,7 +32,8 @@ struct Problem {
   int directions;      // 1 or 2, of one layer; side by side in one launch
   bool backward, relu; // otherwise tanh
   Precision precision;
-  const int64_t* starts; // [T + 1], of a packed batch: the row at which step t begins; or nullptr
+  const int64_t*
+      starts; // [T + 1], of a packed batch: the row at which step t begins, below 2^31; or nullptr
 };
 
 // One direction of one layer. Rows need no alignment but that of their elements.

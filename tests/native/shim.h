@@ -213,6 +213,7 @@ template <class T> T shuffle_xor(T value, int mask) {
   return value;
 }
 
+constexpr bool kClusters = true;
 inline void cluster_arrive() { self().cluster_phase = arrive(self().block->cluster->barrier); }
 inline void cluster_wait() { wait(self().block->cluster->barrier, self().cluster_phase); }
 template <class V> void store_remote(V* mine, int rank, const V& value) {
