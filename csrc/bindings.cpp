@@ -18,6 +18,8 @@
 namespace py = pybind11;
 using namespace rnnfast;
 
+void bind_cuda(py::module_& m); // cuda/bindings.cpp
+
 namespace {
 
 // The arguments that forward and backward share. Letters as in rnn.h; L layers, D directions.
@@ -337,6 +339,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;
+#endif
+#if defined(RNNFAST_CUDA)
+  m.attr("cuda") = true;
+  bind_cuda(m);
+#else
+  m.attr("cuda") = false;
 #endif
   m.attr("compiler") = __VERSION__;
   const py::call_guard<py::gil_scoped_release> no_gil;

@@ -11,7 +11,7 @@ gradient of their own: rnnfast.functional has the autograd.Function.
 
 import torch
 
-from . import _C
+from . import _C, _ops_cuda
 
 _library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -28,6 +28,12 @@ _library.define(
 )
 
 DTYPES = (torch.float32, torch.float64)
+
+
+def has_kernel(device_type, dtype):
+    if device_type == "cuda":
+        return _ops_cuda.has_kernel(dtype)
+    return device_type == "cpu" and dtype in DTYPES
 
 
 def is_one_hot(x):
@@ -110,6 +116,8 @@ def _rnn_backward_cpu(dy, dh_n, outs, *arguments):
 
 _library.impl("rnn", _rnn_cpu, "CPU")
 _library.impl("rnn_backward", _rnn_backward_cpu, "CPU")
+_library.impl("rnn", _ops_cuda.rnn, "CUDA")
+_library.impl("rnn_backward", _ops_cuda.rnn_backward, "CUDA")
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=_library)
@@ -173,14 +181,16 @@ def _unobserved(weights, *tensors):
 
 
 def rnn(x, h0, weights, *options):
-    call = _rnn_cpu if _unobserved(weights, x, h0) else _rnn_op
+    direct = _rnn_cpu if x.is_cpu else _ops_cuda.rnn
+    call = direct if _unobserved(weights, x, h0) else _rnn_op
     return call(x, h0, weights, *options)
 
 
 def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
     """As the operator, but a gradient that is not wanted may be None."""
     plain = _unobserved(weights, dy, dh_n, x, h0)
-    call = _gradients if plain else _rnn_backward_op
+    direct = _gradients if x.is_cpu else _ops_cuda.gradients
+    call = direct if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)
 
 

@@ -44,7 +44,9 @@ def rnn(
         ``(output, h_n)``: the last layer's states, (T, B, D * H) in the layout of ``input``, and
         each layer's final state (L * D, B, H).
 
-    float32 and float64 on the CPU run on rnnfast's kernels. Other dtypes and devices, autocast,
+    float32 and float64 on the CPU run on rnnfast's kernels, and, after
+    :func:`rnnfast.set_cuda_kernel`, so do bfloat16 and float16 too on CUDA devices, where a token
+    that is not in [0, I) fails an assertion on the device. Other dtypes and devices, autocast,
     torch.func transforms and forward-mode AD run on torch's own operators, with the same results.
     Differentiable, twice as well.
 
@@ -76,11 +78,12 @@ def run(
     if not _has_kernel(input, weights[0].dtype):
         options = (num_layers, bidirectional, batch_first, relu, bias, dropout)
         return _torch_rnn(input, hx, weights, batch_sizes, *options)
+    device = input.device
     for w in weights:  # an operator would be run by whatever device is named last
-        if not w.is_cpu:
-            raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
-    if hx is not None and not hx.is_cpu:
-        raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
+        if w.device != device:
+            raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
+    if hx is not None and hx.device != device:
+        raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
     if num_layers == 1 or not dropout:
         return _stack(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
 
@@ -100,10 +103,9 @@ def run(
 
 def _has_kernel(input, dtype):
     return (
-        input.device.type == "cpu"
-        and dtype in _ops.DTYPES
+        _ops.has_kernel(input.device.type, dtype)
         and input.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(input.device.type)
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
     )
