@@ -46,7 +46,8 @@ constexpr double kRemoteRate = 14;       // bytes a clock that a block receives
 constexpr double kL2Rate = 64;           // bytes a clock that a block receives
 constexpr double kL2Total = 3100;        // bytes a clock of the whole machine
 
-constexpr int kMaxChunk = 32;
+// Rows at a time: more wait less, fewer need less shared memory.
+constexpr int kChunks[] = {32, 16, 8};
 
 struct Sizes {
   int stored, sum, columns;
@@ -80,13 +81,13 @@ Geometry members(const Problem& p, int tiles, int warps_m) {
   return g;
 }
 
-// Deals the batch out to at most `groups` groups.
-void deal(Geometry& g, const Problem& p, int64_t groups) {
+// Deals the batch out to at most `groups` groups, at most `chunk` rows at a time.
+void deal(Geometry& g, const Problem& p, int64_t groups, int chunk) {
   const int columns = sizes(p.precision).columns;
   g.rows = ceil_div(p.B, std::clamp<int64_t>(groups, 1, p.B));
   g.groups = ceil_div(p.B, g.rows);
   const int finished = kPairs * (kThreads / (g.units / 2));
-  g.chunk = std::min(finished, kMaxChunk);
+  g.chunk = std::min(finished, chunk);
   // A chunk of matrix instructions is 8, 16 or 32 rows, and then not padded itself.
   g.chunk = columns == 1 ? g.chunk : g.chunk < 16 ? 8 : g.chunk < 32 ? 16 : 32;
   g.chunk = std::min(g.chunk, padded(g.rows, columns));
@@ -203,18 +204,26 @@ std::vector<Plan> plans(const Problem& p, const Kernel* force) {
     if (p.precision != Precision::kFloat64) {
       // Fewer rows a group are faster, so there are as many groups as run at the same time.
       const int clusters = kernels(p.precision).active_clusters(tiles, g.members);
-      if (clusters > 0 && (force == nullptr || *force == Kernel::kCluster)) {
-        deal(g, p, clusters / p.directions);
-        add(Kernel::kCluster, g);
-      }
       const int teams = machine.processors / g.members;
+      const auto each_chunk = [&](Kernel kernel, int at_once) {
+        int before = 0;
+        for (const int chunk : kChunks) {
+          deal(g, p, at_once / p.directions, chunk);
+          if (g.chunk != before) {
+            add(kernel, g);
+          }
+          before = g.chunk;
+        }
+      };
+      if (clusters > 0 && (force == nullptr || *force == Kernel::kCluster)) {
+        each_chunk(Kernel::kCluster, clusters);
+      }
       if (teams >= p.directions && (force == nullptr || *force == Kernel::kGrid)) {
-        deal(g, p, teams / p.directions);
-        add(Kernel::kGrid, g);
+        each_chunk(Kernel::kGrid, teams);
       }
     }
     if (tiles == 2 && (force == nullptr || *force == Kernel::kStep)) {
-      deal(g, p, ceil_div(p.B, s.columns * 4));
+      deal(g, p, ceil_div(p.B, s.columns * 4), kChunks[0]);
       add(Kernel::kStep, g);
     }
   }

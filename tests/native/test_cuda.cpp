@@ -3,6 +3,7 @@
 // edges of tiles, blocks of k, chunks, groups and members. And the maps and the cell by themselves.
 //
 //   test_cuda [seed] [part of the cases, as 1/3]
+//   test_cuda table     what would be chosen on an H200, for csrc/cuda/README.md
 #include "cuda/kernel.h"
 #include "cuda/plan.h"
 
@@ -372,9 +373,42 @@ void check_choice() {
   }
 }
 
+// On 132 multiprocessors of 227 KiB.
+void print_table() {
+  device::host.machine = {132, 227 << 10, 16};
+  const std::pair<const char*, Precision> precisions[] = {{"bfloat16", Precision::kBfloat16},
+                                                          {"TF32", Precision::kTf32},
+                                                          {"float32", Precision::kFloat32}};
+  std::printf("| dtype | H | W_hh, KiB |");
+  for (const int B : {1, 4, 16, 64, 128, 256}) {
+    std::printf(" B = %d |", B);
+  }
+  std::printf("\n| --- | ---: | ---: | --- | --- | --- | --- | --- | --- |\n");
+  for (const auto& [name, precision] : precisions) {
+    for (const int H : {64, 128, 256, 384, 512, 768, 1024, 2048, 4096}) {
+      const int bytes = precision == Precision::kBfloat16 ? 2 : 4;
+      std::printf("| %s | %d | %d |", name, H, H * H / 1024 * bytes);
+      for (const int B : {1, 4, 16, 64, 128, 256}) {
+        const Plan plan = plans({512, B, H, 1, false, false, precision, nullptr}, nullptr).front();
+        const Geometry& g = plan.geometry;
+        const char* const kinds[] = {"cluster", "grid", "step"};
+        std::printf(" %.2f %s %dx%d, %.0f |", plan.clocks / 1755,
+                    plan.kernel == Kernel::kCluster && g.members == 1 ? "block"
+                                                                      : kinds[int(plan.kernel)],
+                    g.groups, g.members, double(plan.shared) / 1024);
+      }
+      std::printf("\n");
+    }
+  }
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
+  if (count > 1 && std::string(arguments[1]) == "table") {
+    print_table();
+    return 0;
+  }
   device::host.seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1;
   int part = 0, parts = 1;
   if (count > 2 && (std::sscanf(arguments[2], "%d/%d", &part, &parts) != 2 || part > parts)) {
