@@ -15,7 +15,7 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "recurrence.h"
 
@@ -37,6 +37,9 @@ RNNFAST_DEVICE uint4* shared_memory() {
 // Barrier of the block; what came before it in any thread is visible after it in all.
 RNNFAST_DEVICE void sync_block() { __syncthreads(); }
 
+// Brings the lanes of a warp together again: shuffles and matrix instructions are of all of them.
+RNNFAST_DEVICE void sync_warp() { __syncwarp(); }
+
 template <class T> RNNFAST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
 }
@@ -46,11 +49,9 @@ template <class T> RNNFAST_DEVICE T shuffle_xor(T value, int mask) {
 #if __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;
 RNNFAST_DEVICE void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
-RNNFAST_DEVICE void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+RNNFAST_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // Stores where block `rank` of the cluster has what `mine` is in this block. V: 4, 8 or 16 bytes.
 template <class V> RNNFAST_DEVICE void store_remote(V* mine, int rank, const V& value) {
@@ -185,11 +186,12 @@ struct Launch {
   void* stream;
 };
 
+// As much as there is, not as much as this launch needs: another thread's may need more.
 template <class Kernel> void allow(const char* name, Kernel* kernel, const Launch& launch) {
   const void* const function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(launch.shared)),
-        name);
+  check(
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, machine().shared),
+      name);
   if (launch.cluster > 8) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   }
@@ -226,16 +228,27 @@ void launch(const char* name, void (*kernel)(A...), int threads, const Launch& h
   check(cudaLaunchKernelEx(&config.config, kernel, arguments...), name);
 }
 
-// Clusters that can run at the same time; 0 where the device cannot have such a cluster.
+// Clusters that can run at the same time; 0 where the device cannot have such a cluster. Asked
+// once: the driver takes microseconds.
 template <class Kernel> int active_clusters(Kernel* kernel, int threads, const Launch& how) {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Kernel*, int>, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::tuple key(device, kernel, how.cluster);
+  const auto found = known.find(key);
+  if (found != known.end()) {
+    return found->second;
+  }
   int clusters = 0;
-  allow("cluster", kernel, how);
+  allow("cluster kernel", kernel, how);
   const Config config(how, threads);
   if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config.config) != cudaSuccess) {
     cudaGetLastError();
-    return 0;
+    clusters = 0;
   }
-  return clusters;
+  return known[key] = clusters;
 }
 
 } // namespace rnnfast::cuda::device

@@ -494,6 +494,7 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       const uint4* const h = exchange.rows(i, first, !last);
       Sum* const all = sums + buffer * g.warps_k * sums_of_warp;
       buffer ^= 1;
+      device::sync_warp();
       if (warp_k < g.warps_k) {
         // Wide where that saves reading weights; those in registers cost nothing to read, but the
         // sums would need more registers than are left.
