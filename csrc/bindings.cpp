@@ -22,6 +22,8 @@
 namespace py = pybind11;
 using namespace rnnfast;
 
+void bind_cuda(py::module_& m); // cuda/bindings.cpp
+
 namespace {
 
 // Threads that wait for one another at every step must run at the same time: with more than there
@@ -370,6 +372,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;
+#endif
+#if defined(RNNFAST_CUDA)
+  m.attr("cuda") = true;
+  bind_cuda(m);
+#else
+  m.attr("cuda") = false;
 #endif
   m.attr("compiler") = __VERSION__;
   const py::call_guard<py::gil_scoped_release> no_gil;

@@ -11,7 +11,7 @@ gradient of their own: rnnfast.functional has the autograd.Function.
 
 import torch
 
-from . import _C
+from . import _C, _ops_cuda
 
 _library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -28,6 +28,12 @@ _library.define(
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def has_kernel(device_type, dtype):
+    if device_type == "cuda":
+        return _ops_cuda.has_kernel(dtype)
+    return device_type == "cpu" and dtype in DTYPES
 
 
 def is_one_hot(x):
@@ -113,6 +119,8 @@ def _rnn_backward_cpu(dy, dh_n, outs, *arguments):
 # After a graph break Dynamo would go on to trace these.
 _library.impl("rnn", torch._disable_dynamo(_rnn_cpu), "CPU")
 _library.impl("rnn_backward", torch._disable_dynamo(_rnn_backward_cpu), "CPU")
+_library.impl("rnn", torch._disable_dynamo(_ops_cuda.rnn), "CUDA")
+_library.impl("rnn_backward", torch._disable_dynamo(_ops_cuda.rnn_backward), "CUDA")
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=_library)
@@ -176,7 +184,8 @@ def _unobserved(weights, *tensors):
 
 
 def rnn(x, h0, weights, *options):
-    call = _rnn_cpu if _unobserved(weights, x, h0) else _rnn_op
+    direct = _rnn_cpu if x.is_cpu else _ops_cuda.rnn
+    call = direct if _unobserved(weights, x, h0) else _rnn_op
     return call(x, h0, weights, *options)
 
 
@@ -190,7 +199,8 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
     has_memory = torch._C._has_storage
     if plain and not ((dy is None or has_memory(dy)) and (dh_n is None or has_memory(dh_n))):
         return None
-    call = _gradients if plain else _rnn_backward_op
+    direct = _gradients if x.is_cpu else _ops_cuda.gradients
+    call = direct if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)
 
 

@@ -47,9 +47,10 @@ def rnn(
         each layer's final state (L * D, B, H).
 
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, the latter two
-    with float32 arithmetic, and under autocast its dtype. Other dtypes and devices, torch.func
-    transforms and forward-mode AD run on torch's own operators, with the same results; vmap step by
-    step. Differentiable, twice as well.
+    with float32 arithmetic, and under autocast its dtype; after :func:`rnnfast.set_cuda_kernel` so
+    do they on CUDA devices, where a token that is not in [0, I) fails an assertion on the device.
+    Other dtypes and devices, torch.func transforms and forward-mode AD run on torch's own
+    operators, with the same results; vmap step by step. Differentiable, twice as well.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
@@ -99,7 +100,7 @@ def run(
         options = (batch_first, relu, bias)
         is_stepwise = zoneout or _is_vmapped()
         dtype = _autocast_dtype(input.device.type)
-        if dtype is not None and (is_stepwise or dtype in _ops.DTYPES):
+        if dtype is not None and (is_stepwise or _ops.has_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
             with torch.autocast(input.device.type, enabled=False):
                 return run(
@@ -114,11 +115,12 @@ def run(
         else:
             return _torch_rnn(input, hx, weights, batch_sizes, num_layers, *options, dropout)
     else:
+        device = input.device
         for w in weights:  # an operator would be run by whatever device is named last
-            if not w.is_cpu:
-                raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
-        if hx is not None and not hx.is_cpu:
-            raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
+            if w.device != device:
+                raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
+        if hx is not None and hx.device != device:
+            raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
     if num_layers == 1 or not (dropout or variational_dropout):
         return call(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
 
@@ -141,10 +143,9 @@ def run(
 
 def _has_kernel(input, dtype):
     return (
-        input.device.type == "cpu"
-        and dtype in _ops.DTYPES
+        _ops.has_kernel(input.device.type, dtype)
         and input.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(input.device.type)
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
     )
