@@ -633,14 +633,21 @@ int main() {
   check_generate(1, 1, 1, false);
   check_generate(65, 33, 1, true);
   check_generate(17, 7, 3, false);
+  // clang-format off
   const int64_t sizes[][4] = {
       // T, B, I, H
-      {1, 1, 1, 1},     {3, 2, 5, 7},    {2, 3, 0, 3},    {4, 5, 9, 16}, {3, 13, 4, 33},
-      {2, 33, 3, 65},   {3, 7, 64, 129}, {2, 400, 3, 60}, // more rows a thread than a block of
-                                                          // projections holds
-      {40, 1, 3, 257},                                    // one row: threads split its columns
+      {1, 1, 1, 1},
+      {3, 2, 5, 7},
+      {2, 3, 0, 3},
+      {4, 5, 9, 16},
+      {3, 13, 4, 33},
+      {2, 33, 3, 65},
+      {3, 7, 64, 129},
+      {2, 400, 3, 60},  // more rows a thread than a block of projections holds
+      {40, 1, 3, 257},  // one row: threads split its columns
       {23, 13, 3, 200}, // several groups of several threads, over more than one block of steps
   };
+  // clang-format on
   int cases = 0;
   for (const auto& [T, B, I, H] : sizes) {
     for (Layout layout : kLayouts) {
