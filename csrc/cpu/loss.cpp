@@ -16,13 +16,15 @@
 namespace rnnfast {
 namespace {
 
-// Classes of a tile. A thread's part of it, and that of W in a packed form, share L2.
+// Classes of a tile. kRows of it, and its part of W in a packed form, share L2.
 constexpr int64_t kTileClasses = 512;
 
-// The most bytes of logits that are kept at a time: about what L3 holds.
-constexpr int64_t kLogitBytes = int64_t(1) << 25;
+// A block has about so many bytes of logits: beside W they stay in L3.
+constexpr int64_t kBlockBytes = int64_t(1) << 24;
 // But not fewer rows, for every block costs a pass over dW.
 constexpr int64_t kLeastRows = 64;
+// Rows that a thread takes at a time: while it goes through them, a tile of W stays in L2.
+constexpr int64_t kRows = 128;
 
 template <class T> class Call {
 public:
@@ -31,8 +33,7 @@ public:
       : c_(call), kernels_(kernels<T>()), tiles_((call.V + kTileClasses - 1) / kTileClasses),
         ld_(row_stride<T>(std::min(kTileClasses, call.V))),
         gradients_(call.dx != nullptr || call.dw != nullptr || call.db != nullptr),
-        most_rows_(std::min(call.N, std::clamp(kLogitBytes / (tiles_ * ld_ * int64_t(sizeof(T))),
-                                               kLeastRows, kOuterRows))) {
+        most_rows_(rows_of_block(call.N, tiles_ * ld_ * int64_t(sizeof(T)))) {
     up_size_ = kernels_.packed_size(call.H, std::min(kTileClasses, call.V));
     up_ = allocate<T>(tiles_ * up_size_);
     down_size_ = kernels_.packed_size(kTileClasses, call.H);
@@ -56,10 +57,11 @@ public:
     for (int64_t n0 = 0; n0 < c_.N; n0 += most_rows_) {
       const int64_t rows = std::min(most_rows_, c_.N - n0);
       const int64_t r0 = rows * thread / threads, r1 = rows * (thread + 1) / threads;
-      if (r0 < r1) {
-        losses(n0, r0, r1);
+      for (int64_t r = r0; r < r1; r += kRows) {
+        const int64_t end = std::min(r1, r + kRows);
+        losses(n0, r, end);
         if (gradients_) {
-          input_gradient(n0, r0, r1);
+          input_gradient(n0, r, end);
         }
       }
       if (c_.dw != nullptr || c_.db != nullptr) {
@@ -71,6 +73,10 @@ public:
   }
 
 private:
+  static int64_t rows_of_block(int64_t N, int64_t row_bytes) {
+    const int64_t rows = std::max(kBlockBytes / row_bytes, kLeastRows);
+    return std::min(N, rows < kOuterRows ? rows : rows / kOuterRows * kOuterRows);
+  }
   int64_t first(int64_t tile) const { return tile * kTileClasses; }
   int64_t width(int64_t tile) const { return std::min(kTileClasses, c_.V - first(tile)); }
   // Row r of a tile. Without gradients all tiles are one.
@@ -140,24 +146,26 @@ private:
   // Adds what the block's rows give to this thread's classes.
   void weight_gradients(int64_t n0, int64_t rows, int thread, int threads) {
     T* const q = q_.get() + thread * q_size_;
-    for (int64_t r = 0; c_.dw != nullptr && r < rows; ++r) {
-      kernels_.pack_row(c_.x + (n0 + r) * c_.x_row, r, rows, c_.H, q);
-    }
-    const int64_t end = c_.V * (thread + 1) / threads;
-    for (int64_t v = c_.V * thread / threads; v < end;) {
-      const int64_t k = v / kTileClasses;
+    const int64_t begin = c_.V * thread / threads, end = c_.V * (thread + 1) / threads;
+    for (int64_t r0 = 0; r0 < rows; r0 += kOuterRows) {
       Outer<T> o{};
-      o.K = rows, o.M = std::min(end, first(k) + width(k)) - v, o.N = c_.H;
-      o.p = at(k, 0) + v - first(k), o.p_stride = ld_, o.q = q;
-      o.add = n0 > 0;
-      if (c_.dw != nullptr) {
-        o.out = c_.dw + v * c_.H;
-        kernels_.outer(o);
+      o.K = std::min(kOuterRows, rows - r0), o.N = c_.H;
+      o.p_stride = ld_, o.q = q, o.add = n0 + r0 > 0;
+      for (int64_t r = 0; c_.dw != nullptr && r < o.K; ++r) {
+        kernels_.pack_row(c_.x + (n0 + r0 + r) * c_.x_row, r, o.K, c_.H, q);
       }
-      if (c_.db != nullptr) {
-        sum_columns(o, c_.db + v);
+      for (int64_t v = begin; v < end; v += o.M) {
+        const int64_t k = v / kTileClasses;
+        o.M = std::min(end, first(k) + width(k)) - v;
+        o.p = at(k, r0) + v - first(k);
+        if (c_.dw != nullptr) {
+          o.out = c_.dw + v * c_.H;
+          kernels_.outer(o);
+        }
+        if (c_.db != nullptr) {
+          sum_columns(o, c_.db + v);
+        }
       }
-      v += o.M;
     }
   }
 
