@@ -33,6 +33,19 @@ def backward(
     between: list[Tensor],
     /,
 ) -> None: ...
+def linear_cross_entropy(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    b: Tensor | None,
+    dloss: Tensor | None,
+    threads: int,
+    loss: Tensor,
+    dx: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+    /,
+) -> float: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str, /) -> None: ...
