@@ -362,7 +362,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss):
         tensors, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        if torch.is_grad_enabled() or _is_batched(dloss, None):
+        is_batched = not torch.compiler.is_compiling() and not torch._C._has_storage(dloss)
+        if torch.is_grad_enabled() or is_batched:  # is_batched: by vmap, as in is_grads_batched
             return _differentiable_gradients(
                 ctx,
                 lambda: [_torch_linear_cross_entropy(*tensors, ctx.reduction)],
