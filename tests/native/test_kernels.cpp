@@ -212,7 +212,8 @@ template <class T> struct Results {
 template <class T> bool same(const Results<T>& a, const Results<T>& b) {
   for (size_t i = 0; i < a.all().size(); ++i) {
     const std::vector<T>&x = *a.all()[i].second, &y = *b.all()[i].second;
-    if (x.size() != y.size() || std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) != 0) {
+    if (x.size() != y.size() ||
+        (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(T)) != 0)) {
       return false;
     }
   }
