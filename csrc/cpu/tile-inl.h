@@ -13,8 +13,7 @@ template <> struct Lanes<float> {
   typedef uint32_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(4)));
-  using Int = int32_t;
-  typedef Int Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
+  typedef int32_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   static constexpr int kTaylor = 7, kMantissa = 23;
   static constexpr int32_t kOne = 0x3F800000, kSign = INT32_MIN;
   static constexpr float kMagic = 12582912.0f; // 1.5 * 2^23
@@ -25,8 +24,7 @@ template <> struct Lanes<float> {
 template <> struct Lanes<double> {
   typedef double V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef double Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(8)));
-  using Int = int64_t;
-  typedef Int Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
+  typedef int64_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   static constexpr int kTaylor = 13, kMantissa = 52;
   static constexpr int64_t kOne = 0x3FF0000000000000, kSign = INT64_MIN;
   static constexpr double kMagic = 6755399441055744.0; // 1.5 * 2^52
@@ -511,48 +509,46 @@ template <class S, class O> static void widen_row(const S* row, int64_t n, O* op
   }
 }
 
+// The vector of a row of n elements that begins at element c; minus infinity past the end.
+template <class T> RNNFAST_INLINE V<T> load_or_lowest(const T* row, int64_t c, int64_t n) {
+  V<T> v = load<T>(row + c);
+  if (n - c < kVector<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVector<T>; ++i) {
+      v[i] = i < n - c ? v[i] : -T(__builtin_inf());
+    }
+  }
+  return v;
+}
+
 template <class T> static void exponentials(T* row, int64_t n, T* max, T* sum) {
   constexpr int VL = kVector<T>;
-  using Bits = typename Lanes<T>::Bits;
-  alignas(64) T lanes[VL];
-  const T lowest = -__builtin_inf();
-  Bits numbers; // of the lanes
-  for (int i = 0; i < VL; ++i) {
-    numbers[i] = i;
+  const T lowest = -T(__builtin_inf());
+  V<T> largest = V<T>{} + lowest;
+  for (int64_t c = 0; c < n; c += VL) {
+    const V<T> x = load_or_lowest<T>(row, c, n);
+    largest = x > largest ? x : largest;
   }
-  // Elements past the end count as minus infinity, whose exponential is 0.
-  V<T> v = V<T>{} + lowest;
-  int64_t c = 0;
-  for (; c + VL <= n; c += VL) {
-    const V<T> x = load<T>(row + c);
-    v = x > v ? x : v;
-  }
-  V<T> last = V<T>{} + lowest;
-  if (c < n) {
-    last = numbers < Bits{} + typename Lanes<T>::Int(n - c) ? load_edge<T>(row + c, n - c) : last;
-    v = last > v ? last : v;
-  }
-  store<T>(lanes, v);
   T most = lowest;
+#pragma GCC unroll 16
   for (int i = 0; i < VL; ++i) {
-    most = lanes[i] > most ? lanes[i] : most;
+    most = largest[i] > most ? largest[i] : most;
   }
   *max = most;
   const T shift = most == lowest ? T(0) : most;
-  V<T> total = {};
-  for (c = 0; c < n; c += VL) {
-    const V<T> x = (c + VL <= n ? load<T>(row + c) : last) - shift;
+  V<T> sums = {};
+  for (int64_t c = 0; c < n; c += VL) {
+    const V<T> x = load_or_lowest<T>(row, c, n) - shift;
     const Exponential<T> e = exponential<T>(x);
     const V<T> result = x < Lanes<T>::kLeastExponent ? V<T>{} : e.power * e.small + e.power;
-    total += result;
-    store_edge<T>(row + c, n - c, result);
+    sums += result;
+    store<T>(row + c, result);
   }
-  store<T>(lanes, total);
-  T added = 0;
+  *sum = 0;
+#pragma GCC unroll 16
   for (int i = 0; i < VL; ++i) {
-    added += lanes[i];
+    *sum += sums[i];
   }
-  *sum = added;
 }
 
 template <class S> static void narrow_row(const Sum<S>* row, int64_t n, S* out) {
