@@ -67,8 +67,8 @@ public:
       if (c_.dw != nullptr || c_.db != nullptr) {
         barrier_.wait(threads);
         weight_gradients(n0, rows, thread, threads);
-        barrier_.wait(threads); // the next block overwrites the logits
       }
+      barrier_.wait(threads); // the next block overwrites the logits, and has other shares
     }
   }
 
