@@ -181,6 +181,20 @@ def test_gradcheck(device, layout, nonlinearity):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_left_of_the_call_before(target, dtype):
+    """Work space is used again; a reverse packed row reads the state before its own first step."""
+    case = Case(6, 5, 3, 19, bidirectional=True, with_hx=False, layout="packed", dtype=dtype)
+    expected = rule.run(rnn, case, rule.make(case, target))
+    data = rule.make(replace(case, H=40), target)
+    with torch.no_grad():
+        data.input.fill_(float("nan"))
+    rule.run(rnn, replace(case, H=40), data)
+    for name, found in rule.run(rnn, case, rule.make(case, target)).items():
+        assert torch.equal(found, expected[name]), name
+        assert found.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 @pytest.mark.parametrize("where", ["input", "hx", "weight 1"])

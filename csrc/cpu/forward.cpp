@@ -64,7 +64,7 @@ public:
         if (call_.h0 != nullptr) {
           kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
-          std::fill_n(state.get() + r * ld_, H, O{});
+          std::fill_n(state.get() + r * ld_, ld_, O{}); // pairs read one element past H
         }
       }
     }
