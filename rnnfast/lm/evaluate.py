@@ -15,8 +15,7 @@ import torch
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .model import NeuralLM
-    from .ngram import NgramLM
+    from .vocab import Vocabulary
 
 
 def perplexity(loss: float) -> float:
@@ -66,6 +65,40 @@ class Score:
         return {"text": self.text, "logprob": self.logprob, "tokens": tokens}
 
 
+class LanguageModel:
+    """p(token | the tokens before it) over the tokens of `vocab`: what every model here can do."""
+
+    vocab: Vocabulary
+
+    def logprobs(
+        self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of all tokens, float64 (n,), nats.
+
+        `on_chunk` is called with the number of tokens done since its last call.
+        """
+        raise NotImplementedError
+
+    def sampler(self, **options):
+        """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
+
+        `options` are those of `rnnfast._ops.sampler`, which says what a sampler does.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, text: str) -> Evaluation:
+        """Cross-entropy of a text read as one stream; see `rnnfast.lm.evaluate`."""
+        return evaluate(self, self.vocab.encode_stream(text))
+
+    def score(self, sentence: str) -> Score:
+        """Log probability of one sentence and of each of its tokens."""
+        return score(self, sentence)
+
+    def generate(self, prompt: str = "", length: int = 200, **options) -> str:
+        """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
+        return "".join(generate(self, prompt, length, **options))
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Threads that share the units of a single sequence have to meet at every time step.
@@ -82,7 +115,7 @@ def one_thread() -> Iterator[None]:
 
 
 def evaluate(
-    model: NeuralLM | NgramLM, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
+    model: LanguageModel, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Cross-entropy of a stream of token numbers (n,); see the model's `logprobs`."""
     if len(ids) == 0:
@@ -90,7 +123,7 @@ def evaluate(
     return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
 
 
-def score(model: NeuralLM | NgramLM, sentence: str) -> Score:
+def score(model: LanguageModel, sentence: str) -> Score:
     """Log probability of a sentence by the chain rule, after a boundary and with one at its end."""
     ids = model.vocab.encode(sentence, close=True)
     each = model.logprobs(ids)
@@ -99,7 +132,7 @@ def score(model: NeuralLM | NgramLM, sentence: str) -> Score:
 
 
 def generate(
-    model: NeuralLM | NgramLM,
+    model: LanguageModel,
     prompt: str = "",
     length: int = 200,
     temperature: float = 1.0,

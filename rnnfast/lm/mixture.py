@@ -13,11 +13,9 @@ from torch.nn import functional as F
 
 from .batches import shifted
 from .errors import UserError
-from .evaluate import Evaluation, one_thread
+from .evaluate import Evaluation, LanguageModel, one_thread
 from .model import NeuralLM
-from .ngram import NgramLM
 
-Model = NeuralLM | NgramLM
 Report = Callable[[int], None]
 
 CACHE_SIZES = (100, 200, 500, 1000, 2000, 5000)  # tokens; the best on the tuning text is taken
@@ -33,7 +31,7 @@ class Mixture:
     With `lr` neural models are evaluated dynamically, see `dynamic_logprobs`.
     """
 
-    models: list[Model]
+    models: list[LanguageModel]
     weights: np.ndarray
     cache_size: int | None = None
     lr: float | None = None
@@ -41,7 +39,7 @@ class Mixture:
     @classmethod
     def tune(
         cls,
-        models: list[Model],
+        models: list[LanguageModel],
         text: str,
         cache: bool = False,
         lr: float | None = None,
@@ -78,7 +76,7 @@ class Mixture:
 
 
 def logprobs(
-    models: list[Model], text: str, lr: float | None = None, on_chunk: Report | None = None
+    models: list[LanguageModel], text: str, lr: float | None = None, on_chunk: Report | None = None
 ) -> np.ndarray:
     """log p of every token of a text by each model, float64 (K, n), nats.
 

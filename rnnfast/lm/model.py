@@ -16,7 +16,7 @@ from ..nn import FastRNN
 from .batches import shifted
 from .config import CHAR, RNN, WINDOW, Config
 from .errors import UserError
-from .evaluate import Evaluation, Score, evaluate, generate, one_thread, score
+from .evaluate import LanguageModel, one_thread
 from .sampling import Sampler
 from .vocab import Vocabulary
 
@@ -27,7 +27,7 @@ BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
 
 
-class NeuralLM(nn.Module):
+class NeuralLM(LanguageModel, nn.Module):
     """p(w_t | tokens before it): embeddings, `features` of the tokens so far, a linear decoder.
 
     Subclasses make the features. With `tied` the decoder shares the embedding's weights (Press &
@@ -135,25 +135,6 @@ class NeuralLM(nn.Module):
             yield
         finally:
             self.train(training)
-
-    def sampler(self, **options):
-        """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
-
-        `options` are those of `rnnfast._ops.sampler`, which says what a sampler does.
-        """
-        raise NotImplementedError
-
-    def evaluate(self, text: str) -> Evaluation:
-        """Cross-entropy of a text read as one stream; see `rnnfast.lm.evaluate`."""
-        return evaluate(self, self.vocab.encode_stream(text))
-
-    def score(self, sentence: str) -> Score:
-        """Log probability of one sentence and of each of its tokens."""
-        return score(self, sentence)
-
-    def generate(self, prompt: str = "", length: int = 200, **options) -> str:
-        """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
-        return "".join(generate(self, prompt, length, **options))
 
 
 class RNNLM(NeuralLM):

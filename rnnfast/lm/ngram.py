@@ -11,7 +11,7 @@ import numpy as np
 
 from .batches import shifted
 from .errors import UserError
-from .evaluate import Evaluation, Score, evaluate, generate, score
+from .evaluate import LanguageModel
 from .sampling import Sampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate
 from .vocab import Vocabulary
@@ -31,7 +31,7 @@ class Ngrams:
     backoffs: np.ndarray  # float64 (G,): log weight as a context, 0 in the highest order
 
 
-class NgramLM:
+class NgramLM(LanguageModel):
     """p(w | the order - 1 tokens before it) as a back-off model; `NgramLM.fit` makes one of text.
 
     The entry of the longest n-gram that ends in w counts; for each token of context it leaves out,
@@ -154,18 +154,6 @@ class NgramLM:
     def sampler(self, **options) -> tuple[Sampler, int]:
         """A sampler, and the tokens to ask of it a time; `options` as in `rnnfast._ops.sampler`."""
         return Sampler(self, **options), 1
-
-    def evaluate(self, text: str) -> Evaluation:
-        """Cross-entropy of a text; see `rnnfast.lm.evaluate`."""
-        return evaluate(self, self.vocab.encode_stream(text))
-
-    def score(self, sentence: str) -> Score:
-        """Log probability of one sentence and of each of its tokens."""
-        return score(self, sentence)
-
-    def generate(self, prompt: str = "", length: int = 200, **options) -> str:
-        """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
-        return "".join(generate(self, prompt, length, **options))
 
 
 def find(keys: np.ndarray, context: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
