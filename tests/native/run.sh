@@ -31,20 +31,21 @@ check memory-openmp "${memory[@]}" -fopenmp
 check memory-one-thread "${memory[@]}" -Wno-unknown-pragmas
 check threads -fsanitize=thread -DRNNFAST_STD_THREADS -Wno-unknown-pragmas
 
-# A GPU's threads, one system thread a process; the cases are shared out to the processors.
+# A GPU's threads, one system thread a process: of so many parts of the cases these are run.
 check_cuda() {
-  local name=$1 parts=$2 some=$3 start=$SECONDS part
+  local name=$1 parts=$2 some=$3 start=$SECONDS
   shift 3
   mkdir "$temporary/$name"
   printf '%s\n' csrc/cuda/*.cu tests/native/test_cuda.cpp |
     xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
       _ {} "${CXX:-c++}" -x c++ "${flags[@]}" -I tests/native -Wno-unknown-pragmas "$@"
   "${CXX:-c++}" "$@" "$temporary/$name"/*.o -o "$temporary/$name/test"
-  seq "$some" | TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_stack_use_after_return=0 \
+  printf '%s\n' $some | TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_stack_use_after_return=0 \
     xargs -P "$(nproc)" -I {} "$temporary/$name/test" {} "{}/$parts"
   printf '%s: %d s\n' "$name" $((SECONDS - start))
 }
 
-check_cuda cuda 8 8
-check_cuda cuda-memory 41 1 "${memory[@]}"
-check_cuda cuda-threads 211 2 -fsanitize=thread
+# 61 apart, so that every kernel meets every size, forward and backward.
+check_cuda cuda 8 '1 2 3 4 5 6 7 8'
+check_cuda cuda-memory 61 '1 12 23 34' "${memory[@]}"
+check_cuda cuda-threads 122 '1 62' -fsanitize=thread
