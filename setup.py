@@ -1,10 +1,13 @@
 """Builds rnnfast._C with ninja: one rule for C++, one for CUDA, only what changed.
 
 RNNFAST_OPENMP=0 builds without threads. RNNFAST_CXXFLAGS is added to the compiler's flags.
+RNNFAST_CUDA=0 builds without the CUDA kernels, RNNFAST_CUDA=1 not without; by default they are
+built where there is an nvcc (NVCC, in CUDA_HOME, or on the PATH).
 """
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 # The order is fixed so that two builds of one source are the same.
 CPU_SOURCES = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-CUDA_SOURCES = sorted(ROOT.glob("csrc/cuda/*.cu"))
+CUDA_SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/bindings.cpp"]
+# Code for these, and for what comes after the last in a form that the driver compiles.
+CUDA_ARCHITECTURES = (80, 90)
 
 
 def cxx_flags():
@@ -29,13 +34,35 @@ def cxx_flags():
     return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
 
 
+def find_nvcc():
+    """Path of the compiler, or None to build without the CUDA kernels."""
+    wanted = os.environ.get("RNNFAST_CUDA")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [os.environ.get("NVCC"), home and str(Path(home, "bin", "nvcc")), "nvcc"]
+    found = next(filter(None, (shutil.which(c) for c in candidates if c)), None)
+    if wanted == "1" and found is None:
+        sys.exit("rnnfast: RNNFAST_CUDA=1, but there is no nvcc in NVCC, CUDA_HOME or the PATH")
+    return found
+
+
+def nvcc_flags():
+    flags = ["-std=c++17", "-O3", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    for arch in CUDA_ARCHITECTURES:
+        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    last = CUDA_ARCHITECTURES[-1]
+    return " ".join([*flags, "-gencode", f"arch=compute_{last},code=compute_{last}"])
+
+
 def ninja_file(output, build_dir, include):
+    nvcc = find_nvcc()
     openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
     lines = [
         f"cxx = {os.environ.get('CXX', 'c++')}",
         f"cxxflags = {cxx_flags()} {openmp}",
-        f"nvcc = {os.environ.get('NVCC', 'nvcc')}",
-        "nvccflags = -std=c++17 -O3 -Xcompiler -fPIC -cudart static",
+        f"nvcc = {nvcc}",
+        f"nvccflags = {nvcc_flags()}",
         "rule cxx",
         "  command = $cxx $cxxflags $include -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -45,17 +72,25 @@ def ninja_file(output, build_dir, include):
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx -shared $in -o $out {openmp}",
+        # With nvcc, which knows where its runtime is; linked statically and kept to ourselves: the
+        # module loads where there is no CUDA, and beside another runtime.
+        f"  command = $cxx -shared $in -o $out {openmp}"
+        if nvcc is None
+        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"
+        + (f" -Xcompiler {openmp}" if openmp else ""),
     ]
     objects = []
-    for source in CPU_SOURCES + CUDA_SOURCES:
+    for source in CPU_SOURCES + (CUDA_SOURCES if nvcc else []):
         obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
         rule = "cuda" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
         if source.name == "bindings.cpp":
             # Its own variable: under build isolation pybind11 lies somewhere else each time, which
             # must not rebuild the kernels.
-            lines.append("  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include))
+            own = " -DRNNFAST_CUDA" if nvcc else ""
+            lines.append(
+                "  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include) + own
+            )
         objects.append(escape(obj))
     lines.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"

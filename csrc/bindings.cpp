@@ -16,11 +16,14 @@
 
 #include "cpu/isa.h"
 #include "generate.h"
+#include "loss.h"
 #include "rnn.h"
 #include "tensor.h"
 
 namespace py = pybind11;
 using namespace rnnfast;
+
+void bind_cuda(py::module_& m); // cuda/bindings.cpp
 
 namespace {
 
@@ -296,6 +299,64 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
   dispatch(call.dtype, [&](auto element) { run_backward<decltype(element)>(call, g); });
 }
 
+template <class T>
+double run_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& target, const Tensor& b,
+                         const Tensor& dloss, int threads, const Tensor& loss, const Tensor& dx,
+                         const Tensor& dw, const Tensor& db) {
+  LinearCrossEntropy<T> c{};
+  c.N = x.size(0), c.H = x.size(1), c.V = w.size(0);
+  c.x = x.data<T>(), c.x_row = x.stride(0), c.w = w.data<T>(), c.b = b.data<T>();
+  c.target = target.data<int64_t>();
+  c.dloss = dloss.data<T>(), c.dloss_step = dloss ? dloss.stride(0) : 0;
+  c.loss = loss.data<T>(), c.dx = dx.data<T>(), c.dw = dw.data<T>(), c.db = db.data<T>();
+  c.threads = threads;
+  py::gil_scoped_release release;
+  return linear_cross_entropy(c);
+}
+
+// The sum of the losses.
+double py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, py::handle b_,
+                               py::handle dloss_, int threads, py::handle loss_, py::handle dx_,
+                               py::handle dw_, py::handle db_) {
+  const Tensor x("input", x_), w("linear_weight", w_), target("target", target_),
+      b("linear_bias", b_), dloss("dloss", dloss_), loss("loss", loss_), dx("dx", dx_),
+      dw("dw", dw_), db("db", db_);
+  const Dtype dtype = x.dtype();
+  if ((dtype != Dtype::kFloat32 && dtype != Dtype::kFloat64) || x.dim() != 2 || x.size(0) < 1 ||
+      x.size(1) < 1) {
+    x.refuse("torch.float32 or float64 (N, H), neither of them 0");
+  }
+  const int64_t N = x.size(0), H = x.size(1);
+  if (w.dim() != 2 || w.size(0) < 1) {
+    w.refuse("(V, H)");
+  }
+  const int64_t V = w.size(0);
+  x.expect(dtype, {N, H});
+  w.expect_contiguous(dtype, {V, H});
+  target.expect_contiguous(Dtype::kInt64, {N});
+  loss.expect_contiguous(dtype, {N});
+  if (b) {
+    b.expect_contiguous(dtype, {V});
+  }
+  if (dloss) {
+    dloss.expect(dtype, {N});
+  } else if (dx || dw || db) {
+    throw std::invalid_argument("dloss must be given for the gradients, got none");
+  }
+  if (dx) {
+    dx.expect_contiguous(dtype, {N, H});
+  }
+  if (dw) {
+    dw.expect_contiguous(dtype, {V, H});
+  }
+  if (db) {
+    db.expect_contiguous(dtype, {V});
+  }
+  return (dtype == Dtype::kFloat32
+              ? run_cross_entropy<float>
+              : run_cross_entropy<double>)(x, w, target, b, dloss, threads, loss, dx, dw, db);
+}
+
 // table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;
 // decoder_w [V, H], decoder_b [V].
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
@@ -357,6 +418,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rnnfast; called by rnnfast._ops alone.";
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
+  m.def("linear_cross_entropy", &py_linear_cross_entropy);
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Isa* isa : available_isas()) {
@@ -370,6 +432,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;
+#endif
+#if defined(RNNFAST_CUDA)
+  m.attr("cuda") = true;
+  bind_cuda(m);
+#else
+  m.attr("cuda") = false;
 #endif
   m.attr("compiler") = __VERSION__;
   const py::call_guard<py::gil_scoped_release> no_gil;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace rnnfast {
@@ -28,7 +29,7 @@ struct Tensor {
   int64_t* strides;
   uint64_t byte_offset;
 };
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 struct ExchangeApi {
   uint32_t major, minor;
   void* previous;
@@ -88,15 +89,16 @@ inline std::string name_of(const std::vector<int64_t>& shape) {
 class Tensor {
 public:
   Tensor() = default;
-  Tensor(const char* name, pybind11::handle object) : name_(name) {
+  Tensor(const char* name, pybind11::handle object, int32_t device = dlpack::kCpu) : name_(name) {
     if (object.is_none()) {
       return;
     }
     if (dlpack::torchs_api().tensor_from_object(object.ptr(), &tensor_) != 0) {
       throw pybind11::error_already_set();
     }
-    if (tensor_.device_type != dlpack::kCpu) {
-      throw std::runtime_error(std::string(name) + " must be on cpu like the kernels");
+    if (tensor_.device_type != device) {
+      throw std::runtime_error(std::string(name) + " must be on " +
+                               (device == dlpack::kCpu ? "cpu" : "cuda") + " like the kernels");
     }
     exists_ = true;
   }
@@ -118,10 +120,16 @@ public:
   }
 
   // nullptr of no tensor.
-  template <class T> T* data(int64_t offset = 0) const {
-    return exists_ ? reinterpret_cast<T*>(static_cast<char*>(tensor_.data) + tensor_.byte_offset) +
-                         offset
-                   : nullptr;
+  template <class T> T* data([[maybe_unused]] int64_t offset = 0) const {
+    if (!exists_) {
+      return nullptr;
+    }
+    char* const first = static_cast<char*>(tensor_.data) + tensor_.byte_offset;
+    if constexpr (std::is_void_v<T>) {
+      return first;
+    } else {
+      return reinterpret_cast<T*>(first) + offset;
+    }
   }
 
   [[noreturn]] void refuse(const std::string& wanted) const {

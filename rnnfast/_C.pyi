@@ -33,10 +33,51 @@ def backward(
     between: list[Tensor],
     /,
 ) -> None: ...
+def linear_cross_entropy(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    b: Tensor | None,
+    dloss: Tensor | None,
+    threads: int,
+    loss: Tensor,
+    dx: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+    /,
+) -> float: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str, /) -> None: ...
 
+# With `cuda` alone; see csrc/cuda/bindings.cpp.
+def cuda_choose(
+    T: int,
+    B: int,
+    H: int,
+    directions: int,
+    backward: bool,
+    precision: str,
+    force: str | None,
+    /,
+) -> tuple[str, int, str]: ...
+def cuda_run(
+    T: int,
+    B: int,
+    H: int,
+    backward: bool,
+    relu: bool,
+    precision: str,
+    force: str | None,
+    batch_first: bool,
+    starts: Tensor | None,
+    directions: list[tuple],
+    workspace: Tensor,
+    stream: int,
+    /,
+) -> None: ...
+
+cuda: bool
 openmp: bool
 compiler: str
 

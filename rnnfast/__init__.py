@@ -2,7 +2,7 @@
 
 import torch  # first: its OpenMP runtime is the one our kernels then share
 
-from . import _C, functional, reference
+from . import _C, _ops_cuda, functional, reference
 from ._version import __version__
 from .nn import FastRNN, FastRNNCell, accelerate
 
@@ -12,8 +12,10 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_info",
+    "cuda_plan",
     "functional",
     "reference",
+    "set_cuda_kernel",
     "set_isa",
 ]
 
@@ -23,19 +25,24 @@ def build_info():
 
     Returns a dict: ``version``; ``isas``, the instruction sets this CPU can run, slowest first;
     ``isa``, the one in use; ``openmp``, whether the kernels have threads; ``threads``, how many
-    they would use now; ``compiler``; ``kernels``, the dtypes by device that run on rnnfast's
-    kernels. Everything else runs on torch's operators.
+    they would use now; ``cuda``, whether there are CUDA kernels; ``compiler``; ``kernels``, the
+    dtypes by device that run on rnnfast's kernels. Everything else runs on torch's operators.
     """
     from ._ops import DTYPES
 
+    def names(dtypes):
+        return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+    cuda = [dtype for dtype in _ops_cuda.DTYPES if _ops_cuda.has_kernel(dtype)]
     return {
         "version": __version__,
         "isas": _C.isas(),
         "isa": _C.isa(),
         "openmp": _C.openmp,
         "threads": torch.get_num_threads() if _C.openmp else 1,
+        "cuda": _C.cuda,
         "compiler": _C.compiler,
-        "kernels": {"cpu": [str(dtype).removeprefix("torch.") for dtype in DTYPES]},
+        "kernels": {"cpu": names(DTYPES)} | ({"cuda": names(cuda)} if cuda else {}),
     }
 
 
@@ -50,3 +57,36 @@ def set_isa(name=None):
         ValueError: this CPU cannot run ``name``.
     """
     _C.set_isa(name or "")
+
+
+def set_cuda_kernel(name=None):
+    """Choose what runs on CUDA devices.
+
+    Args:
+        name: None, the default, for torch's own operators: the kernels have not run on a GPU yet.
+            ``"auto"`` for the kernel that csrc/cuda/README.md's model predicts to be the fastest;
+            ``"cluster"``, ``"grid"`` or ``"step"`` to force one, for tests and comparisons. float64
+            has the step kernel alone.
+
+    Raises:
+        ValueError: another name, or a build without CUDA kernels. A kernel that is forced and
+            cannot hold the sizes of a call raises ValueError there.
+    """
+    _ops_cuda.set_kernel(name)
+
+
+def cuda_plan(T, B, H, dtype=torch.float32, *, directions=1, backward=False):
+    """What runs a layer on the current CUDA device, and why: one line.
+
+    Args:
+        T, B, H: time steps, batch rows, hidden units.
+        dtype: of the layer. directions: 2 if bidirectional. backward: instead of the forward.
+
+    Returns:
+        str: the kernel, how it is cut, and the predicted microseconds a step of each kernel.
+
+    Raises:
+        ValueError: a kernel is forced (:func:`set_cuda_kernel`) that cannot hold the sizes.
+        RuntimeError: there is no CUDA device.
+    """
+    return _ops_cuda.plan(T, B, H, dtype, directions, backward)

@@ -5,13 +5,17 @@ B batch, I input, H hidden, L layers, D directions, N rows of a packed batch. `x
 (B, T, I) with `batch_first`, or (N, I) with `batch_sizes`; `weights` is L * D times
 (w_ih, w_hh[, b_ih, b_hh]). An `x` of int64 is one-hot input, (T, B), (B, T) or (N): W_ih x_t is
 then the column w_ih[:, x_t], and no one-hot tensor is ever built. `outs` are the outputs of every
-layer with `keep`, as the backward needs them, else of the last one alone. The operators carry no
-gradient of their own: rnnfast.functional has the autograd.Function.
+layer with `keep`, as the backward needs them, else of the last one alone.
+
+`linear_cross_entropy` is what csrc/loss.h says, `dloss` (N,) included; `loss` is (N,), or with
+`total` the sum of that, (). A gradient that is not wanted is an empty tensor.
+
+The operators carry no gradient of their own: rnnfast.functional has the autograd.Functions.
 """
 
 import torch
 
-from . import _C
+from . import _C, _ops_cuda
 
 _library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -26,8 +30,24 @@ _library.define(
     "bool need_dh0, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor[] dw)",
     tags=_tags,
 )
+_library.define(
+    "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+    "Tensor? dloss, bool total, bool need_dx, bool need_dw, bool need_db) "
+    "-> (Tensor loss, Tensor dx, Tensor dw, Tensor db)",
+    tags=_tags,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def has_kernel(device_type, dtype):
+    if device_type == "cuda":
+        return _ops_cuda.has_kernel(dtype)
+    return device_type == "cpu" and dtype in DTYPES
+
+
+def has_loss_kernel(device_type, dtype):
+    return device_type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
 def is_one_hot(x):
@@ -113,6 +133,8 @@ def _rnn_backward_cpu(dy, dh_n, outs, *arguments):
 # After a graph break Dynamo would go on to trace these.
 _library.impl("rnn", torch._disable_dynamo(_rnn_cpu), "CPU")
 _library.impl("rnn_backward", torch._disable_dynamo(_rnn_backward_cpu), "CPU")
+_library.impl("rnn", torch._disable_dynamo(_ops_cuda.rnn), "CUDA")
+_library.impl("rnn_backward", torch._disable_dynamo(_ops_cuda.rnn_backward), "CUDA")
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=_library)
@@ -154,8 +176,33 @@ def _(
     return dx, dh0, dw
 
 
+def _new_gradients(x, w, need_dx, need_dw, need_db):
+    return [
+        x.new_empty(shape if needed else 0)
+        for shape, needed in ((x.shape, need_dx), (w.shape, need_dw), (w.shape[:1], need_db))
+    ]
+
+
+def _linear_cross_entropy_cpu(x, w, target, b, dloss, total, *needs):
+    gradients = _new_gradients(x, w, *needs)
+    loss = x.new_empty(target.shape)
+    wanted = [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
+    tensors = (_rows(x), _contiguous(w), _contiguous(target), _contiguous(b), dloss)
+    sum_of_losses = _C.linear_cross_entropy(*tensors, torch.get_num_threads(), loss, *wanted)
+    return x.new_tensor(sum_of_losses) if total else loss, *gradients
+
+
+_library.impl("linear_cross_entropy", torch._disable_dynamo(_linear_cross_entropy_cpu), "CPU")
+
+
+@torch.library.register_fake("rnnfast::linear_cross_entropy", lib=_library)
+def _(x, w, target, b, dloss, total, *needs):
+    return x.new_empty(() if total else target.shape), *_new_gradients(x, w, *needs)
+
+
 _rnn_op = torch.ops.rnnfast.rnn.default
 _rnn_backward_op = torch.ops.rnnfast.rnn_backward.default
+_linear_cross_entropy_op = torch.ops.rnnfast.linear_cross_entropy.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
 
 
@@ -176,7 +223,8 @@ def _unobserved(weights, *tensors):
 
 
 def rnn(x, h0, weights, *options):
-    call = _rnn_cpu if _unobserved(weights, x, h0) else _rnn_op
+    direct = _rnn_cpu if x.is_cpu else _ops_cuda.rnn
+    call = direct if _unobserved(weights, x, h0) else _rnn_op
     return call(x, h0, weights, *options)
 
 
@@ -190,8 +238,15 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
     has_memory = torch._C._has_storage
     if plain and not ((dy is None or has_memory(dy)) and (dh_n is None or has_memory(dh_n))):
         return None
-    call = _gradients if plain else _rnn_backward_op
+    direct = _gradients if x.is_cpu else _ops_cuda.gradients
+    call = direct if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)
+
+
+def linear_cross_entropy(x, w, target, b, dloss, *options):
+    plain = _unobserved((), x, w, target, b, dloss)
+    call = _linear_cross_entropy_cpu if plain else _linear_cross_entropy_op
+    return call(x, w, target, b, dloss, *options)
 
 
 def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):

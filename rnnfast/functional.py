@@ -1,4 +1,5 @@
-"""The stateless RNN: :func:`rnn`, and the autograd Function under it."""
+"""The stateless RNN, :func:`rnn`, and the output layer of a language model with its loss,
+:func:`linear_cross_entropy`; the autograd Functions under them."""
 
 from functools import partial
 
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from . import _ops, _steps
 
-__all__ = ["rnn"]
+__all__ = ["linear_cross_entropy", "rnn"]
 
 
 def rnn(
@@ -47,9 +48,10 @@ def rnn(
         each layer's final state (L * D, B, H).
 
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, the latter two
-    with float32 arithmetic, and under autocast its dtype. Other dtypes and devices, torch.func
-    transforms and forward-mode AD run on torch's own operators, with the same results; vmap step by
-    step. Differentiable, twice as well.
+    with float32 arithmetic, and under autocast its dtype; after :func:`rnnfast.set_cuda_kernel` so
+    do they on CUDA devices, where a token that is not in [0, I) fails an assertion on the device.
+    Other dtypes and devices, torch.func transforms and forward-mode AD run on torch's own
+    operators, with the same results; vmap step by step. Differentiable, twice as well.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
@@ -99,7 +101,7 @@ def run(
         options = (batch_first, relu, bias)
         is_stepwise = zoneout or _is_vmapped()
         dtype = _autocast_dtype(input.device.type)
-        if dtype is not None and (is_stepwise or dtype in _ops.DTYPES):
+        if dtype is not None and (is_stepwise or _ops.has_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
             with torch.autocast(input.device.type, enabled=False):
                 return run(
@@ -114,11 +116,12 @@ def run(
         else:
             return _torch_rnn(input, hx, weights, batch_sizes, num_layers, *options, dropout)
     else:
+        device = input.device
         for w in weights:  # an operator would be run by whatever device is named last
-            if not w.is_cpu:
-                raise RuntimeError(f"weights must be on cpu like the input, got {w.device}")
-        if hx is not None and not hx.is_cpu:
-            raise RuntimeError(f"hx must be on cpu like the input, got {hx.device}")
+            if w.device != device:
+                raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
+        if hx is not None and hx.device != device:
+            raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
     if num_layers == 1 or not (dropout or variational_dropout):
         return call(input, hx, weights, batch_sizes, num_layers, batch_first, relu, bias)
 
@@ -139,12 +142,11 @@ def run(
     return input, torch.cat(states)
 
 
-def _has_kernel(input, dtype):
+def _has_kernel(input, dtype, has_kernel=_ops.has_kernel):
     return (
-        input.device.type == "cpu"
-        and dtype in _ops.DTYPES
+        has_kernel(input.device.type, dtype)
         and input.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(input.device.type)
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
     )
@@ -259,12 +261,20 @@ class _Stack(torch.autograd.Function):
 
 def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """The same gradients as a graph of torch operators, from a second forward."""
-    inputs = (x, h0, None, None, *weights)
+    return _differentiable_gradients(
+        ctx,
+        lambda: _torch_rnn(x, h0, weights, batch_sizes, *ctx.options),
+        (x, h0, None, None, *weights),
+        (dy, dh_n),
+    )
+
+
+def _differentiable_gradients(ctx, call, inputs, gradients_of_outputs):
+    """Of ``inputs``, as many as ``ctx`` has, from the outputs of ``call()``."""
     wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        outputs = _torch_rnn(x, h0, weights, batch_sizes, *ctx.options)
-        given = [(o, g) for o, g in zip(outputs, (dy, dh_n), strict=True) if g is not None]
+        given = [(o, g) for o, g in zip(call(), gradients_of_outputs, strict=True) if g is not None]
         gradients = torch.autograd.grad(
             [o for o, _ in given],
             [inputs[i] for i in wanted],
@@ -276,3 +286,93 @@ def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     for i, g in zip(wanted, gradients, strict=True):
         result[i] = g
     return tuple(result)
+
+
+def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
+    """``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target)`` in one.
+
+    The logits are made, turned into probabilities and multiplied out a block of rows at a time, so
+    that they stay in cache; those of all rows never exist. With N rows, H features, V classes:
+
+    Args:
+        input: (N, H), of any strides.
+        linear_weight: (V, H), as ``nn.Linear`` has it; it may be the weight of an embedding too.
+        target: int64 (N,), in [0, V). There is no ``ignore_index``.
+        linear_bias: (V,) or None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The mean () or the sum () of the losses, or each of them (N,), in nats.
+
+    float32 and float64 on the CPU run on rnnfast's kernel. Other dtypes and devices, empty input,
+    autocast, torch.func transforms and forward-mode AD run on torch's own operators, with the same
+    results. The gradients are made in the forward pass, but for ``"none"``, which makes the logits
+    again in the backward. Differentiable, twice as well.
+
+    Raises:
+        ValueError: an unknown reduction.
+        RuntimeError: sizes, dtypes or devices that do not fit one another.
+        IndexError: a target that is not in [0, V).
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if input.dim() != 2 or target.dim() != 1 or len(input) != len(target):
+        raise RuntimeError(
+            f"input must be (N, H) and target (N,), got {tuple(input.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    tensors = (input, linear_weight, target, linear_bias)
+    if not _has_kernel(input, input.dtype, _ops.has_loss_kernel):
+        return _torch_linear_cross_entropy(*tensors, reduction)
+    for name, t in zip(("linear_weight", "target", "linear_bias"), tensors[1:], strict=True):
+        if t is not None and not t.is_cpu:
+            raise RuntimeError(f"{name} must be on cpu like the input, got {t.device}")
+    needs = [
+        t is not None and t.requires_grad and torch.is_grad_enabled()
+        for t in (input, linear_weight, linear_bias)
+    ]
+    if True in needs:
+        return _LinearCrossEntropy.apply(*tensors, reduction, needs)
+    loss = _ops.linear_cross_entropy(*tensors, None, reduction != "none", False, False, False)[0]
+    return loss * (1 / len(input)) if reduction == "mean" else loss
+
+
+def _torch_linear_cross_entropy(input, linear_weight, target, linear_bias, reduction):
+    """The same on torch's operators: what the kernel does not cover, and the second derivative."""
+    logits = F.linear(input, linear_weight, linear_bias)
+    # No index is ignored: the kernel has no such thing.
+    return F.cross_entropy(logits, target, reduction=reduction, ignore_index=len(linear_weight))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    # No setup_context, as in _Stack.
+    @staticmethod
+    def forward(ctx, input, linear_weight, target, linear_bias, reduction, needs):
+        tensors = (input, linear_weight, target, linear_bias)
+        ctx.reduction, ctx.needs = reduction, needs
+        if reduction == "none":  # the gradient of each loss is known in the backward only
+            ctx.save_for_backward(*tensors)
+            return _ops.linear_cross_entropy(*tensors, None, False, False, False, False)[0]
+        scale = 1 / len(input) if reduction == "mean" else 1.0
+        dloss = input.new_full((1,), scale).expand(len(input))
+        loss, *gradients = _ops.linear_cross_entropy(*tensors, dloss, True, *needs)
+        ctx.save_for_backward(*tensors, *gradients)
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx, dloss):
+        tensors, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        is_batched = not torch.compiler.is_compiling() and not torch._C._has_storage(dloss)
+        if torch.is_grad_enabled() or is_batched:  # is_batched: by vmap, as in is_grads_batched
+            return _differentiable_gradients(
+                ctx,
+                lambda: [_torch_linear_cross_entropy(*tensors, ctx.reduction)],
+                (*tensors, None, None),
+                [dloss],
+            )
+        if gradients:
+            gradients = [g * dloss for g in gradients]
+        else:
+            _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, False, *ctx.needs)
+        dx, dw, db = (g if need else None for g, need in zip(gradients, ctx.needs, strict=True))
+        return dx, dw, None, db, None, None

@@ -13,8 +13,9 @@ def pytest_generate_tests(metafunc):
         if "isa" in metafunc.fixturenames:
             metafunc.parametrize("isa", isas, indirect=True)
         else:
-            targets = [("cpu", isa) for isa in isas] + [("cuda", None)]
-            ids = [*(f"cpu-{isa}" for isa in isas), "cuda"]
+            targets = [("cpu", isa) for isa in isas]
+            targets += [("cuda", kernel) for kernel in (None, "auto", "cluster", "grid", "step")]
+            ids = [f"{device}-{name or 'torch'}" for device, name in targets]
             metafunc.parametrize("target", targets, ids=ids, indirect=True)
 
 
@@ -32,11 +33,18 @@ def isa(request):
 
 @pytest.fixture
 def target(request):
-    """Every device there is, the CPU once for each of its instruction sets; the device."""
+    """Every device there is, once for each instruction set or kernel it has; the device."""
     device, name = request.param
     _existing(device)
-    for _ in _forced(name):
+    for _ in _forced(name) if device == "cpu" else _forced_kernel(name):
         yield device
+
+
+@pytest.fixture(params=["auto", "cluster", "grid", "step"])
+def cuda_kernel(request):
+    """Every way to run on a GPU, forced in turn; its name."""
+    _existing("cuda")
+    yield from _forced_kernel(request.param)
 
 
 @pytest.fixture
@@ -59,3 +67,13 @@ def _forced(name):
     rnnfast.set_isa(name)
     yield name
     rnnfast.set_isa(None)
+
+
+def _forced_kernel(name):
+    import rnnfast
+
+    if name is not None and not rnnfast.build_info()["cuda"]:
+        pytest.skip("this build has no CUDA kernels: there was no nvcc")
+    rnnfast.set_cuda_kernel(name)
+    yield name
+    rnnfast.set_cuda_kernel(None)

@@ -9,9 +9,6 @@
 namespace rnnfast {
 namespace {
 
-// Rows of dpre that db adds up before they join the total.
-constexpr int64_t kSumRows = 32;
-
 // A block has about so many bytes of dpre: it stays in cache, and is worth a meeting of the
 // threads.
 constexpr int64_t kBlockBytes = 1 << 18;
@@ -218,7 +215,7 @@ public:
         kernels_.outer(o);
       }
       if (call_.db != nullptr) {
-        bias_gradient(o, sums(call_.db, db_) + m0);
+        sum_columns(o, sums(call_.db, db_) + m0);
       }
       if (call_.dtable != nullptr) {
         table_gradient(rows, first, o, m0);
@@ -259,25 +256,6 @@ private:
       return steps_.at(call_.h, t, row.b);
     }
     return call_.h0 != nullptr ? call_.h0 + row.b * shape_.H : nullptr;
-  }
-
-  // By sums of a few rows, for accuracy.
-  static void bias_gradient(const Outer<S, O>& o, C* db) {
-    constexpr int64_t kColumns = 64;
-    for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
-      const int64_t m1 = std::min(o.M, m0 + kColumns);
-      for (int64_t k0 = 0; k0 < o.K; k0 += kSumRows) {
-        C sum[kColumns] = {};
-        for (int64_t k = k0; k < std::min(o.K, k0 + kSumRows); ++k) {
-          for (int64_t m = m0; m < m1; ++m) {
-            sum[m - m0] += to_sum(o.p[k * o.p_stride + m]);
-          }
-        }
-        for (int64_t m = m0; m < m1; ++m) {
-          db[m] = o.add || k0 > 0 ? db[m] + sum[m - m0] : sum[m - m0];
-        }
-      }
-    }
   }
 
   // Each row of dpre is added to its token's.
@@ -418,7 +396,7 @@ void backward_any(const Shape& shape, int64_t layers, int64_t directions,
   }
   const int at_once =
       directions > 1 ? static_cast<int>(rnnfast::at_once<S>(shape, layers, directions)) : 1;
-  const int wanted = threads_for(shape, work * at_once / double(layers * directions));
+  const int wanted = threads_for(shape.threads, work * at_once / double(layers * directions));
   const auto run = [&](const std::vector<const Backward<S>*>& calls) {
     Wave<S, O> wave(shape, calls, directions > 1, at_once, wanted);
     parallel(wanted, [&](int thread, int threads) { wave.run(thread, threads); });

@@ -182,7 +182,7 @@ void forward_any(const Shape& shape, int64_t layers, int64_t directions, const F
     work += double(steps.total()) * shape.H * (shape.H + I);
   }
   const int64_t width = at_once<S>(shape, layers, directions);
-  const int wanted = threads_for(shape, work * double(width) / double(layers * directions));
+  const int wanted = threads_for(shape.threads, work * double(width) / double(layers * directions));
   const bool pipelined = directions == 1 && width > 1;
   for (int64_t first = 0; first < layers * directions; first += width) {
     const int teams = static_cast<int>(std::min(width, layers * directions - first));

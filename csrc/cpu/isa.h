@@ -79,6 +79,10 @@ template <class S, class O = S> struct Kernels {
   // A row of n elements as a left factor, with zeros up to the vector.
   void (*widen)(const S* row, int64_t n, O* operand);
   void (*narrow)(const Sum<S>* row, int64_t n, S* out);
+  // A row of n elements, in memory for whole vectors, becomes exp(row - max), zeros up to the
+  // vector; max is the largest of them, and is taken as 0 there if it is minus infinity. Also
+  // gives max and the sum of the exponentials, which with a NaN or plus infinity is NaN.
+  void (*exponentials)(Sum<S>* row, int64_t n, Sum<S>* max, Sum<S>* sum);
   void (*step)(const Step<S, O>&);
   void (*outer)(const Outer<S, O>&);
 

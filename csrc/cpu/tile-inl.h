@@ -19,6 +19,7 @@ template <> struct Lanes<float> {
   static constexpr float kMagic = 12582912.0f; // 1.5 * 2^23
   static constexpr float kSaturated = 10.0f;   // tanh is 1 to the last bit from 9.02
   static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
+  static constexpr float kLeastExponent = -87.0f; // of a normal number
 };
 template <> struct Lanes<double> {
   typedef double V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
@@ -29,6 +30,7 @@ template <> struct Lanes<double> {
   static constexpr double kMagic = 6755399441055744.0; // 1.5 * 2^52
   static constexpr double kSaturated = 20.0;           // tanh is 1 to the last bit from 19.07
   static constexpr double kLn2Hi = 0x1.62e42fefap-1, kLn2Lo = 0x1.cf79abc9e3b3ap-40;
+  static constexpr double kLeastExponent = -708.0;
 };
 
 template <class T> constexpr int kVector = RNNFAST_VECTOR_BYTES / sizeof(T);
@@ -120,16 +122,12 @@ template <class S> RNNFAST_INLINE void store_sum(S* p, V<Sum<S>> v) {
   }
 }
 
-// tanh |x| = (e - 1) / (e + 1) with e = exp 2|x| = 2^n exp r, |r| <= ln 2 / 2, and e - 1 computed
-// as such, so that small x keep all their digits. Largest error seen: 1.99 units in the last place
-// in float32, 2.39 in float64); NaN stays NaN.
-template <class T> RNNFAST_INLINE V<T> tanh(V<T> x) {
+// exp y = power (1 + small), power = 2^n and small = exp r - 1, |r| <= ln 2 / 2.
+template <class T> struct Exponential {
+  V<T> power, small;
+};
+template <class T> RNNFAST_INLINE Exponential<T> exponential(V<T> y) {
   using L = Lanes<T>;
-  using Bits = typename L::Bits;
-  const Bits sign = (Bits)x & L::kSign;
-  V<T> y = (V<T>)((Bits)x ^ sign);
-  y = y > L::kSaturated ? V<T>{} + L::kSaturated : y;
-  y = y + y;
   const V<T> shifted = y * T(1.44269504088896340736) + L::kMagic; // low bits: round(y / ln 2)
   const V<T> n = shifted - L::kMagic;
   const V<T> r = (y - n * L::kLn2Hi) - n * L::kLn2Lo;
@@ -146,9 +144,21 @@ template <class T> RNNFAST_INLINE V<T> tanh(V<T> x) {
   for (int i = L::kTaylor - 1; i >= 2; --i) {
     q = q * r + inverse[i];
   }
-  const V<T> small = (q * r) * r + r;
-  const V<T> power = (V<T>)(((Bits)shifted << L::kMantissa) + L::kOne);
-  const V<T> e1 = power * small + (power - T(1));
+  const V<T> power = (V<T>)(((typename L::Bits)shifted << L::kMantissa) + L::kOne);
+  return {power, (q * r) * r + r};
+}
+
+// tanh |x| = (e - 1) / (e + 1) with e = exp 2|x|, and e - 1 computed as such, so that small x keep
+// all their digits. Largest error seen: 1.99 units in the last place in float32, 2.39 in float64;
+// NaN stays NaN.
+template <class T> RNNFAST_INLINE V<T> tanh(V<T> x) {
+  using L = Lanes<T>;
+  using Bits = typename L::Bits;
+  const Bits sign = (Bits)x & L::kSign;
+  V<T> y = (V<T>)((Bits)x ^ sign);
+  y = y > L::kSaturated ? V<T>{} + L::kSaturated : y;
+  const Exponential<T> e = exponential<T>(y + y);
+  const V<T> e1 = e.power * e.small + (e.power - T(1));
   const V<T> result = e1 / (e1 + T(2));
   return (V<T>)((Bits)result | sign);
 }
@@ -499,6 +509,48 @@ template <class S, class O> static void widen_row(const S* row, int64_t n, O* op
   }
 }
 
+// The vector of a row of n elements that begins at element c; minus infinity past the end.
+template <class T> RNNFAST_INLINE V<T> load_or_lowest(const T* row, int64_t c, int64_t n) {
+  V<T> v = load<T>(row + c);
+  if (n - c < kVector<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVector<T>; ++i) {
+      v[i] = i < n - c ? v[i] : -T(__builtin_inf());
+    }
+  }
+  return v;
+}
+
+template <class T> static void exponentials(T* row, int64_t n, T* max, T* sum) {
+  constexpr int VL = kVector<T>;
+  const T lowest = -T(__builtin_inf());
+  V<T> largest = V<T>{} + lowest;
+  for (int64_t c = 0; c < n; c += VL) {
+    const V<T> x = load_or_lowest<T>(row, c, n);
+    largest = x > largest ? x : largest;
+  }
+  T most = lowest;
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    most = largest[i] > most ? largest[i] : most;
+  }
+  *max = most;
+  const T shift = most == lowest ? T(0) : most;
+  V<T> sums = {};
+  for (int64_t c = 0; c < n; c += VL) {
+    const V<T> x = load_or_lowest<T>(row, c, n) - shift;
+    const Exponential<T> e = exponential<T>(x);
+    const V<T> result = x < Lanes<T>::kLeastExponent ? V<T>{} : e.power * e.small + e.power;
+    sums += result;
+    store<T>(row + c, result);
+  }
+  *sum = 0;
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    *sum += sums[i];
+  }
+}
+
 template <class S> static void narrow_row(const Sum<S>* row, int64_t n, S* out) {
   for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {
     store_edge<S>(out + c, n - c, load_edge<Sum<S>>(row + c, n - c));
@@ -616,8 +668,8 @@ template <class S, class O> static void outer(const Outer<S, O>& o) {
 }
 
 template <class S, class O> constexpr Kernels<S, O> table() {
-  return {kVector<Sum<S>>, kPanel<Sum<S>>, pack<S, O>, pack_row<S, O>,
-          widen_row<S, O>, narrow_row<S>,  step<S, O>, outer<S, O>};
+  return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_row<S, O>, widen_row<S, O>,
+          narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>};
 }
 
 template <class = void> constexpr Tables tables() {

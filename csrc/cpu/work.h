@@ -285,10 +285,29 @@ inline void check_tokens(const Steps& steps, const Sequence<const int64_t>& toke
 }
 
 // How many threads to ask for, given the multiply-adds of the work.
-inline int threads_for(const Shape& shape, double work) {
+inline int threads_for(int most, double work) {
   return work < 2 * kThreadWork
              ? 1
-             : static_cast<int>(std::min<double>(std::max(shape.threads, 1), work / kThreadWork));
+             : static_cast<int>(std::min<double>(std::max(most, 1), work / kThreadWork));
+}
+
+// out[m] (+)= sum over k of p[k, m], of what Outer names so; by sums of a few rows, for accuracy.
+template <class S, class O> void sum_columns(const Outer<S, O>& o, Sum<S>* out) {
+  constexpr int64_t kColumns = 64, kRows = 32;
+  for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
+    const int64_t m1 = std::min(o.M, m0 + kColumns);
+    for (int64_t k0 = 0; k0 < o.K; k0 += kRows) {
+      Sum<S> sum[kColumns] = {};
+      for (int64_t k = k0; k < std::min(o.K, k0 + kRows); ++k) {
+        for (int64_t m = m0; m < m1; ++m) {
+          sum[m - m0] += to_sum(o.p[k * o.p_stride + m]);
+        }
+      }
+      for (int64_t m = m0; m < m1; ++m) {
+        out[m] = o.add || k0 > 0 ? out[m] + sum[m - m0] : sum[m - m0];
+      }
+    }
+  }
 }
 
 // How many parts of a stack to compute at the same time: both directions of a layer, or layers one

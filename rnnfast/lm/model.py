@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .. import _ops, functional
 from ..nn import FastRNN
@@ -80,6 +79,27 @@ class NeuralLM(LanguageModel, nn.Module):
         output, state = self.features(ids, state)
         return self.decoder(output), state
 
+    def loss(
+        self, ids: torch.Tensor, targets: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids, targets: int64 (T, B) -> mean of -log p(targets), nats, and the state.
+
+        The cross-entropy of what `forward` returns, without all its logits at once.
+        """
+        output, state = self.features(ids, state)
+        return self._cross_entropy(output, targets), state
+
+    def _cross_entropy(
+        self, output: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
+    ) -> torch.Tensor:
+        return functional.linear_cross_entropy(
+            output.flatten(0, 1),
+            self.decoder.weight,
+            targets.flatten(),
+            linear_bias=self.decoder.bias,
+            reduction=reduction,
+        )
+
     @torch.inference_mode()
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
@@ -100,8 +120,7 @@ class NeuralLM(LanguageModel, nn.Module):
                 part = slice(start, start + chunk)
                 with one_thread():
                     output, state = self.features(inputs[part, None].to(device), state)
-                logits = self.decoder(output)
-                loss = F.cross_entropy(logits[:, 0], targets[part].to(device), reduction="none")
+                loss = self._cross_entropy(output, targets[part].to(device), "none")
                 result[part] = -loss.double().cpu().numpy()
                 if on_chunk:
                     on_chunk(min(start + chunk, len(ids)))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .batches import Lanes
 from .config import Config
@@ -134,8 +133,7 @@ class Trainer:
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        logits, hidden = self.model(inputs, self.hidden)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss, hidden = self.model.loss(inputs, targets, self.hidden)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         value, norm = loss.item(), norm.item()

@@ -1,0 +1,126 @@
+"""Tokens a second of a training step of `rnnfast.lm`, against the same step on torch's parts.
+
+Those are `nn.Embedding`, `nn.RNN`, `nn.Linear` and `nn.CrossEntropyLoss`. Clipping and AdamW are
+the same. Both hold the same weights, and the gradients must agree before anything is timed.
+Samples alternate as in `rnnfast bench`.
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from rnnfast import bench, build_info, lm
+from rnnfast.lm.storage import write_atomic
+
+OURS, THEIRS = "rnnfast", "nn.RNN"
+CASES = (  # level, V, emsize, H, layers, B, T
+    ("word", 10_000, 200, 200, 2, 20, 35),
+    ("char", 100, 128, 512, 1, 50, 100),
+    ("char", 100, 128, 128, 1, 32, 64),
+)
+CLIP = 1.0
+
+
+class Torchs(nn.Module):
+    """The same model of torch's modules, without dropout."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.encoder, self.decoder = copy.deepcopy((model.encoder, model.decoder))
+        self.rnn = nn.RNN(model.rnn.input_size, model.rnn.hidden_size, model.rnn.num_layers)
+        self.rnn.load_state_dict(model.rnn.state_dict())
+        self.criterion = nn.CrossEntropyLoss()
+
+    def loss(self, inputs, targets, hidden):
+        output, hidden = self.rnn(self.encoder(inputs), hidden)
+        logits = self.decoder(output)
+        return self.criterion(logits.flatten(0, 1), targets.flatten()), hidden
+
+
+def stepper(model, inputs, targets):
+    """A function that makes one update, the hidden state carried over."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    carried = SimpleNamespace(hidden=None)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss, hidden = model.loss(inputs, targets, carried.hidden)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        carried.hidden = hidden.detach()
+        return loss.item()
+
+    return step
+
+
+def check(ours, theirs, inputs, targets):
+    """Refuses to time models that do not compute the same."""
+    for model in (ours, theirs):
+        model.zero_grad(set_to_none=True)
+        model.loss(inputs, targets, None)[0].backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        expected = gradients[name].grad
+        error = float((parameter.grad - expected).abs().max() / expected.abs().max())
+        if not error < 1e-4:
+            raise RuntimeError(f"the gradients of {name} differ by {error:.2g}: nothing was timed")
+
+
+def measure(level, V, emsize, H, layers, B, T, repeats):
+    """Medians of tokens a second, by implementation, and the ratio of ours to theirs."""
+    tokens = ["\n", *(chr(0x4E00 + i) for i in range(V - 1))]
+    if level == "word":
+        tokens[:2] = ["<eos>", "<unk>"]
+    torch.manual_seed(0)
+    tied = level == "word" and emsize == H
+    ours = lm.RNNLM(lm.Vocabulary(level, tokens), emsize, H, layers, tied=tied)
+    theirs = Torchs(ours)
+    inputs, targets = torch.randint(V, (2, T, B))
+    check(ours, theirs, inputs, targets)
+    models = {OURS: ours, THEIRS: theirs}
+    samplers = {name: bench.sampler(stepper(m, inputs, targets)) for name, m in models.items()}
+    seconds = bench.alternate(samplers, repeats)
+    medians = {name: float(np.median(samples)) for name, samples in seconds.items()}
+    return {
+        "case": {"level": level, "V": V, "E": emsize, "H": H, "L": layers, "B": B, "T": T},
+        "ms": {name: 1e3 * median for name, median in medians.items()},
+        "tokens_per_second": {name: T * B / median for name, median in medians.items()},
+        "ratio": medians[THEIRS] / medians[OURS],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, help="samples (about 1.5 s a case, at least 5)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    args = parser.parse_args()
+    table = Table(title=f"a training step, {torch.get_num_threads()} threads")
+    for column in ("level", "V", "E", "H", "L", "B", "T"):
+        table.add_column(column, justify="right")
+    for name in (OURS, THEIRS):
+        table.add_column(f"{name} ms", justify="right")
+        table.add_column("tokens/s", justify="right")
+    table.add_column("ratio", justify="right")
+    results = [measure(*case, args.repeats) for case in CASES]
+    for result in results:
+        row = [str(value) for value in result["case"].values()]
+        for name in (OURS, THEIRS):
+            row += [f"{result['ms'][name]:.2f}", f"{result['tokens_per_second'][name]:,.0f}"]
+        table.add_row(*row, f"{result['ratio']:.2f}")
+    Console().print(table)
+    if args.json:
+        report = {"threads": torch.get_num_threads(), "build": build_info(), "cases": results}
+        write_atomic(args.json, (json.dumps(report, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

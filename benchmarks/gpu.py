@@ -1,0 +1,251 @@
+"""FastRNN on the CUDA kernels against nn.RNN on cuDNN, on the GPU at hand.
+
+    python benchmarks/gpu.py results.json [--seconds 600] [--notes FILE ...]
+
+Samples of the two alternate in one run, timed by CUDA events, with the L2 cache flushed before
+each; medians. Both hold the same weights and must agree before they are timed. The ceilings, a copy
+in device memory and a large product in each dtype, are measured in the same run. Writes the JSON,
+and beside it the table (.md) and, with matplotlib, the plot (.png). When the seconds are over, the
+cases that are left are named in the JSON as not run. Notes, such as what tests printed, are kept.
+"""
+
+import argparse
+import datetime
+import io
+import itertools
+import json
+import math
+import platform
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import rnnfast
+from rnnfast import FastRNN
+from rnnfast.lm.storage import write_atomic
+
+# The widest first: when time runs out, the shapes in the middle of the claim are there.
+HIDDEN = (512, 1024, 256, 2048, 128, 384, 768, 64)
+BATCH = (16, 64, 1, 256, 4, 128)
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+}
+# Largest difference of the two, relative to the largest element; gradients sum over all steps.
+TOLERANCE = {"bfloat16": 0.1, "float16": 0.02, "tf32": 0.02, "float32": 1e-4}
+ROUNDS = 11
+
+
+def cases():
+    """(T, B, H, layers, packed, dtype), I = H."""
+    for H, B, dtype in itertools.product(HIDDEN, BATCH, ("bfloat16", "float32", "tf32")):
+        yield 512, B, H, 1, False, dtype
+    for H, dtype in itertools.product((512, 1024), DTYPES):
+        yield 512, 64, H, 2, False, dtype
+        yield 512, 64, H, 1, True, dtype
+        yield 1024, 16, H, 1, False, dtype
+    for H, B in itertools.product(HIDDEN, BATCH):
+        yield 512, B, H, 1, False, "float16"
+
+
+def elapsed(call):
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def ceilings():
+    """Bytes a second of a copy, read and written; FLOP a second of a product."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    times = [elapsed(lambda: target.copy_(source)) for _ in range(7)]
+    result = {"copy_gbs": 2 * source.numel() / statistics.median(times) / 1e6, "tflops": {}}
+    for name, dtype in DTYPES.items():
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a = torch.randn(8192, 8192, device="cuda").to(dtype)
+        times = [elapsed(lambda a=a: torch.mm(a, a)) for _ in range(7)]
+        result["tflops"][name] = 2 * 8192**3 / statistics.median(times) / 1e9
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return result
+
+
+def difference(ours, theirs):
+    return max(
+        ((a.float() - b.float()).abs().max() / (b.float().abs().max() + 1e-30)).item()
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def measure(T, B, H, layers, packed, dtype, flush):
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    theirs = nn.RNN(H, H, layers, device="cuda", dtype=DTYPES[dtype])
+    ours = FastRNN(H, H, layers, device="cuda", dtype=DTYPES[dtype])
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(T, B, H, device="cuda", dtype=DTYPES[dtype])
+    rows = T * B
+    if packed:
+        lengths = torch.linspace(T, T // 2, B).long()
+        x = nn.utils.rnn.pack_padded_sequence(x, lengths)
+        rows = int(lengths.sum())
+
+    def forward(module):
+        with torch.no_grad():
+            output, h_n = module(x)
+        return output.data if packed else output, h_n
+
+    grad = torch.randn(rows, H, device="cuda", dtype=DTYPES[dtype])
+
+    def training(module):
+        output, _ = module(x)
+        output = output.data if packed else output.flatten(0, 1)
+        return output, *torch.autograd.grad(output, list(module.parameters()), grad)
+
+    result = {
+        "T": T, "B": B, "H": H, "layers": layers, "packed": packed, "dtype": dtype,
+        "plan": rnnfast.cuda_plan(T, B, H, DTYPES[dtype]),
+        "plan_backward": rnnfast.cuda_plan(T, B, H, DTYPES[dtype], backward=True),
+    }  # fmt: skip
+    # 2 H (I + H) operations a row and layer.
+    work = rows * layers * 4 * H * H
+    for mode, call, passes in (("forward", forward, 1), ("training", training, 3)):
+        found, expected = call(ours), call(theirs)
+        deviation = difference(found, expected)
+        if not deviation <= TOLERANCE[dtype]:
+            raise AssertionError(f"{result}: {mode} differs from nn.RNN by {deviation:.3g}")
+        samples = {"rnnfast": [], "nn.RNN": []}
+        for i in range(ROUNDS):
+            pair = [("rnnfast", ours), ("nn.RNN", theirs)]
+            for name, module in pair if i % 2 else pair[::-1]:
+                flush.zero_()
+                samples[name].append(elapsed(lambda c=call, m=module: c(m)))
+        ms = {name: statistics.median(times) for name, times in samples.items()}
+        result[mode] = {
+            "ms": ms,
+            "samples": samples,
+            "us_a_step": {name: 1000 * time / T / layers for name, time in ms.items()},
+            "ratio": ms["nn.RNN"] / ms["rnnfast"],
+            "tflops": passes * work / ms["rnnfast"] / 1e9,
+            "deviation": deviation,
+        }
+    return result
+
+
+def describe(case):
+    T, B, H, layers, packed, dtype = case
+    return f"{dtype} T{T} B{B} H{H}{f' L{layers}' if layers > 1 else ''}{' packed' * packed}"
+
+
+def markdown(report):
+    lines = [
+        f"{report['gpu']}, driver {report['driver']}, CUDA {report['cuda']}, torch "
+        f"{report['torch']}, {report['date']}, `{report['command']}`",
+        "",
+        f"Ceilings: copy {report['ceilings']['copy_gbs']:.0f} GB/s; TFLOP/s "
+        + ", ".join(f"{name} {t:.0f}" for name, t in report["ceilings"]["tflops"].items()),
+        "",
+        "Microseconds a step and layer, the projections and weight gradients included.",
+        "",
+        "| case | predicted | forward | nn.RNN | ratio | with backward | nn.RNN | ratio | kernel |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for r in report["cases"]:
+        keys = ("T", "B", "H", "layers", "packed", "dtype")
+        row = [describe([r[key] for key in keys])]
+        row.append(re.search(r"predicted ([\d.]+)", r["plan"])[1])
+        for mode in ("forward", "training"):
+            steps = r[mode]["us_a_step"]
+            row += [f"{steps['rnnfast']:.2f}", f"{steps['nn.RNN']:.2f}", f"{r[mode]['ratio']:.2f}"]
+        lines.append(f"| {' | '.join([*row, r['plan'].split(' kernel')[0]])} |")
+    for mode, mean in report["geometric_mean"].items():
+        lines += ["", f"Geometric mean of the ratios, {mode}: {mean:.2f}"]
+    if report["not_run"]:
+        lines += ["", f"Not run, for lack of time: {', '.join(report['not_run'])}"]
+    for name, text in report["notes"].items():
+        lines += ["", f"{name}:", "", "```", text.strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def plot(report, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    for axes, mode in zip(figure.subplots(1, 2, sharey=True), ("forward", "training"), strict=True):
+        for dtype in DTYPES:
+            for name, style in (("rnnfast", "-"), ("nn.RNN", ":")):
+                points = sorted(
+                    (r["H"], r[mode]["us_a_step"][name])
+                    for r in report["cases"]
+                    if (r["T"], r["B"], r["layers"], r["packed"], r["dtype"])
+                    == (512, 64, 1, False, dtype)
+                )
+                if points:
+                    axes.loglog(*zip(*points, strict=True), style, label=f"{name}, {dtype}")
+        axes.set(xlabel="H", title=f"{mode}, B = 64")
+    axes.legend()
+    figure.axes[0].set_ylabel("microseconds a step")
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_atomic(path, image.getvalue())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--seconds", type=float, default=600, help="for the cases together")
+    parser.add_argument("--notes", type=Path, nargs="*", default=[])
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu.py: there is no CUDA device")
+    rnnfast.set_cuda_kernel("auto")
+    properties = torch.cuda.get_device_properties(0)
+    smi = Path("/proc/driver/nvidia/version")
+    version = re.search(r"\d+\.\d+\.\d+", smi.read_text()) if smi.exists() else None
+    report = {
+        "gpu": properties.name,
+        "driver": version[0] if version else "unknown",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "command": f"python {' '.join(sys.argv)}",
+        "notes": {path.stem: path.read_text() for path in arguments.notes},
+        "ceilings": ceilings(),
+        "cases": [],
+        "not_run": [],
+    }
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    start = time.monotonic()
+    for case in cases():
+        if time.monotonic() - start > arguments.seconds:
+            report["not_run"].append(describe(case))
+            continue
+        result = measure(*case, flush)
+        report["cases"].append(result)
+        ratios = ", ".join(f"{m} {result[m]['ratio']:.2f}" for m in ("forward", "training"))
+        print(f"{describe(case)}: {ratios}; {result['plan']}", flush=True)
+    report["geometric_mean"] = {
+        mode: math.exp(statistics.mean(math.log(r[mode]["ratio"]) for r in report["cases"]))
+        for mode in ("forward", "training")
+    }
+    write_atomic(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+    write_atomic(arguments.json.with_suffix(".md"), markdown(report).encode())
+    try:
+        plot(report, arguments.json.with_suffix(".png"))
+    except ImportError:
+        print("gpu.py: no plot without matplotlib")
+
+
+if __name__ == "__main__":
+    main()

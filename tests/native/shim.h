@@ -1,0 +1,480 @@
+// Stands in for a GPU, so that csrc/cuda compiles with a C++ compiler and runs on the host: what
+// device.h offers, with a fiber for every CUDA thread. One system thread runs them all, in an order
+// drawn at random from a seed, switching wherever a thread waits; ThreadSanitizer is told that they
+// are threads, so it reports every pair of accesses that no barrier and no release and acquire puts
+// in an order, whether or not this schedule got them wrong. A wait that can never end aborts.
+//
+// Stricter than the machine where that is possible: shared memory begins as NaN in a block of its
+// own size, asynchronous copies happen at the wait and not before, and the blocks of a launch that
+// promises them no company run one after another, in random order.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+extern "C" void __tsan_ignore_thread_begin();
+extern "C" void __tsan_ignore_thread_end();
+#endif
+
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define RNNFAST_DEVICE inline
+#define RNNFAST_BOTH inline
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+using std::max;
+using std::min;
+
+namespace rnnfast::cuda::device {
+
+// Where a fiber or the scheduler goes on. swapcontext asks the system for the signal mask, twice;
+// so it only begins a fiber, and ThreadSanitizer, which follows jumps in its own way, does without.
+struct Where {
+  ucontext_t context;
+  jmp_buf jump;
+  bool begun = false;
+  void* tsan = nullptr;
+};
+__attribute__((noinline)) inline void switch_to(Where& from, Where& to) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
+  swapcontext(&from.context, &to.context);
+#else
+  const bool begin = !to.begun;
+  to.begun = true;
+  if (_setjmp(from.jump) == 0) {
+    if (begin) {
+      setcontext(&to.context);
+    }
+    _longjmp(to.jump, 1);
+  }
+#endif
+}
+
+struct Fiber;
+
+// Everyone waits for everyone. `order` is for ThreadSanitizer: one for even and one for odd phases,
+// so that nobody seems to come after what another did after this barrier.
+struct Barrier {
+  explicit Barrier(int members) : members(members) {}
+  const int members;
+  int arrived = 0;
+  int64_t phase = 0;
+  std::atomic<int64_t> order[2] = {};
+  std::vector<Fiber*> waiting;
+};
+
+struct Warp {
+  Barrier barrier = Barrier(32);
+  int64_t parity[32] = {};
+  uint32_t words[2][32][8]; // of two collective calls, so that one barrier each is enough
+};
+
+struct Block;
+struct Cluster_ {
+  Barrier barrier;
+  std::vector<Block*> blocks;
+};
+
+struct Block {
+  int index;
+  Barrier barrier;
+  std::vector<Warp> warps;
+  uint4* shared;
+  Cluster_* cluster;
+  int rank;
+};
+
+// What a fiber needs of the system, used again by the next launch.
+struct Seat {
+  void* stack;
+  void* tsan = nullptr;
+};
+
+struct Fiber {
+  Where place;
+  Seat seat;
+  Block* block;
+  int thread;
+  int64_t cluster_phase = 0;
+  struct Copy {
+    uint4* to;
+    const uint4* from;
+  };
+  std::vector<std::vector<Copy>> groups{1};
+  bool done = false;
+};
+
+// The state of the machine, and what a test sets.
+struct Machine {
+  int processors, shared, cluster;
+};
+
+struct Host {
+  Machine machine{4, 227 << 10, 16};
+  uint64_t seed = 1;
+  int64_t launches = 0;
+
+  std::vector<Fiber*> ready;
+  Fiber* current = nullptr;
+  Where place;
+  int64_t polls = 0;
+  std::function<void()> work;
+  std::deque<Seat> seats; // free ones; whoever left first is first
+
+  uint64_t random() {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return seed >> 33;
+  }
+};
+inline Host host;
+
+[[noreturn]] inline void give_up(const char* why) {
+  std::fprintf(stderr, "FAILED: %s\n", why);
+  std::abort();
+}
+
+constexpr size_t kStack = 256 << 10;
+
+// What the shim keeps for itself is shared by all fibers, but by one system thread alone.
+struct Quiet {
+#if defined(__SANITIZE_THREAD__)
+  Quiet() { __tsan_ignore_thread_begin(); }
+  ~Quiet() { __tsan_ignore_thread_end(); }
+#else
+  Quiet() {}
+#endif
+  Quiet(const Quiet&) = delete;
+};
+__attribute__((no_sanitize("thread"), noinline)) inline Fiber& self() { return *host.current; }
+
+// Back to the scheduler, which calls again what is in `ready`.
+inline void suspend() { switch_to(self().place, host.place); }
+
+inline int64_t arrive(Barrier& b) {
+  const Quiet quiet;
+  const int64_t phase = b.phase;
+  b.order[phase % 2].fetch_add(1, std::memory_order_acq_rel);
+  if (++b.arrived == b.members) {
+    b.arrived = 0;
+    ++b.phase;
+    host.ready.insert(host.ready.end(), b.waiting.begin(), b.waiting.end());
+    b.waiting.clear();
+    host.polls = 0;
+  }
+  return phase;
+}
+inline void wait(Barrier& b, int64_t phase) {
+  {
+    const Quiet quiet;
+    if (b.phase == phase) {
+      b.waiting.push_back(&self());
+      suspend();
+    }
+  }
+  b.order[phase % 2].load(std::memory_order_acquire);
+}
+
+inline int thread() { return self().thread; }
+inline int block() { return self().block->index; }
+inline int warp() { return thread() / 32; }
+inline uint4* shared_memory() { return self().block->shared; }
+inline void sync_block() {
+  Barrier& b = self().block->barrier;
+  wait(b, arrive(b));
+}
+
+inline void sync_warp() {} // orders less than it might
+
+// Gives all lanes of the warp what each of them brings.
+inline const uint32_t (&exchange(const uint32_t* words, int count))[32][8] {
+  Warp& w = self().block->warps[warp()];
+  const int lane = thread() % 32;
+  auto& all = w.words[w.parity[lane]++ % 2];
+  std::copy_n(words, count, all[lane]);
+  wait(w.barrier, arrive(w.barrier));
+  return all;
+}
+
+template <class T> T shuffle_xor(T value, int mask) {
+  uint32_t words[8];
+  std::memcpy(words, &value, sizeof value);
+  const auto& all = exchange(words, sizeof value / 4);
+  std::memcpy(&value, all[thread() % 32 ^ mask], sizeof value);
+  return value;
+}
+
+constexpr bool kClusters = true;
+inline void cluster_arrive() { self().cluster_phase = arrive(self().block->cluster->barrier); }
+inline void cluster_wait() { wait(self().block->cluster->barrier, self().cluster_phase); }
+template <class V> void store_remote(V* mine, int rank, const V& value) {
+  const Block& here = *self().block;
+  if (rank >= int(here.cluster->blocks.size())) {
+    give_up("a store to a block that the cluster does not have");
+  }
+  const auto offset = reinterpret_cast<char*>(mine) - reinterpret_cast<char*>(here.shared);
+  char* const there = reinterpret_cast<char*>(here.cluster->blocks[rank]->shared) + offset;
+  *reinterpret_cast<V*>(there) = value;
+}
+
+inline void store_release(uint32_t* flag, uint32_t value) {
+  __atomic_store_n(flag, value, __ATOMIC_RELEASE);
+  const Quiet quiet;
+  host.polls = 0;
+}
+inline uint32_t load_acquire(const uint32_t* flag) {
+  return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+}
+inline void pause() {
+  const Quiet quiet;
+  if (++host.polls > 1000000) {
+    give_up("a flag is waited for that nobody sets");
+  }
+  host.ready.push_back(&self());
+  suspend();
+}
+
+inline void copy_async(uint4* shared, const uint4* global) {
+  self().groups.back().push_back({shared, global});
+}
+inline void copy_commit() { self().groups.emplace_back(); }
+template <int N> void copy_wait() {
+  auto& groups = self().groups;
+  while (groups.size() > N + 1) {
+    for (const Fiber::Copy& copy : groups.front()) {
+      *copy.to = *copy.from;
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline double double_of(uint32_t low, uint32_t high) {
+  const uint64_t bits = uint64_t(high) << 32 | low;
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = bits_of(x);
+  return std::isnan(x) ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float from_bfloat16(uint16_t x) { return float_of(uint32_t(x) << 16); }
+inline uint16_t to_float16(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float from_float16(uint16_t x) {
+  _Float16 half;
+  std::memcpy(&half, &x, 2);
+  return half;
+}
+// Ten bits of mantissa are left; ties away from zero.
+inline float to_tf32(float x) {
+  return std::isfinite(x) ? float_of((bits_of(x) + 0x1000) & ~uint32_t(0x1fff)) : x;
+}
+inline float tanh_roughly(float x) { return std::tanh(x); }
+
+// The matrix instruction from its definition: whole A, B from the words of all lanes, in the layout
+// of the PTX manual; then this lane's four elements of the product.
+template <int K, class Decode> // decode(word, i): its i-th element, of 16 / K... elements
+void mma(float (&c)[4], const uint32_t (&words)[6], const Decode& decode) {
+  const auto& all = exchange(words, 6);
+  constexpr int kEach = K == 16 ? 2 : 1; // elements of a word
+  const int lane = thread() % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    float sum = c[i];
+    for (int k = 0; k < K; ++k) {
+      const int upper = k / (4 * kEach), holder = k / kEach % 4, element = k % kEach;
+      const uint32_t a = all[row % 8 * 4 + holder][row / 8 + 2 * upper];
+      const uint32_t b = all[column * 4 + holder][4 + upper];
+      sum += decode(a, element) * decode(b, element);
+    }
+    c[i] = sum;
+  }
+}
+inline void mma_bfloat16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                         uint32_t b0, uint32_t b1) {
+  mma<16>(c, {a0, a1, a2, a3, b0, b1},
+          [](uint32_t word, int i) { return from_bfloat16(uint16_t(word >> 16 * i)); });
+}
+inline void mma_float16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                        uint32_t b0, uint32_t b1) {
+  mma<16>(c, {a0, a1, a2, a3, b0, b1},
+          [](uint32_t word, int i) { return from_float16(uint16_t(word >> 16 * i)); });
+}
+inline void mma_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                     uint32_t b1) {
+  mma<8>(c, {a0, a1, a2, a3, b0, b1}, [](uint32_t word, int) { return float_of(word & ~0x1fffu); });
+}
+
+// The host's side.
+
+inline Machine machine() { return host.machine; }
+
+struct Launch {
+  int blocks, cluster;
+  bool cooperative;
+  size_t shared;
+  void* stream;
+};
+
+inline void enter() {
+  host.work();
+  {
+    const Quiet quiet;
+    self().done = true;
+  }
+  suspend();
+}
+
+// Seats are dear: 2 ms each under ThreadSanitizer. To it a thread follows whoever had its seat
+// before, so that it cannot see them race; hence many seats, taken in turn.
+constexpr int kSeats = 2048;
+
+inline Seat take_seat() {
+  static int made = 0;
+  if (made >= kSeats && !host.seats.empty()) {
+    const Seat seat = host.seats.front();
+    host.seats.pop_front();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(seat.stack, kStack);
+#endif
+    return seat;
+  }
+  ++made;
+  Seat seat{mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)};
+  if (seat.stack == MAP_FAILED) {
+    give_up("no memory for a stack");
+  }
+#if defined(__SANITIZE_THREAD__)
+  seat.tsan = __tsan_create_fiber(0);
+#endif
+  return seat;
+}
+
+inline std::unique_ptr<Fiber> new_fiber(Block* block, int thread) {
+  std::unique_ptr<Fiber> f(new Fiber);
+  f->block = block, f->thread = thread;
+  f->seat = take_seat();
+  f->place.tsan = f->seat.tsan;
+  getcontext(&f->place.context);
+  f->place.context.uc_stack.ss_sp = f->seat.stack, f->place.context.uc_stack.ss_size = kStack;
+  f->place.context.uc_link = nullptr;
+  makecontext(&f->place.context, enter, 0);
+  return f;
+}
+
+// Runs the blocks [first, first + count) together, `cluster` of them a cluster.
+inline void run_together(int first, int count, int cluster, int threads, size_t shared) {
+  std::vector<std::unique_ptr<Cluster_>> clusters;
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  for (int b = 0; b < count; ++b) {
+    if (b % cluster == 0) {
+      clusters.emplace_back(new Cluster_{Barrier(cluster * threads), {}});
+    }
+    uint4* const memory = static_cast<uint4*>(std::aligned_alloc(16, shared));
+    std::memset(static_cast<void*>(memory), 0xff, shared);
+    blocks.emplace_back(new Block{first + b, Barrier(threads), std::vector<Warp>(threads / 32),
+                                  memory, clusters.back().get(), b % cluster});
+    clusters.back()->blocks.push_back(blocks.back().get());
+    for (int t = 0; t < threads; ++t) {
+      fibers.push_back(new_fiber(blocks.back().get(), t));
+      host.ready.push_back(fibers.back().get());
+    }
+  }
+  size_t finished = 0;
+  while (finished < fibers.size()) {
+    if (host.ready.empty()) {
+      give_up("all threads wait for one another");
+    }
+    std::swap(host.ready[host.random() % host.ready.size()], host.ready.back());
+    host.current = host.ready.back();
+    host.ready.pop_back();
+    switch_to(host.place, host.current->place);
+    finished += host.current->done;
+  }
+  for (const auto& f : fibers) {
+    host.seats.push_back(f->seat);
+  }
+  for (const auto& b : blocks) {
+    std::free(b->shared);
+  }
+}
+
+template <class... A>
+void launch(const char*, void (*kernel)(A...), int threads, const Launch& how, A... arguments) {
+  static std::atomic<int64_t> begin{0}, end{0}; // all that went before; all threads of this launch
+  {
+    const Quiet quiet;
+    host.place.begun = true;
+#if defined(__SANITIZE_THREAD__)
+    host.place.tsan = __tsan_get_current_fiber();
+#endif
+    if (how.shared > size_t(host.machine.shared)) {
+      give_up("more shared memory than there is");
+    }
+    if (how.cooperative && how.blocks > host.machine.processors) {
+      give_up("a cooperative launch of more blocks than run at the same time");
+    }
+    ++host.launches;
+    begin.fetch_add(1, std::memory_order_acq_rel);
+    host.work = [=] {
+      begin.load(std::memory_order_acquire);
+      kernel(arguments...);
+      end.fetch_add(1, std::memory_order_acq_rel);
+    };
+    const int together = how.cooperative ? how.blocks : how.cluster;
+    std::vector<int> first;
+    for (int b = 0; b < how.blocks; b += together) {
+      first.push_back(b);
+    }
+    while (!first.empty()) {
+      std::swap(first[host.random() % first.size()], first.back());
+      run_together(first.back(), together, how.cluster, threads, how.shared);
+      first.pop_back();
+    }
+  }
+  end.load(std::memory_order_acquire);
+}
+
+template <class Kernel> int active_clusters(Kernel*, int, const Launch& how) {
+  return host.machine.processors / how.cluster;
+}
+
+} // namespace rnnfast::cuda::device

@@ -1,0 +1,462 @@
+// The CUDA kernels on the host, thread by thread (shim.h), against nested loops: every kernel,
+// every way of cutting a problem, dtype, direction, activation and layout, at sizes that cross the
+// edges of tiles, blocks of k, chunks, groups and members. And the maps and the cell by themselves.
+//
+//   test_cuda [seed] [part of the cases, as 1/3]
+//   test_cuda table     what would be chosen on an H200, for csrc/cuda/README.md
+#include "cuda/kernel.h"
+#include "cuda/plan.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using namespace rnnfast;
+using namespace rnnfast::cuda;
+
+namespace {
+
+[[noreturn]] void fail(const std::string& message) {
+  std::fprintf(stderr, "FAILED: %s\n", message.c_str());
+  std::exit(1);
+}
+
+uint64_t random_state = 1;
+double uniform() { // in [-1, 1)
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return double(int64_t(random_state) >> 11) / double(int64_t(1) << 52);
+}
+
+// To `bits` of mantissa after the leading one, ties to even; the product of definitions, not of bit
+// patterns.
+double round_to(double x, int bits) {
+  int exponent;
+  const double mantissa = std::frexp(x, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, bits + 1)), exponent - bits - 1);
+}
+
+struct Format {
+  Precision precision;
+  const char* name;
+  size_t stored;                 // bytes
+  int stored_bits, operand_bits; // of mantissa
+  double tolerance;              // relative to 1 + |expected|: roundings that fall the other way
+};
+const Format kFormats[] = {
+    {Precision::kFloat32, "float32", 4, 23, 23, 2e-6},
+    {Precision::kTf32, "tf32", 4, 23, 10, 4e-4},
+    {Precision::kBfloat16, "bfloat16", 2, 7, 7, 1.2e-2},
+    {Precision::kFloat16, "float16", 2, 10, 10, 1.5e-3},
+    {Precision::kFloat64, "float64", 8, 52, 52, 1e-13},
+};
+
+// A tensor in the format, in memory of its own size.
+class Array {
+public:
+  Array(Precision precision, size_t bytes, int64_t n)
+      : precision_(precision), bytes_(bytes), data_(n * bytes, char(0x5a)) {}
+  void* data() { return data_.data(); }
+  void set(int64_t i, double x) {
+    char* const at = data_.data() + i * bytes_;
+    if (bytes_ == 8) {
+      std::memcpy(at, &x, 8);
+    } else if (bytes_ == 4) {
+      const float f = float(x);
+      std::memcpy(at, &f, 4);
+    } else {
+      const uint16_t u = precision_ == Precision::kFloat16 ? device::to_float16(float(x))
+                                                           : device::to_bfloat16(float(x));
+      std::memcpy(at, &u, 2);
+    }
+  }
+  double get(int64_t i) const {
+    const char* const at = data_.data() + i * bytes_;
+    if (bytes_ == 8) {
+      double x;
+      std::memcpy(&x, at, 8);
+      return x;
+    }
+    if (bytes_ == 4) {
+      float x;
+      std::memcpy(&x, at, 4);
+      return x;
+    }
+    uint16_t u;
+    std::memcpy(&u, at, 2);
+    return precision_ == Precision::kFloat16 ? device::from_float16(u) : device::from_bfloat16(u);
+  }
+  bool untouched(int64_t i) const {
+    return std::all_of(data_.begin() + i * bytes_, data_.begin() + (i + 1) * bytes_,
+                       [](char c) { return c == 0x5a; });
+  }
+  void fill() {
+    for (int64_t i = 0; i < int64_t(data_.size() / bytes_); ++i) {
+      set(i, uniform());
+    }
+  }
+
+private:
+  Precision precision_;
+  size_t bytes_;
+  std::vector<char> data_;
+};
+
+enum class Layout { kTime, kBatchFirst, kHalf, kPacked };
+
+struct Case {
+  int64_t T, B, H;
+  Layout layout;
+  bool relu = false, backward = false, reverse = false;
+  int directions = 1;
+  bool bias = true, begin = true, end = true, dy = true;
+
+  std::string name() const {
+    return "T=" + std::to_string(T) + " B=" + std::to_string(B) + " H=" + std::to_string(H) +
+           " layout=" + std::to_string(int(layout)) + (relu ? " relu" : " tanh") +
+           (backward ? " backward" : " forward") + (reverse ? " reverse" : "") +
+           " directions=" + std::to_string(directions) + (bias ? "" : " no bias") +
+           (begin ? "" : " no begin") + (end ? "" : " no end") + (dy ? "" : " no dy");
+  }
+};
+
+struct Rows { // of `width` elements, `pitch` apart
+  int64_t step, row, size;
+  std::vector<int64_t> starts; // of steps, in rows of a packed batch
+
+  Rows(const Case& c, const std::vector<int64_t>& lengths, int64_t pitch) {
+    row = c.layout == Layout::kBatchFirst ? c.T * pitch : pitch;
+    step = c.layout == Layout::kBatchFirst ? pitch : c.B * pitch;
+    starts.push_back(0);
+    for (int64_t t = 0; t < c.T; ++t) {
+      starts.push_back(starts.back() + std::count_if(lengths.begin(), lengths.end(),
+                                                     [t](int64_t n) { return n > t; }));
+    }
+    size = c.layout == Layout::kPacked ? starts.back() * pitch : c.T * c.B * pitch;
+    step = c.layout == Layout::kPacked ? std::numeric_limits<int64_t>::max() / 2 : step;
+  }
+  int64_t at(const Case& c, int64_t t, int64_t b) const {
+    return c.layout == Layout::kPacked ? (starts[t] + b) * row : t * step + b * row;
+  }
+};
+
+struct Tensors {
+  Array w, in, h, out, b_ih, b_hh, begin, end;
+  bool reverse;
+};
+
+void compare(const std::string& name, const char* what, double found, double expected,
+             double tolerance) {
+  if (!(std::abs(found - expected) <= tolerance * (1 + std::abs(expected)))) {
+    fail(name + ": " + what + " " + std::to_string(found) + ", expected " +
+         std::to_string(expected));
+  }
+}
+
+int check(const Case& c, const Format& f, Kernel kernel) {
+  const Precision p = f.precision;
+  const size_t sum_bytes = f.stored == 8 ? 8 : 4;
+  std::vector<int64_t> lengths(c.B, c.T);
+  for (int64_t b = 0; c.layout == Layout::kPacked && b < c.B; ++b) {
+    lengths[b] = std::max<int64_t>(1, c.T - b * c.T / c.B);
+  }
+  const int64_t pitch = c.layout == Layout::kHalf ? 2 * c.H + 1 : c.H;
+  const Rows rows(c, lengths, pitch);
+  Problem problem{c.T, c.B, c.H, c.directions, c.backward, c.relu, p, nullptr};
+  if (c.layout == Layout::kPacked) {
+    problem.starts = rows.starts.data();
+  }
+
+  std::vector<Tensors> tensors;
+  for (int d = 0; d < c.directions; ++d) {
+    Tensors t{Array(p, f.stored, c.H * c.H), Array(p, c.backward ? f.stored : sum_bytes, rows.size),
+              Array(p, f.stored, rows.size), Array(p, f.stored, rows.size),
+              Array(p, f.stored, c.H),       Array(p, f.stored, c.H),
+              Array(p, f.stored, c.B * c.H), Array(p, f.stored, c.B * c.H),
+              c.reverse != (d == 1)};
+    for (Array* a : {&t.in, &t.h, &t.b_ih, &t.b_hh, &t.begin}) {
+      a->fill();
+    }
+    for (int64_t i = 0; i < c.H * c.H; ++i) {
+      t.w.set(i, uniform() / std::sqrt(double(c.H)));
+    }
+    tensors.push_back(t);
+  }
+  // Nested loops, with the state rounded as the kernels hand it on.
+  std::vector<std::vector<double>> out(c.directions), end(c.directions);
+  for (int d = 0; d < c.directions; ++d) {
+    const Tensors& t = tensors[d];
+    out[d].assign(rows.size, 0), end[d].assign(c.B * c.H, 0);
+    for (int64_t b = 0; b < c.B; ++b) {
+      std::vector<double> state(c.H), product(c.H);
+      for (int64_t j = 0; j < c.H; ++j) {
+        product[j] = state[j] = c.begin ? t.begin.get(b * c.H + j) : 0;
+        state[j] = round_to(state[j], f.operand_bits);
+      }
+      for (int64_t i = 0; i < lengths[b]; ++i) {
+        const int64_t time = t.reverse != c.backward ? lengths[b] - 1 - i : i;
+        const int64_t at = rows.at(c, time, b);
+        if (!c.backward || i > 0) {
+          for (int64_t j = 0; j < c.H; ++j) {
+            product[j] = 0;
+            for (int64_t k = 0; k < c.H; ++k) {
+              const double w = t.w.get(c.backward ? k * c.H + j : j * c.H + k);
+              product[j] += round_to(w, f.operand_bits) * state[k];
+            }
+          }
+        }
+        for (int64_t j = 0; j < c.H; ++j) {
+          double value = product[j];
+          if (c.backward) {
+            const double y = t.h.get(at + j);
+            value += c.dy ? t.in.get(at + j) : 0;
+            value *= c.relu ? double(y > 0) : 1 - y * y;
+          } else {
+            value += t.in.get(at + j) + (c.bias ? t.b_ih.get(j) + t.b_hh.get(j) : 0);
+            value = c.relu ? std::max(value, 0.0) : std::tanh(value);
+          }
+          out[d][at + j] = value;
+          state[j] = round_to(value, f.operand_bits);
+        }
+      }
+      for (int64_t j = 0; j < c.H; ++j) {
+        double& last = end[d][b * c.H + j];
+        if (!c.backward) {
+          last = out[d][rows.at(c, t.reverse ? 0 : lengths[b] - 1, b) + j];
+          continue;
+        }
+        for (int64_t k = 0; k < c.H; ++k) {
+          last += round_to(t.w.get(k * c.H + j), f.operand_bits) * state[k];
+        }
+      }
+    }
+  }
+
+  int ran = 0;
+  for (const Plan& plan : plans(problem, &kernel)) {
+    const Geometry& g = plan.geometry;
+    const std::string name = std::string(f.name) + " kernel " + std::to_string(int(kernel)) + " " +
+                             c.name() + ", " + std::to_string(g.groups) + " groups of " +
+                             std::to_string(g.members) + " by " + std::to_string(g.units);
+    if (plan.kernel != kernel) {
+      fail(name + ": another kernel than was asked for");
+    }
+    Direction directions[2];
+    for (int d = 0; d < c.directions; ++d) {
+      Tensors& t = tensors[d];
+      t.out = Array(p, f.stored, rows.size), t.end = Array(p, f.stored, c.B * c.H);
+      directions[d] = {t.reverse,
+                       t.w.data(),
+                       {c.backward && !c.dy ? nullptr : t.in.data(), rows.step, rows.row},
+                       {t.h.data(), rows.step, rows.row},
+                       {t.out.data(), rows.step, rows.row},
+                       c.bias ? t.b_ih.data() : nullptr,
+                       c.bias ? t.b_hh.data() : nullptr,
+                       c.begin ? t.begin.data() : nullptr,
+                       c.end ? t.end.data() : nullptr};
+    }
+    // Exactly as much work space as was asked for, full of NaN.
+    void* const workspace = std::aligned_alloc(16, plan.workspace());
+    std::memset(workspace, 0xff, plan.workspace());
+    run(problem, plan, directions, workspace, nullptr);
+    std::free(workspace);
+    for (int d = 0; d < c.directions; ++d) {
+      std::vector<bool> mine(rows.size);
+      for (int64_t b = 0; b < c.B; ++b) {
+        for (int64_t j = 0; j < c.H; ++j) {
+          for (int64_t t = 0; t < lengths[b]; ++t) {
+            const int64_t at = rows.at(c, t, b) + j;
+            mine[at] = true;
+            compare(name, "out", tensors[d].out.get(at), out[d][at], f.tolerance);
+          }
+          const int64_t at = b * c.H + j;
+          if (c.end) {
+            compare(name, "end", tensors[d].end.get(at), end[d][at], f.tolerance);
+          }
+        }
+      }
+      for (int64_t i = 0; i < rows.size; ++i) {
+        if (!mine[i] && !tensors[d].out.untouched(i)) {
+          fail(name + ": wrote outside of its rows");
+        }
+      }
+    }
+    ++ran;
+  }
+  return ran;
+}
+
+void check_maps() {
+  // Every row is one group's, local rows count them, and at() finds the steps from either end.
+  const int64_t starts[] = {0, 5, 8, 9};
+  for (const bool from_end : {false, true}) {
+    const Steps packed{3, 5, starts, from_end}, dense{3, 5, nullptr, from_end};
+    for (int i = -1; i <= 3; ++i) {
+      const int t = from_end ? 2 - i : i;
+      const bool there = i >= 0 && i < 3;
+      if (packed.at(i).rows != (there ? int(starts[t + 1] - starts[t]) : 0) ||
+          dense.at(i).rows != (there ? 5 : 0) ||
+          (there && (packed.at(i).start != starts[t] || dense.at(i).start != t))) {
+        fail("Steps::at");
+      }
+    }
+    const Sequence<int> s{nullptr, 100, 7};
+    if (packed.offset(s, {5, 3}, 2) != 49 || dense.offset(s, {2, 5}, 3) != 221) {
+      fail("Steps::offset");
+    }
+  }
+  for (int groups = 1; groups < 7; ++groups) {
+    Geometry g{};
+    g.groups = groups;
+    for (int rows = 0; rows < 20; ++rows) {
+      std::vector<int> owners(rows);
+      for (int group = 0; group < groups; ++group) {
+        for (int l = 0; l < g.local_rows(rows, group); ++l) {
+          ++owners.at(g.batch_row(l, group));
+        }
+      }
+      if (std::count(owners.begin(), owners.end(), 1) != rows) {
+        fail("rows of groups");
+      }
+    }
+  }
+  for (int rows = 0; rows <= 100; ++rows) {
+    int reached = 0; // as the kernel's loop goes
+    for (int row = 0; row < rows;) {
+      row += rows - row > 16 ? 32 : 8;
+      reached = row;
+    }
+    if (padded(rows, 8) != reached || padded(rows, 1) != rows) {
+      fail("padded");
+    }
+  }
+}
+
+void check_rounding() {
+  for (int i = 0; i < 20000; ++i) {
+    const float x = float(std::ldexp(uniform(), int(20 * uniform())));
+    if (device::from_bfloat16(device::to_bfloat16(x)) != round_to(x, 7) ||
+        device::from_float16(device::to_float16(float(round_to(x, 12) / 1024))) * 0 != 0 ||
+        std::abs(device::to_tf32(x) - x) > std::ldexp(std::abs(x), -11)) {
+      fail("rounding of " + std::to_string(x));
+    }
+  }
+}
+
+void check_choice() {
+  // Sizes that no kernel but the step kernel holds; and what cannot be forced says so.
+  const Kernel cluster = Kernel::kCluster;
+  Problem p{10, 4, 100000, 1, false, false, Precision::kBfloat16, nullptr};
+  if (choose(p, nullptr).kernel != Kernel::kStep) {
+    fail("a W_hh that does not fit the chip was chosen to be held there");
+  }
+  for (const Precision precision : {Precision::kBfloat16, Precision::kFloat64}) {
+    try {
+      p.precision = precision, p.H = precision == Precision::kFloat64 ? 8 : 100000;
+      choose(p, &cluster);
+      fail("a kernel was forced that cannot run");
+    } catch (const std::invalid_argument& error) {
+      if (std::string(error.what()).find("cluster kernel cannot hold") == std::string::npos) {
+        fail(std::string("the error does not say why: ") + error.what());
+      }
+    }
+  }
+  for (const int64_t T : {int64_t(0), int64_t(-1)}) {
+    try {
+      p.T = T;
+      choose(p, nullptr);
+      fail("no steps were accepted");
+    } catch (const std::invalid_argument&) {
+    }
+  }
+}
+
+// On 132 multiprocessors of 227 KiB.
+void print_table() {
+  device::host.machine = {132, 227 << 10, 16};
+  const std::pair<const char*, Precision> precisions[] = {{"bfloat16", Precision::kBfloat16},
+                                                          {"TF32", Precision::kTf32},
+                                                          {"float32", Precision::kFloat32}};
+  std::printf("| dtype | H | W_hh, KiB |");
+  for (const int B : {1, 4, 16, 64, 128, 256}) {
+    std::printf(" B = %d |", B);
+  }
+  std::printf("\n| --- | ---: | ---: | --- | --- | --- | --- | --- | --- |\n");
+  for (const auto& [name, precision] : precisions) {
+    for (const int H : {64, 128, 256, 384, 512, 768, 1024, 2048, 4096}) {
+      const int bytes = precision == Precision::kBfloat16 ? 2 : 4;
+      std::printf("| %s | %d | %d |", name, H, H * H / 1024 * bytes);
+      for (const int B : {1, 4, 16, 64, 128, 256}) {
+        const Plan plan = plans({512, B, H, 1, false, false, precision, nullptr}, nullptr).front();
+        const Geometry& g = plan.geometry;
+        const char* const kinds[] = {"cluster", "grid", "step"};
+        std::printf(" %.2f %s %dx%d, %.0f |", plan.clocks / 1755,
+                    plan.kernel == Kernel::kCluster && g.members == 1 ? "block"
+                                                                      : kinds[int(plan.kernel)],
+                    g.groups, g.members, double(plan.shared) / 1024);
+      }
+      std::printf("\n");
+    }
+  }
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+  if (count > 1 && std::string(arguments[1]) == "table") {
+    print_table();
+    return 0;
+  }
+  device::host.seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1;
+  int part = 0, parts = 1;
+  if (count > 2 && (std::sscanf(arguments[2], "%d/%d", &part, &parts) != 2 || part > parts)) {
+    fail("the second argument must be like 1/3");
+  }
+  check_maps();
+  check_rounding();
+  check_choice();
+  const int64_t sizes[][4] = {
+      // T, B, H, multiprocessors
+      {1, 1, 1, 1},   // nothing but edges
+      {3, 2, 7, 2},   // both groups one row
+      {3, 9, 33, 3},  // one over a tile of units; one over 8 rows
+      {4, 5, 40, 5},  // three members of 16 units; groups of several rows
+      {2, 21, 65, 5}, // over a block of k in every dtype; 3 tiles of 8 rows
+      {2, 67, 17, 2}, // several chunks, the last of 1 or 3 rows
+      {3, 3, 130, 9}, // nine members of 16 units
+  };
+  int cases = 0, ran = 0;
+  for (const auto& [T, B, H, processors] : sizes) {
+    for (const Layout layout :
+         {Layout::kTime, Layout::kBatchFirst, Layout::kHalf, Layout::kPacked}) {
+      for (const Format& f : kFormats) {
+        for (const Kernel kernel : {Kernel::kCluster, Kernel::kGrid, Kernel::kStep}) {
+          for (const bool backward : {false, true}) {
+            // The options take every value many times, without all combinations.
+            const unsigned bits = 0x9E3779B9u * unsigned(++cases);
+            const auto bit = [bits](int i) { return (bits >> (31 - i) & 1) != 0; };
+            if (cases % parts != part % parts ||
+                (f.precision == Precision::kFloat64 && kernel != Kernel::kStep)) {
+              continue;
+            }
+            Case c{T, B, H, layout, bit(0), backward, bit(1)};
+            c.directions = 1 + bit(2), c.bias = bit(3), c.begin = bit(4), c.end = bit(5);
+            c.dy = bit(6) || bit(7);
+            device::host.machine.processors = int(processors) * c.directions;
+            ran += check(c, f, kernel);
+          }
+        }
+      }
+    }
+  }
+  // W_hh over what registers hold: the rest in shared memory.
+  for (const Kernel kernel : {Kernel::kCluster, Kernel::kGrid}) {
+    device::host.machine.processors = 2;
+    if (part % parts == 0) {
+      ran += check({2, 5, 330, Layout::kTime}, kFormats[kernel == Kernel::kGrid], kernel);
+    }
+  }
+  std::printf("%d cuts of %d cases\n", ran, cases);
+}

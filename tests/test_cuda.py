@@ -1,0 +1,279 @@
+"""The CUDA kernels on a GPU, where there is one; without, their Python side with a stand-in.
+
+The stand-in is for the kernels, on CPU tensors. tests/native runs the kernels themselves without a
+GPU. What holds for every device is in test_kernels.py.
+"""
+
+import functools
+import re
+from dataclasses import replace
+
+import pytest
+import rule
+import torch
+from rule import Case
+
+import rnnfast
+from rnnfast import _C, _ops_cuda, functional
+
+CASES = [
+    Case(1, 1, 1, 1),
+    Case(1, 3, 2, 4, bidirectional=True),
+    Case(4, 3, 5, 6, num_layers=2, bidirectional=True),
+    Case(5, 4, 3, 7, nonlinearity="relu", bias=False),
+    Case(4, 5, 3, 6, with_hx=False, bidirectional=True, num_layers=3),
+    Case(6, 4, 3, 5, gradients_of="h_n"),
+    Case(6, 4, 3, 5, gradients_of="output"),
+    Case(4, 3, 5, 6, memory="strided"),
+    Case(4, 3, 5, 6, memory="transposed", bidirectional=True),
+]
+
+
+def stand_in(layout, H, backward, relu, dtype, directions, device):
+    """csrc/cuda/recurrence.h, step by step."""
+    f = torch.relu if relu else torch.tanh
+    starts = None if layout.starts is None else layout.starts.tolist()
+
+    def at(sequence, t, b):
+        if starts is not None:
+            return sequence[starts[t] + b]
+        return sequence[b, t] if layout.batch_first else sequence[t, b]
+
+    for reverse, w_hh, given, h, out, b_ih, b_hh, begin, end in directions:
+        bias = 0 if b_ih is None else b_ih + b_hh
+        for b in range(layout.B):
+            length = layout.T
+            if starts is not None:
+                length = sum(starts[t + 1] - starts[t] > b for t in range(layout.T))
+            state = torch.zeros(H, dtype=dtype) if begin is None else begin[b]
+            for i in range(length):
+                t = length - 1 - i if reverse != backward else i
+                if backward:
+                    state = state + (0 if given is None else at(given, t, b))
+                    y = at(h, t, b)
+                    dpre = state * ((y > 0) if relu else 1 - y * y)
+                    at(out, t, b).copy_(dpre)
+                    state = dpre @ w_hh
+                else:
+                    state = f(at(given, t, b) + bias + w_hh @ state)
+                    at(out, t, b).copy_(state)
+            if end is not None:
+                end[b] = state
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Calls on CPU tensors go the way of CUDA tensors, up to the kernels."""
+    from rnnfast import _ops
+
+    monkeypatch.setattr(_ops_cuda, "_launch", stand_in)
+    monkeypatch.setattr(_ops, "_rnn_cpu", _ops_cuda.rnn)
+    monkeypatch.setattr(_ops, "_gradients", _ops_cuda.gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rule(on_cpu, case, layout, dtype):
+    case = replace(case, layout=layout, dtype=dtype)
+    results = [rule.run(call, case, rule.make(case)) for call in (rule.baseline, functional.rnn)]
+    rule.check(results[1], results[0], rule.run_reference(case, rule.make(case)), dtype)
+
+
+@pytest.mark.parametrize("layout", ["time", "packed"])
+def test_one_hot(on_cpu, layout):
+    """Tokens give what their unit vectors give, gradients too."""
+    case = Case(5, 3, 4, 6, bidirectional=True, layout=layout, dtype=torch.float64)
+    data = rule.make(case)
+    tokens = torch.arange(data.input.shape[:-1].numel()).reshape(data.input.shape[:-1]) % 4
+    vectors = torch.nn.functional.one_hot(tokens, 4).to(case.dtype)
+    found = []
+    for x in (tokens, vectors):
+        call = functools.partial(
+            functional.rnn, x, data.hx, data.weights, batch_sizes=data.batch_sizes, **case.options
+        )
+        output, h_n = call()
+        wanted = [data.hx, *data.weights]
+        gradients = torch.autograd.grad((output, h_n), wanted, (data.dy, data.dh_n))
+        found.append([output, h_n, *gradients])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_rnn_without_a_gradient_of_the_input(on_cpu):
+    case = Case(4, 3, 5, 6, num_layers=2)
+    full = rule.run(functional.rnn, case, rule.make(case))
+    data = rule.make(case)
+    data.input.requires_grad_(False)
+    partial = rule.run(functional.rnn, case, data)
+    assert full.keys() - partial.keys() == {"d input"}
+    assert all(torch.equal(partial[name], full[name]) for name in partial)
+
+
+PACKED = torch.tensor([3, 2, 2, 1])
+WRONG = {
+    "hx": ("hx", {"hx": torch.zeros(1, 4, 6)}),
+    "hx dtype": ("hx", {"hx": torch.zeros(1, 3, 6, dtype=torch.float64)}),
+    "weight_ih": ("weight_ih", {"weight 0": torch.zeros(6, 4)}),
+    "weight_hh": ("weight_hh", {"weight 1": torch.zeros(7, 6)}),
+    "bias_hh": ("bias_hh", {"weight 3": torch.zeros(6, 1)}),
+    "input": ("input", {"input": torch.zeros(4, 5)}),
+    "packed": ("batch_sizes", {"batch_sizes": PACKED, "input": torch.zeros(7, 5)}),
+    "growing": ("batch_sizes", {"batch_sizes": PACKED.flip(0), "input": torch.zeros(8, 5)}),
+    "int32": ("batch_sizes", {"batch_sizes": PACKED.int(), "input": torch.zeros(8, 5)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments(on_cpu, wrong):
+    named, change = WRONG[wrong]
+    data = rule.make(Case(4, 3, 5, 6))
+    arguments = {"input": data.input, "hx": data.hx, "batch_sizes": None}
+    arguments |= {f"weight {i}": w for i, w in enumerate(data.weights)}
+    arguments |= change
+    weights = [arguments.pop(f"weight {i}") for i in range(4)]
+    with pytest.raises(RuntimeError, match=named):
+        functional.rnn(weights=weights, **arguments)
+
+
+def test_set_cuda_kernel():
+    assert "cuda" not in rnnfast.build_info()["kernels"]
+    with pytest.raises(ValueError, match="cluster"):
+        rnnfast.set_cuda_kernel("clusters")
+    if not _C.cuda:
+        with pytest.raises(ValueError, match="nvcc"):
+            rnnfast.set_cuda_kernel("auto")
+        return
+    try:
+        rnnfast.set_cuda_kernel("auto")
+        assert "bfloat16" in rnnfast.build_info()["kernels"]["cuda"]
+        with pytest.raises(ValueError, match="got 10, 0, 4"):
+            rnnfast.cuda_plan(10, 0, 4)
+        if torch.cuda.is_available():
+            for kernel in ("cluster", "grid", "step"):
+                rnnfast.set_cuda_kernel(kernel)
+                plan = rnnfast.cuda_plan(10, 4, 64, torch.bfloat16)
+                assert re.match(rf"{kernel} kernel: \d+ groups of \d+ blocks", plan)
+        else:  # the message names what failed, and nothing crashes
+            with pytest.raises(RuntimeError, match="rnnfast CUDA"):
+                rnnfast.cuda_plan(10, 4, 4)
+    finally:
+        rnnfast.set_cuda_kernel(None)
+
+
+# On a GPU
+
+GPU_SIZES = [
+    Case(7, 3, 5, 33, bidirectional=True),
+    Case(5, 33, 5, 130, num_layers=2),
+    Case(3, 5, 64, 512, gradients_of="output"),
+    Case(3, 70, 16, 384, nonlinearity="relu", with_hx=False),
+    Case(3, 2, 16, 1024, gradients_of="h_n"),
+    Case(40, 20, 16, 257),
+]
+GPU_DTYPES = [torch.float32, "tf32", torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.fixture
+def precision():
+    """Sets torch's precision of float32 in RNNs; undone afterwards."""
+    before = torch.backends.cudnn.allow_tf32
+
+    def set_to(dtype):
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        return torch.float32 if dtype == "tf32" else dtype
+
+    yield set_to
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("size", GPU_SIZES, ids=lambda c: f"T{c.T}-B{c.B}-H{c.H}")
+def test_rule_on_a_gpu(cuda_kernel, precision, size, layout, dtype):
+    case = replace(size, layout=layout, dtype=precision(dtype))
+    results = [
+        rule.run(call, case, rule.make(case, "cuda")) for call in (rule.baseline, functional.rnn)
+    ]
+    rule.check(results[1], results[0], rule.run_reference(case, rule.make(case)), case.dtype)
+
+
+def inference(case, data):
+    with torch.no_grad():
+        return functional.rnn(
+            data.input, data.hx, data.weights,
+            batch_first=case.layout == "batch", batch_sizes=data.batch_sizes, **case.options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_run_gives_the_same_bits(cuda_kernel, dtype):
+    case = Case(50, 17, 16, 300, bidirectional=True, dtype=dtype)
+    data = rule.make(case, "cuda")
+    expected = rule.run(functional.rnn, case, data)
+    for _ in range(20):
+        for name, tensor in rule.run(functional.rnn, case, data).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_streams(cuda_kernel):
+    """The kernels run on the current stream, after what is there already."""
+    case = Case(20, 5, 16, 128)
+    data, late = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
+    expected = inference(case, late)
+    with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
+        torch.cuda._sleep(50_000_000)
+        data.input.copy_(late.input)
+        data.hx.copy_(late.hx)
+        for mine, theirs in zip(data.weights, late.weights, strict=True):
+            mine.copy_(theirs)
+        found = inference(case, data)
+        torch.cuda.current_stream().synchronize()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_cuda_graph(cuda_kernel):
+    """Captured once, replayed on other data."""
+    case = Case(20, 5, 16, 128, num_layers=2, bidirectional=True)
+    data, other = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
+    inference(case, data)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = inference(case, data)
+    with torch.no_grad():
+        data.input.copy_(other.input)
+        data.hx.copy_(other.hx)
+    expected = inference(case, data)
+    for _ in range(2):
+        graph.replay()
+        assert all(map(torch.equal, found, expected))
+
+
+def test_compile_with_graphs(cuda_kernel):
+    torch.compiler.reset()
+    module = rnnfast.FastRNN(16, 128, 2, device="cuda")
+    x = torch.randn(20, 5, 16, device="cuda")
+    expected = module(x)
+    compiled = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_other_than_the_current_device(cuda_kernel):
+    case = Case(20, 5, 16, 128)
+    expected = inference(case, rule.make(case, "cuda:0"))
+    found = inference(case, rule.make(case, "cuda:1"))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_kernel_that_does_not_fit_says_why():
+    if not torch.cuda.is_available():
+        pytest.skip("this machine, or this build of torch, has no CUDA device")
+    try:
+        rnnfast.set_cuda_kernel("cluster")
+        with pytest.raises(ValueError, match="cluster kernel cannot hold W_hh of H = 20000"):
+            rnnfast.cuda_plan(10, 4, 20000)
+    finally:
+        rnnfast.set_cuda_kernel(None)
