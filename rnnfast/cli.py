@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
+from .lm.config import ELMAN, GATED
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -100,7 +101,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
     about = (
         f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
-        f"{config.nonlinearity} {_name(config)}, {config.nlayers} x {config.nhid} units, "
+        f"{_kind(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
@@ -389,7 +390,13 @@ def _components(components: list[dict]) -> Table:
 
 
 def _name(config: lm.Config) -> str:
-    return "RNN" if config.model == "rnn" else f"window of {config.order} tokens"
+    if config.model == "window":
+        return f"window of {config.order} tokens"
+    return config.cell.upper() if config.cell in GATED else "RNN"
+
+
+def _kind(config: lm.Config) -> str:
+    return _name(config) if config.cell in GATED else f"{config.cell} {_name(config)}"
 
 
 def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
@@ -411,13 +418,14 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
 VOCAB = "text whose words make the vocabulary (the training text)"
+CELLS = ELMAN + GATED
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="rnnfast",
-        description="Elman RNN and n-gram language models.",
+        description="RNN and n-gram language models.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
@@ -472,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
     sub = command(
-        "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
+        "compare", compare, "Train n-grams, window, RNN and LSTM on one text; mix; a table."
     )
     _compare_arguments(sub)
 
@@ -515,7 +523,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "emsize", int, "size of the embeddings")
     _setting(model, "nhid", int, "hidden units of a layer")
     _setting(model, "nlayers", int, "layers")
-    _setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
+    _setting(model, "cell", None, "of the hidden layers; window: tanh or relu", choices=CELLS)
     _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
 

@@ -1,16 +1,18 @@
 """Probabilities: evaluation, scores and generated text against straightforward computations."""
 
+import json
 import math
 import sys
 
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, WORDS, same_weights, small_model
+from lm_helpers import PERIODIC, WORDS, same_weights, small_config, small_model
 
 from rnnfast import lm
 from rnnfast.lm import evaluate as evaluate_function
 from rnnfast.lm.evaluate import bits, perplexity
+from rnnfast.lm.model import build
 
 
 def step_by_step(model, ids):
@@ -29,11 +31,31 @@ def step_by_step(model, ids):
 
 
 def test_forward_shapes_and_layers():
-    for changes in ({}, {"nlayers": 2, "dropout": 0.5}, {"nonlinearity": "relu"}):
-        model = small_model(**changes)
-        logits, hidden = model(torch.zeros(7, 3, dtype=torch.int64))
-        assert logits.shape == (7, 3, len(model.vocab))
-        assert hidden.shape == (changes.get("nlayers", 1), 3, 16)
+    for cell, states in (("tanh", 1), ("relu", 1), ("gru", 1), ("lstm", 2)):
+        for changes in ({}, {"nlayers": 2, "dropout": 0.5}):
+            model = small_model(cell=cell, **changes)
+            logits, hidden = model(torch.zeros(7, 3, dtype=torch.int64))
+            assert logits.shape == (7, 3, len(model.vocab))
+            assert hidden.shape == (states * changes.get("nlayers", 1), 3, 16)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gated_cells_are_torchs_and_start_orthogonal(cell):
+    model = build(small_config(cell=cell, nlayers=2), small_model().vocab).double()
+    rnn = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](8, 16, 2, dtype=torch.float64)
+    rnn.load_state_dict(model.rnn.state_dict())
+    ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
+    expected, _ = rnn(model.encoder(ids))
+    torch.testing.assert_close(model.eval()(ids)[0], model.decoder(expected))
+    for name, p in rnn.named_parameters():
+        if name.startswith("weight_hh"):
+            for gate in p.float().view(-1, 16, 16):
+                torch.testing.assert_close(gate @ gate.t(), torch.eye(16))
+        elif name.startswith("bias"):
+            forget = cell == "lstm" and name.startswith("bias_hh")
+            assert p.view(-1, 16).sum(1).tolist() == (
+                [0, 16, 0, 0] if forget else [0] * (len(p) // 16)
+            )
 
 
 def test_tied_shares_the_weights():
@@ -46,7 +68,7 @@ def test_tied_shares_the_weights():
 WINDOWS = [
     {"model": "window", "order": order, **more}
     for order in (2, 3, 5)
-    for more in ({}, {"nonlinearity": "relu", "direct": True})
+    for more in ({}, {"cell": "relu", "direct": True})
 ]
 
 
@@ -61,7 +83,7 @@ def test_window_is_the_formula(changes):
     for t, actual in enumerate(logits.detach().numpy()[:, 0]):
         x = np.concatenate([p["encoder.weight"][i] for i in padded[t : t + changes["order"] - 1]])
         h = p["hidden.bias"] + p["hidden.weight"] @ x
-        h = np.maximum(h, 0) if "nonlinearity" in changes else np.tanh(h)
+        h = np.maximum(h, 0) if "cell" in changes else np.tanh(h)
         w = p["decoder.weight"]
         expected = p["decoder.bias"] + w[:, :7] @ h
         if "direct" in changes:
@@ -72,7 +94,7 @@ def test_window_is_the_formula(changes):
         np.testing.assert_allclose(following - following[0], expected - expected[0], atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "nonlinearity": "relu"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "cell": "relu"}], ids=str)
 def test_characters_by_table_are_embeddings(changes):
     """The input product taken once a character changes neither the logits nor a gradient."""
     model = small_model(dropout=0.0, **changes).double().train()
@@ -91,7 +113,10 @@ def test_characters_by_table_are_embeddings(changes):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, *WINDOWS], ids=str)
+GATED = [{"cell": "lstm", "nlayers": 2}, {"cell": "gru"}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, *GATED, *WINDOWS], ids=str)
 def test_carried_state_is_one_long_pass(changes):
     model = small_model(**changes)
     ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
@@ -104,7 +129,7 @@ def test_carried_state_is_one_long_pass(changes):
     torch.testing.assert_close(hidden, last)
 
 
-@pytest.mark.parametrize("changes", [{"nlayers": 2}, {"model": "window"}], ids=str)
+@pytest.mark.parametrize("changes", [{"nlayers": 2}, *GATED, {"model": "window"}], ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_evaluate_is_the_chain_rule(level, chunk, changes, monkeypatch):
@@ -159,10 +184,10 @@ def test_score_adds_up_and_is_what_evaluate_says(level, sentence):
     assert len(model.score("").tokens) == 1
 
 
-@pytest.mark.parametrize("kind", ["rnn", "window"])
+@pytest.mark.parametrize("changes", [{}, *GATED, {"model": "window"}], ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_generation_depends_on_the_seed_alone(level, kind):
-    model = small_model(level, model=kind)
+def test_generation_depends_on_the_seed_alone(level, changes):
+    model = small_model(level, **changes)
     texts = [model.generate(length=40, seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
     assert len(model.vocab.encode(texts[0])) == 40
@@ -173,7 +198,7 @@ def test_generation_depends_on_the_seed_alone(level, kind):
 
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"nlayers": 3, "nonlinearity": "relu"}, {"model": "window"}], ids=str
+    "changes", [{}, {"nlayers": 3, "cell": "relu"}, *GATED, {"model": "window"}], ids=str
 )
 def test_top_one_is_the_most_probable_token(level, changes):
     model = small_model(level, **changes)
@@ -208,9 +233,10 @@ def test_generated_tokens_have_the_models_probabilities():
     assert {model.generate(length=1, top_p=share, seed=seed) for seed in range(200)} == three
 
 
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_generation_depends_on_nothing_but_weights_and_options(level, monkeypatch, num_threads):
-    model = small_model(level, nhid=65, emsize=65, nlayers=2, dropout=0.5)
+def test_generation_depends_on_weights_and_options_alone(level, cell, monkeypatch, num_threads):
+    model = small_model(level, nhid=65, emsize=65, nlayers=2, dropout=0.5, cell=cell)
 
     def again():
         return model.generate("the" if level == "word" else "a1", 200, seed=1)
@@ -238,7 +264,7 @@ def test_generation_is_a_stream_of_one_piece_a_token():
 
 
 def test_a_state_that_overflows_ends_the_text():
-    model = small_model(nonlinearity="relu")
+    model = small_model(cell="relu")
     with torch.no_grad():
         model.rnn.weight_hh_l0.copy_(1e6 * torch.eye(16))
         model.rnn.bias_ih_l0.fill_(1)
@@ -283,7 +309,7 @@ def test_options_out_of_range_are_refused(options):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"nlayers": 2}, {"tied": True, "emsize": 16}, {"model": "window", "direct": True}],
+    [{}, {"nlayers": 2}, *GATED, {"tied": True, "emsize": 16}, {"model": "window", "direct": True}],
 )
 def test_save_and_load(tmp_path, changes):
     model = small_model(**changes)
@@ -302,3 +328,18 @@ def test_save_and_load(tmp_path, changes):
     lm.save(small_model(seed=5, **changes), config, tmp_path / "model", overwrite=True)
     assert not same_weights(model, lm.load(tmp_path / "model"))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_models_of_the_first_release_load(tmp_path):
+    """Their `cell` was called `nonlinearity`, and there were fewer settings."""
+    model = small_model(cell="relu", nlayers=2)
+    lm.save(model, small_config(cell="relu", nlayers=2), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    settings = json.loads(path.read_text())
+    new = {"cell"}
+    old = {name: value for name, value in settings["config"].items() if name not in new}
+    settings["config"] = {**old, "nonlinearity": "relu"}
+    path.write_text(json.dumps(settings))
+    again = lm.load(tmp_path / "model")
+    assert same_weights(model, again)
+    assert again.score("a1b2").logprob == model.score("a1b2").logprob

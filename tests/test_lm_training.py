@@ -37,12 +37,15 @@ def records(folder):
 # ---- learning
 
 
-@pytest.mark.parametrize("model", ["rnn", "window"])
+KINDS = [{}, {"cell": "lstm"}, {"cell": "gru"}, {"model": "window"}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_learns_what_a_bigram_cannot(level, model):
+def test_learns_what_a_bigram_cannot(level, kind):
     text = PERIODIC if level == "char" else "a b a c a d\n" * 300
-    sizes = {"nhid": 32, "emsize": 32, "model": model}
-    config = small_config(level, epochs=12, dropout=0.0, lr=0.02, **sizes)
+    sizes = {"nhid": 32, "emsize": 32}
+    config = small_config(level, epochs=12, dropout=0.0, lr=0.02, **sizes, **kind)
     model, report = lm.train(config, lm.corpus.split(text))
     assert report["baselines"]["bigram"]["valid_loss"] > 0.4
     assert report["valid_loss"] < 0.1
@@ -152,7 +155,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
 def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
     model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
     with pytest.raises(lm.UserError, match=r"as it was"):
-        config = small_config(nonlinearity="relu", lr=1e30, clip=0.0)
+        config = small_config(cell="relu", lr=1e30, clip=0.0)
         lm.train(config, CORPUS, tmp_path / "model", overwrite=True)
     assert same_weights(model, lm.load(tmp_path / "model"))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -168,6 +171,8 @@ STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
     [
         {"nlayers": 2, "lr_schedule": "cosine"},
         {"nlayers": 2, "lr_schedule": "plateau"},
+        {"cell": "lstm", "nlayers": 2},
+        {"cell": "gru"},
         {"model": "window", "direct": True},
         {"model": "window", "order": 2},
     ],

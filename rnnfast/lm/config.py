@@ -10,6 +10,8 @@ CHAR = "char"
 WORD = "word"
 RNN = "rnn"
 WINDOW = "window"
+ELMAN = ("tanh", "relu")
+GATED = ("lstm", "gru")
 
 # What differs between the levels; everything else has one default, below.
 # char: on the built-in text, 3 epochs at batch 24 and lr 4e-3 reached 1.287 nats; at lr 2e-3 1.357;
@@ -36,7 +38,8 @@ class Config:
 
     `epochs` and `max_seconds` are the budget: training ends at whichever comes first, and at
     least one must be given. `model` is "rnn" or "window", a feed-forward model of the `order` - 1
-    tokens before each, if `direct` with connections from their embeddings to the output. `bptt` is
+    tokens before each, if `direct` with connections from their embeddings to the output. `cell` is
+    the nonlinearity of the hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `bptt` is
     the length of the chunks of truncated back-propagation in tokens, `clip` the largest norm of the
     gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau" (halve when
     validation does not improve). Raises UserError for a value out of range.
@@ -52,7 +55,7 @@ class Config:
     order: int = 5
     direct: bool = False
     nlayers: int = 1
-    nonlinearity: str = "tanh"
+    cell: str = "tanh"
     tied: bool = False
     min_count: int = 1
     max_vocab: int | None = None
@@ -80,12 +83,15 @@ class Config:
         choices = {
             "level": (CHAR, WORD),
             "model": (RNN, WINDOW),
-            "nonlinearity": ("tanh", "relu"),
+            "cell": ELMAN if self.model == WINDOW else ELMAN + GATED,
             "lr_schedule": ("cosine", "plateau"),
         }
         for name, allowed in choices.items():
+            where = f" for the model {self.model}" if name == "cell" else ""
             if getattr(self, name) not in allowed:
-                raise UserError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)}")
+                raise UserError(
+                    f"{name} must be {' or '.join(allowed)}{where}, not {getattr(self, name)}"
+                )
         for name in ("emsize", "nhid", "nlayers", "batch_size", "bptt", "min_count", "epochs"):
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in ("threads", "log_interval"):
@@ -114,6 +120,14 @@ class Config:
 
     def to_json(self) -> dict:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, settings: dict) -> Config:
+        """What `to_json` gave, here or in 0.1, where `cell` was `nonlinearity`."""
+        settings = dict(settings)
+        if "nonlinearity" in settings:
+            settings["cell"] = settings.pop("nonlinearity")
+        return cls(**settings)
 
 
 def _check_type(name: str, value, annotation: str) -> None:

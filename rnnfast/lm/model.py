@@ -1,4 +1,4 @@
-"""The neural language models: embedding, Elman RNN or a window of tokens, linear decoder."""
+"""The neural language models: embedding, RNN or a window of tokens, linear decoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import nn
 from .. import _ops, functional
 from ..nn import FastRNN
 from .batches import shifted
+from .cells import CELLS
 from .config import CHAR, RNN, WINDOW, Config
 from .errors import UserError
 from .evaluate import LanguageModel, one_thread
-from .sampling import Sampler
+from .sampling import RecurrentSampler, Sampler
 from .vocab import Vocabulary
 
 CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
@@ -138,9 +139,10 @@ class NeuralLM(LanguageModel, nn.Module):
 
 
 class RNNLM(NeuralLM):
-    """p(w_t | w_1 .. w_{t-1}) by an Elman RNN (Mikolov et al. 2010), with dropout between layers.
+    """p(w_t | w_1 .. w_{t-1}) by an RNN (Mikolov et al. 2010), with dropout between layers.
 
-    Its state is h_n, (L, B, H); a text starts at zeros.
+    `cell` is "tanh" or "relu", Elman's, "lstm" or "gru". Its state is h_n, (L, B, H), of an LSTM
+    h_n and c_n, (2L, B, H); a text starts at zeros.
     """
 
     def __init__(
@@ -149,37 +151,48 @@ class RNNLM(NeuralLM):
         emsize: int,
         nhid: int,
         nlayers: int = 1,
-        nonlinearity: str = "tanh",
+        cell: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
     ):
         super().__init__(vocab, emsize, dropout)
-        self.rnn = FastRNN(
-            emsize,
-            nhid,
-            nlayers,
-            nonlinearity=nonlinearity,
-            # torch warns of dropout with one layer, where there is no place for it.
-            dropout=dropout if nlayers > 1 else 0.0,
-        )
+        # torch warns of dropout with one layer, where there is no place for it.
+        between = dropout if nlayers > 1 else 0.0
+        if cell in CELLS:
+            self.rnn = CELLS[cell](emsize, nhid, nlayers, dropout=between)
+        else:
+            self.rnn = FastRNN(emsize, nhid, nlayers, nonlinearity=cell, dropout=between)
         self._add_decoder(nhid, tied, self.rnn.weight_ih_l0)
+        self._reset_hidden_layers()
+
+    @torch.no_grad()
+    def _reset_hidden_layers(self) -> None:
         # An orthogonal W_hh helps while updates are few (built-in text, 256 units, batch 50, 5
         # epochs: validation loss 1.518 against 1.532 nats with torch's) and not later (512 units,
         # batch 24, 3 epochs: 1.287 and 1.289).
+        nhid = self.rnn.hidden_size
         for name, weight in self.rnn.named_parameters():
             if name.startswith("weight_hh"):
-                nn.init.orthogonal_(weight)
+                for gate in weight.split(nhid):
+                    nn.init.orthogonal_(gate)
             elif name.startswith("bias"):
                 nn.init.zeros_(weight)
+                if isinstance(self.rnn, nn.LSTM) and name.startswith("bias_hh"):
+                    # Remember at first (Jozefowicz et al. 2015, section 2.2).
+                    nn.init.ones_(weight[nhid : 2 * nhid])
 
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.vocab.level == CHAR and len(self.vocab) <= ids.numel():
+        if self._is_elman and self.vocab.level == CHAR and len(self.vocab) <= ids.numel():
             output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = self.rnn(self.embed(ids), state)
         return self.dropout(output), hn
+
+    @property
+    def _is_elman(self) -> bool:
+        return isinstance(self.rnn, FastRNN)
 
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
@@ -200,7 +213,9 @@ class RNNLM(NeuralLM):
 
     @torch.inference_mode()
     def sampler(self, **options):
-        """A native one."""
+        """A native one, but for gated cells."""
+        if not self._is_elman:
+            return RecurrentSampler(self, **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()
         embedding, decoder_w, decoder_b, *rnn = (p.to("cpu", torch.float32) for p in parameters)
@@ -231,7 +246,7 @@ class WindowLM(NeuralLM):
         emsize: int,
         nhid: int,
         order: int = 5,
-        nonlinearity: str = "tanh",
+        cell: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
         direct: bool = False,
@@ -240,7 +255,7 @@ class WindowLM(NeuralLM):
         self.order, self.direct = order, direct
         inputs = (order - 1) * emsize
         self.hidden = nn.Linear(inputs, nhid)
-        self.activation = getattr(torch, nonlinearity)
+        self.activation = getattr(torch, cell)
         self._add_decoder(nhid + inputs if direct else nhid, tied, self.hidden.weight)
         nn.init.zeros_(self.hidden.bias)
 

@@ -208,7 +208,7 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     try:
         if settings["format"] != FORMAT:
             raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
-        config = Config(**settings["config"])
+        config = Config.from_json(settings["config"])
         corpus = settings["corpus"]
     except (KeyError, TypeError, UserError) as error:
         raise UserError(_corrupted(path / CONFIG, error)) from error
