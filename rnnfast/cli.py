@@ -525,6 +525,10 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "nlayers", int, "layers")
     _setting(model, "cell", None, "of the hidden layers; window: tanh or relu", choices=CELLS)
     _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
+    about = "the same dropout at all steps of a chunk (variational)"
+    _setting(model, "locked_dropout", None, about, action=flag)
+    _setting(model, "weight_dropout", float, "rnn: on the recurrent weights (DropConnect)")
+    _setting(model, "embedding_dropout", float, "on whole words or characters")
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")

@@ -1,5 +1,6 @@
 """Probabilities: evaluation, scores and generated text against straightforward computations."""
 
+import copy
 import json
 import math
 import sys
@@ -8,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from lm_helpers import PERIODIC, WORDS, same_weights, small_config, small_model
+from torch import nn
+from torch.nn import functional as F
 
 from rnnfast import lm
 from rnnfast.lm import evaluate as evaluate_function
 from rnnfast.lm.evaluate import bits, perplexity
 from rnnfast.lm.model import build
+
+
+@pytest.fixture(autouse=True)
+def one_thread(num_threads):
+    """Threads of models this small only wait for one another."""
+    num_threads(1)
 
 
 def step_by_step(model, ids):
@@ -92,6 +101,93 @@ def test_window_is_the_formula(changes):
         following = model.next_logprobs(np.array([model.vocab.boundary, *ids[:t]]))
         np.testing.assert_allclose(np.exp(following).sum(), 1)
         np.testing.assert_allclose(following - following[0], expected - expected[0], atol=1e-10)
+
+
+# ---- regularisers
+
+
+@pytest.mark.parametrize("changes", [{}, {"cell": "lstm"}, {"model": "window"}], ids=str)
+@pytest.mark.parametrize("locked", [False, True])
+def test_locked_dropout_is_one_mask_for_all_steps(locked, changes):
+    model = small_model("word", dropout=0.5, locked_dropout=locked, **changes)
+    ids = torch.full((9, 3), model.vocab.boundary)
+    for call in (model.embed, lambda ids: model.features(ids)[0]):
+        model.eval()
+        assert not (call(ids) == 0).any()
+        zero = call(model.train() and ids) == 0
+        assert 0.2 < zero.float().mean() < 0.8
+        assert bool((zero == zero[:1]).all()) == locked
+        assert not torch.equal(zero[:, 0], zero[:, 1]) and not torch.equal(zero, call(ids) == 0)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "window"])
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_embedding_dropout_drops_whole_tokens(level, kind):
+    kind = {"cell": kind} if kind == "lstm" else {"model": kind}
+    model = small_model(level, dropout=0.0, embedding_dropout=0.4, **kind)
+    ids = torch.from_numpy(model.vocab.encode_stream(PERIODIC[:60] if level == "char" else WORDS))
+    ids = ids[: len(ids) // 2 * 2].view(-1, 2)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(3)
+    output, _ = model.train().features(ids)
+    torch.manual_seed(3)
+    kept = F.dropout(torch.ones(len(model.vocab)), 0.4)
+    assert 0 < (kept == 0).sum() < len(kept)
+    with torch.no_grad():
+        plain.encoder.weight.mul_(kept[:, None])
+    torch.testing.assert_close(output, plain.features(ids)[0])
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_regularised_layers_are_torchs_with_masks_between(cell, locked, monkeypatch):
+    """Masks by shape, not by chance, and the same in layers of torch one after the other."""
+
+    def mask(shape, p):
+        generator = torch.Generator().manual_seed(sum(shape))
+        return (torch.rand(shape, generator=generator) >= p).double() / (1 - p)
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        return x * mask(x.shape, p) if training and p else x
+
+    changes = {"dropout": 0.3, "weight_dropout": 0.4, "locked_dropout": locked}
+    model = small_model(cell=cell, nlayers=3, **changes).double()
+    x, state = (
+        torch.randn(7, 5, 8).double(),
+        torch.randn(3 * (1 + (cell == "lstm")), 5, 16).double(),
+    )
+    monkeypatch.setattr(F, "dropout", dropout)
+    for hx in (None, state):
+        model.zero_grad()
+        y, parts, grads = x, [], {}
+        output, last = model.train().rnn(x, hx)
+        output.pow(2).sum().backward()
+        cls = {"tanh": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[cell]
+        for k in range(3):
+            layer = cls(len(y[0, 0]), 16, dtype=torch.float64)
+            for name, p in layer.named_parameters():
+                own = getattr(model.rnn, name.replace("l0", f"l{k}"))
+                p.data = own.detach() * (mask(p.shape, 0.4) if "weight_hh" in name else 1)
+                grads[name.replace("l0", f"l{k}")] = p
+            h = (torch.zeros_like(state) if hx is None else hx)[k::3, None].unbind()
+            y = y * mask((5, 16) if locked else (7, 5, 16), 0.3) if k else y
+            y, h = layer(y, h if cell == "lstm" else h[0])
+            parts.append(torch.cat(h) if cell == "lstm" else h)
+        y.pow(2).sum().backward()
+        torch.testing.assert_close(output, y)
+        torch.testing.assert_close(last, torch.stack(parts, 1).flatten(0, 1))
+        for name, p in grads.items():
+            expected = p.grad * (mask(p.shape, 0.4) if "weight_hh" in name else 1)
+            torch.testing.assert_close(getattr(model.rnn, name).grad, expected)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+def test_regularisers_act_in_training_only(cell):
+    changes = {"dropout": 0.5, "nlayers": 2, "cell": cell}
+    locked = {"locked_dropout": True, "weight_dropout": 0.5, "embedding_dropout": 0.5}
+    plain, model = small_model(**changes), small_model(**changes, **locked)
+    assert plain.score("a1b2") == model.score("a1b2")
+    assert plain.generate(length=20, seed=1) == model.generate(length=20, seed=1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "cell": "relu"}], ids=str)
@@ -336,7 +432,7 @@ def test_models_of_the_first_release_load(tmp_path):
     lm.save(model, small_config(cell="relu", nlayers=2), tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     settings = json.loads(path.read_text())
-    new = {"cell"}
+    new = {"cell", "locked_dropout", "weight_dropout", "embedding_dropout"}
     old = {name: value for name, value in settings["config"].items() if name not in new}
     settings["config"] = {**old, "nonlinearity": "relu"}
     path.write_text(json.dumps(settings))

@@ -37,12 +37,17 @@ class Config:
     """Settings of a language model and its training. `Config.defaults(level)` fills them in.
 
     `epochs` and `max_seconds` are the budget: training ends at whichever comes first, and at
-    least one must be given. `model` is "rnn" or "window", a feed-forward model of the `order` - 1
-    tokens before each, if `direct` with connections from their embeddings to the output. `cell` is
-    the nonlinearity of the hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `bptt` is
-    the length of the chunks of truncated back-propagation in tokens, `clip` the largest norm of the
-    gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau" (halve when
-    validation does not improve). Raises UserError for a value out of range.
+    least one must be given.
+
+    `model` is "rnn" or "window", a feed-forward model of the `order` - 1 tokens before each, if
+    `direct` with connections from their embeddings to the output. `cell` is the nonlinearity of the
+    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `locked_dropout` keeps the masks
+    of `dropout` for all steps of a chunk, `weight_dropout` is that of recurrent weights,
+    `embedding_dropout` that of whole tokens.
+
+    `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
+    norm of the gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau"
+    (halve when validation does not improve). Raises UserError for a value out of range.
     """
 
     level: str
@@ -57,6 +62,9 @@ class Config:
     nlayers: int = 1
     cell: str = "tanh"
     tied: bool = False
+    locked_dropout: bool = False
+    weight_dropout: float = 0.0
+    embedding_dropout: float = 0.0
     min_count: int = 1
     max_vocab: int | None = None
     lr: float = 4e-3
@@ -102,10 +110,13 @@ class Config:
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
         for name in ("clip", "weight_decay"):
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
-        self._require("dropout", lambda value: 0 <= value < 1, "in [0, 1)")
+        for name in ("dropout", "weight_dropout", "embedding_dropout"):
+            self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
+        if self.model == WINDOW and self.weight_dropout:
+            raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:
             raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:

@@ -6,10 +6,12 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .. import _ops, functional
 from ..nn import FastRNN
@@ -28,19 +30,39 @@ BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
 
 
+class LockedDropout(nn.Dropout):
+    """Dropout of (T, ...) with one mask for all T."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.p):
+            return x
+        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
+
+
 class NeuralLM(LanguageModel, nn.Module):
     """p(w_t | tokens before it): embeddings, `features` of the tokens so far, a linear decoder.
 
     Subclasses make the features. With `tied` the decoder shares the embedding's weights (Press &
     Wolf 2017), which needs as many features as emsize. Dropout is on the features, and on the
-    embeddings of words: there are too few characters to overfit theirs.
+    embeddings of words: there are too few characters to overfit theirs. With `locked_dropout` its
+    masks are the same at all steps of a call, one for each lane; `embedding_dropout` is the
+    probability that a token's embedding is zero wherever it occurs in a call (both: Gal &
+    Ghahramani 2016).
     """
 
-    def __init__(self, vocab: Vocabulary, emsize: int, dropout: float):
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        emsize: int,
+        dropout: float,
+        locked_dropout: bool,
+        embedding_dropout: float,
+    ):
         super().__init__()
         self.vocab = vocab
         self.encoder = nn.Embedding(len(vocab), emsize)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = (LockedDropout if locked_dropout else nn.Dropout)(dropout)
+        self.embedding_dropout = embedding_dropout
 
     def _add_decoder(self, nfeatures: int, tied: bool, input_weight: torch.Tensor) -> None:
         """The output layer, and the start values of all but the hidden layers.
@@ -62,6 +84,9 @@ class NeuralLM(LanguageModel, nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         embedded = self.encoder(ids)
+        if self.training and self.embedding_dropout:
+            kept = F.dropout(embedded.new_ones(len(self.vocab)), self.embedding_dropout)
+            embedded = embedded * kept[ids].unsqueeze(-1)
         return embedded if self.vocab.level == CHAR else self.dropout(embedded)
 
     def features(
@@ -141,8 +166,9 @@ class NeuralLM(LanguageModel, nn.Module):
 class RNNLM(NeuralLM):
     """p(w_t | w_1 .. w_{t-1}) by an RNN (Mikolov et al. 2010), with dropout between layers.
 
-    `cell` is "tanh" or "relu", Elman's, "lstm" or "gru". Its state is h_n, (L, B, H), of an LSTM
-    h_n and c_n, (2L, B, H); a text starts at zeros.
+    `cell` is "tanh" or "relu", Elman's, "lstm" or "gru"; `weight_dropout` that of W_hh (Merity et
+    al. 2018). Its state is h_n, (L, B, H), of an LSTM h_n and c_n, (2L, B, H); a text starts at
+    zeros.
     """
 
     def __init__(
@@ -154,14 +180,15 @@ class RNNLM(NeuralLM):
         cell: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
+        locked_dropout: bool = False,
+        weight_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
     ):
-        super().__init__(vocab, emsize, dropout)
+        super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
+        cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
         # torch warns of dropout with one layer, where there is no place for it.
-        between = dropout if nlayers > 1 else 0.0
-        if cell in CELLS:
-            self.rnn = CELLS[cell](emsize, nhid, nlayers, dropout=between)
-        else:
-            self.rnn = FastRNN(emsize, nhid, nlayers, nonlinearity=cell, dropout=between)
+        between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
+        self.rnn = cls(emsize, nhid, nlayers, **between, weight_dropout=weight_dropout)
         self._add_decoder(nhid, tied, self.rnn.weight_ih_l0)
         self._reset_hidden_layers()
 
@@ -184,7 +211,7 @@ class RNNLM(NeuralLM):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._is_elman and self.vocab.level == CHAR and len(self.vocab) <= ids.numel():
+        if self._has_table and len(self.vocab) <= ids.numel():
             output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = self.rnn(self.embed(ids), state)
@@ -193,6 +220,14 @@ class RNNLM(NeuralLM):
     @property
     def _is_elman(self) -> bool:
         return isinstance(self.rnn, FastRNN)
+
+    @property
+    def _has_table(self) -> bool:
+        if not self._is_elman or self.vocab.level != CHAR:
+            return False
+        rnn = self.rnn
+        regularised = self.embedding_dropout or rnn.variational_dropout or rnn.weight_dropout
+        return not (self.training and regularised)
 
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
@@ -250,8 +285,10 @@ class WindowLM(NeuralLM):
         dropout: float = 0.0,
         tied: bool = False,
         direct: bool = False,
+        locked_dropout: bool = False,
+        embedding_dropout: float = 0.0,
     ):
-        super().__init__(vocab, emsize, dropout)
+        super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
         self.order, self.direct = order, direct
         inputs = (order - 1) * emsize
         self.hidden = nn.Linear(inputs, nhid)
