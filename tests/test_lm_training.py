@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lm_helpers import PERIODIC, WORDS, same_weights, small_config
@@ -274,25 +275,63 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_killed_while_saving_leaves_a_good_model(tmp_path):
+def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """By SIGKILL, three times, while it saves a checkpoint after every step."""
     (tmp_path / "text").write_text(PERIODIC)
     corpus = lm.corpus.read(data=tmp_path / "text")
-    trainer = prepare(small_config(epochs=1), corpus, storage.Folder(tmp_path / "model"))
-    trainer.run()
+    config = small_config(dropout=0.3, nlayers=2, log_interval=9, checkpoint_interval=1e-9)
+    whole = prepare(config, corpus, storage.Folder(tmp_path / "whole"))
+    whole.run()
+
+    folder = tmp_path / "parts"
+    prepare(config, corpus, storage.Folder(folder)).save()
     program = (
-        "import sys; from rnnfast.lm.runs import resume\n"
-        "trainer = resume(sys.argv[1], {'epochs': 2}, None)\n"
-        "print('ready', flush=True)\n"
-        "while True: trainer.save()\n"
+        "import sys; from rnnfast.lm import runs, trainer\n"
+        "trainer.SAVING_PART = 1e9\n"
+        "run = runs.resume(sys.argv[1], {}, None)\n"
+        "run.run(lambda step: print(step.step, flush=True))\n"
     )
-    for delay in (0.003, 0.011):
-        arguments = [sys.executable, "-c", program, str(tmp_path / "model")]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(delay)
+    before, random = 0, np.random.default_rng(0)
+    for kill in (5, STEPS - 2, STEPS + 20):
+        arguments = [sys.executable, "-c", program, str(folder)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            while int(process.stdout.readline()) < kill:
+                pass
+            time.sleep(0.02 * random.random())
             process.kill()
-        assert lm.load(tmp_path / "model").evaluate(corpus.valid).loss == trainer.state.best_loss
-        resume(tmp_path / "model", {"epochs": 2}, corpus)
+        assert process.returncode == -signal.SIGKILL
+        lm.load(folder)
+        _, state = storage.read_checkpoint(folder)
+        assert state["step"] >= kill - 1 > before  # at most the step it was at is lost
+        before = state["step"]
+    trainer = resume(folder, {}, corpus)
+    assert trainer.state.step == before and not [p for p in folder.iterdir() if p.name[0] == "."]
+    trainer.run()
+    assert same_weights(whole.model, trainer.model)
+    assert records(tmp_path / "whole") == records(folder)
+
+
+def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch):
+    config = small_config(epochs=1, checkpoint_interval=60)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    clock, saved = [0.0], []
+    monkeypatch.setattr("rnnfast.lm.trainer.time.monotonic", lambda: clock[0])
+    write = trainer.folder.write_checkpoint
+
+    def slow(tensors, state):
+        saved.append(clock[0])
+        clock[0] += 1.0 if len(saved) < 3 else 5.0
+        write(tensors, state)
+
+    def pass_time(step):
+        clock[0] += 20.0
+
+    monkeypatch.setattr(trainer.folder, "write_checkpoint", slow)
+    trainer.run(pass_time)
+    gaps = np.diff([0.0, *saved])[:-1]  # but for that of the validation at the end
+    # Every 60 s, and when they take 5 s, too long for a fiftieth of the time, every 250.
+    assert ((gaps[:3] >= 60) & (gaps[:3] <= 100)).all()
+    assert len(gaps) > 5 and ((gaps[3:] >= 250) & (gaps[3:] <= 290)).all()
 
 
 def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):

@@ -47,7 +47,8 @@ class Config:
 
     `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
     norm of the gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau"
-    (halve when validation does not improve). Raises UserError for a value out of range.
+    (halve when validation does not improve). `log_interval` is in steps, `checkpoint_interval` in
+    seconds. Raises UserError for a value out of range.
     """
 
     level: str
@@ -77,6 +78,7 @@ class Config:
     threads: int | None = None
     device: str = "cpu"
     log_interval: int = 50
+    checkpoint_interval: float = 60.0
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes) -> Config:
@@ -106,7 +108,7 @@ class Config:
             self._require(name, lambda value: value >= 1, "at least 1")
         self._require("order", lambda value: value >= 2, "at least 2")
         self._require("max_vocab", lambda value: value >= 3, "at least 3")
-        for name in ("lr", "max_seconds"):
+        for name in ("lr", "max_seconds", "checkpoint_interval"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
         for name in ("clip", "weight_decay"):
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")

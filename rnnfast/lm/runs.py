@@ -17,7 +17,7 @@ from .vocab import Vocabulary
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
 # (other threads or another device change them by rounding).
-RESUMABLE = {"epochs", "max_seconds", "threads", "device", "log_interval"}
+RESUMABLE = {"epochs", "max_seconds", "threads", "device", "log_interval", "checkpoint_interval"}
 
 
 def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Trainer:
@@ -87,7 +87,7 @@ def resume(
             f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
         )
     trainer.folder.write_settings(changed, vocab, _about(corpus))
-    trainer.folder.cut_log(trainer.state.step)
+    trainer.folder.cut_log(trainer.state.step, trainer.state.validated_step)
     return trainer
 
 

@@ -139,15 +139,16 @@ class Folder:
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_log(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it anew."""
+    def cut_log(self, step: int, validated_step: int) -> None:
+        """Drop what was logged after the last step and validation: a resumed run logs it anew."""
         path = self.path / LOG
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         kept = []
         for line in lines:
             # The last line of a killed run may be half a line.
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if record["step"] <= (validated_step if "valid_loss" in record else step):
                     kept.append(line)
         write_atomic(path, "".join(kept).encode("utf-8"))
 

@@ -26,6 +26,7 @@ WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if tha
 WARMUP_PART = 0.05
 FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
 PLATEAU_FACTOR = 0.5
+SAVING_PART = 0.02  # checkpoints take no more of the time
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
@@ -64,8 +65,9 @@ class Step:
 class Trainer:
     """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
 
-    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint at
-    every validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
+    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint every
+    `checkpoint_interval` seconds, at every validation and when stopped by SIGINT or SIGTERM, and
+    the log. On the CPU and without
     `max_seconds` the run depends on nothing but the settings, and one that was stopped and
     resumed is bit for bit the one that was not.
     """
@@ -84,6 +86,7 @@ class Trainer:
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self._stop: int | None = None
+        self._saved_seconds = self._saving_cost = 0.0
         self._resumed_seconds = 0.0
         self._resumed_step = 0
 
@@ -108,6 +111,8 @@ class Trainer:
                         record = self.validate()
                         if on_validation:
                             on_validation(record)
+                    elif self._save_due():
+                        self.save()
                     if self.finished:
                         break
                     step = self.train_step()
@@ -177,9 +182,11 @@ class Trainer:
         """The best model (the present one before any validation) and a checkpoint."""
         if self.folder is None:
             return
+        began = time.monotonic()
         if self.best is None or self.state.best_step == self.state.step:
             self.folder.write_weights(self.best or weights(self.model))
         self.folder.write_checkpoint(*self.checkpoint())
+        self._saved_seconds, self._saving_cost = self.state.seconds, time.monotonic() - began
 
     # ---- how far, how fast
 
@@ -230,6 +237,10 @@ class Trainer:
         return since >= 10 * state.validation_cost and (
             epoch_ended or since >= self.config.max_seconds / VALIDATIONS
         )
+
+    def _save_due(self) -> bool:
+        since = self.state.seconds - self._saved_seconds
+        return since >= max(self.config.checkpoint_interval, self._saving_cost / SAVING_PART)
 
     def _mean_train_loss(self) -> float | None:
         state = self.state
@@ -318,6 +329,7 @@ class Trainer:
         if self.device.type == "cuda" and "cuda" in groups["rng"]:
             torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
         self._resumed_seconds, self._resumed_step = self.state.seconds, self.state.step
+        self._saved_seconds = self.state.seconds
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
