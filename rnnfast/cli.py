@@ -24,7 +24,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
-from .lm.config import ELMAN, GATED
+from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -534,11 +534,17 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     how = sub.add_argument_group("training")
     _setting(how, "batch_size", int, "lanes the text is cut into")
     _setting(how, "bptt", int, "tokens of truncated back-propagation")
-    _setting(how, "lr", float, "learning rate of AdamW")
-    schedules = ("cosine", "plateau")
-    _setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
-    _setting(how, "weight_decay", float, "of AdamW")
+    _setting(how, "optimizer", None, "", choices=OPTIMIZERS)
+    _setting(how, "lr", float, "learning rate; SGD 10")
+    about = "over the budget, halved when stuck, none"
+    _setting(how, "lr_schedule", None, about, choices=SCHEDULES)
+    _setting(how, "weight_decay", float, "on weights that are no embeddings; SGD 1.2e-06")
+    about = "validate and save averaged weights once the loss of N validations before was lower"
+    _setting(how, "average", int, about)
     _setting(how, "clip", float, "largest norm of the gradient, 0 for any")
+    _setting(how, "accumulate", int, "parts an update's batch is cut into, to save memory")
+    _setting(how, "bf16", None, "autocast to bfloat16", action=flag)
+    _setting(how, "compile", None, "torch.compile the training step", action=flag)
     _setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
     _setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
     _setting(how, "seed", int, "of weights, dropout and sample")

@@ -12,11 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, WORDS, same_weights, small_config
+from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config
+from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
 from rnnfast.lm import storage
 from rnnfast.lm.files import write_atomic
+from rnnfast.lm.optim import has_stalled
 from rnnfast.lm.runs import prepare, resume
 
 CORPUS = lm.corpus.split(PERIODIC)
@@ -106,6 +108,10 @@ def test_learning_rate_schedules(monkeypatch):
     trainer = prepare(small_config(epochs=4, lr=1.0, lr_schedule="plateau"), CORPUS)
     trainer.run()
     assert [record["lr"] for record in trainer.state.curve] == [1.0, 0.5, 0.5, 0.25]
+    trainer = prepare(small_config(epochs=10, lr=1.0, lr_schedule="constant"), CORPUS)
+    for step, rate in ((0, 0.025), (19, 19 / 40.5), (41, 1.0), (400, 1.0), (800, 1.0)):
+        trainer.state.step = step
+        assert trainer.lr == pytest.approx(rate, abs=0.02)
 
 
 def test_gradient_is_clipped_and_weights_decay_where_they_should():
@@ -121,6 +127,106 @@ def test_gradient_is_clipped_and_weights_decay_where_they_should():
     }
     for name, parameter in trainer.model.named_parameters():
         assert bool(decay[id(parameter)]) == (name in ("decoder.weight",) or "rnn.weight" in name)
+
+
+def test_sgd_and_its_defaults():
+    trainer = prepare(
+        lm.Config.defaults("char", **{**SMALL, "optimizer": "sgd", "lr": 2.0, "epochs": 1}), CORPUS
+    )
+    trainer._clock = time.monotonic
+    before = storage.weights(trainer.model)
+    rate = trainer.train_step().lr
+    for name, p in trainer.model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] - rate * p.grad, rtol=1e-4, atol=1e-6)
+    config = lm.Config.defaults("word", epochs=1, optimizer="sgd")
+    assert (config.lr, config.weight_decay) == (10.0, 1.2e-6)
+    assert lm.Config.defaults("word", epochs=1, optimizer="sgd", lr=3.0).lr == 3.0
+
+
+def test_averaging_starts_when_the_loss_is_above_an_earlier_one():
+    """Algorithm 1 of Merity et al. (2018), in its words: t > n and v > min of L[0 .. t-n-1]."""
+    random = np.random.default_rng(0)
+    for n in (0, 1, 3):
+        triggered = 0
+        for losses in random.random((200, 5)).round(1).tolist():
+            *logs, v = losses
+            t = len(logs)
+            expected = t > n and v > min(logs[i] for i in range(t - n))
+            assert has_stalled(losses, n) == expected
+            triggered += expected
+        assert triggered > 20
+        assert not has_stalled([1.0], n)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_averaged_weights_are_validated_and_saved(tmp_path, monkeypatch, optimizer):
+    config = small_config(epochs=5, optimizer=optimizer, average=0, lr=0.02)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    losses, passed, validated = iter([3.0, 4.0, 2.5, 2.0, 2.1]), [], []
+
+    def evaluation(model, ids, on_chunk=None):
+        validated.append((len(passed), storage.weights(model)))
+        return lm.Evaluation(len(ids), next(losses))
+
+    def mean(start, end):
+        return {n: torch.stack([w[n] for w in passed[start:end]]).mean(0) for n in passed[0]}
+
+    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    trainer.run(lambda step: passed.append(storage.weights(trainer.model)))
+    assert [at for at, _ in validated] == [STEPS * n for n in range(1, 6)]
+    for n, (at, shown) in enumerate(validated):
+        # The second validation was worse than the first: averages are of updates after it.
+        expected = passed[at - 1] if n < 2 else mean(2 * STEPS, at)
+        for name in expected:
+            torch.testing.assert_close(shown[name], expected[name], rtol=1e-5, atol=1e-6)
+    assert trainer.state.averaged == 3 * STEPS
+    saved = dict(lm.load(tmp_path / "model").named_parameters())
+    assert all(torch.equal(saved[name], validated[3][1][name]) for name in saved)
+    assert same_weights(trainer.model, lm.load(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, {"cell": "gru", "nlayers": 2}], ids=str)
+def test_accumulated_parts_are_the_whole_batch(kind):
+    results = []
+    for parts in (1, 3, 4):
+        trainer = prepare(small_config(accumulate=parts, dropout=0.0, **kind), CORPUS)
+        trainer.model.double()
+        trainer._clock = time.monotonic
+        losses = [trainer.train_step().loss for _ in range(7)]
+        results.append((losses, storage.weights(trainer.model), trainer.hidden))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_bf16_is_autocast(kind, level):
+    losses = []
+    for bf16 in (False, True):
+        text = PERIODIC if level == "char" else WORDS * 5
+        config = small_config(level, bf16=bf16, dropout=0.0, nhid=16, emsize=16, **kind)
+        trainer = prepare(config, lm.corpus.split(text))
+        trainer._clock = time.monotonic
+        losses.append([trainer.train_step().loss for _ in range(20)])
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("kind", [{}, {"cell": "lstm"}], ids=str)
+def test_compiled_step_is_the_same(monkeypatch, kind):
+    compile = torch.compile
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", lambda f: compile(f, backend=counter))
+    plain, compiled = (
+        prepare(small_config(compile=on, dropout=0.0, **kind), CORPUS) for on in (False, True)
+    )
+    for trainer in (plain, compiled):
+        trainer._clock = time.monotonic
+    for _ in range(3):
+        assert compiled.train_step().loss == pytest.approx(plain.train_step().loss, rel=1e-4)
+    assert counter.frame_count > 0
+    torch.compiler.reset()
 
 
 def test_time_budget_is_kept():
@@ -174,14 +280,18 @@ STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
         {"nlayers": 2, "lr_schedule": "plateau"},
         {"cell": "lstm", "nlayers": 2, "locked_dropout": True, "weight_dropout": 0.3},
         {"cell": "gru", "embedding_dropout": 0.2},
+        {"optimizer": "sgd", "average": 1, "lr_schedule": "constant"},
+        {"average": 0, "bf16": True, "accumulate": 3},
         {"model": "window", "direct": True},
         {"model": "window", "order": 2},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("stops", [[1], [STEPS // 2, STEPS], [STEPS + 7, STEPS + 8]])
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes):
-    config = small_config(epochs=3, dropout=0.3, log_interval=9, lr=0.02, **changes)
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes, monkeypatch):
+    # Averages begin at the first validation, so that there are some.
+    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    config = small_config(epochs=3, log_interval=9, lr=0.02, **{"dropout": 0.3, **changes})
     whole = prepare(config, CORPUS, storage.Folder(tmp_path / "whole"))
     whole.run()
 
@@ -202,6 +312,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, chang
     assert same_weights(whole.model, trainer.model)
     (expected, state), (tensors, other) = whole.checkpoint(), trainer.checkpoint()
     assert expected.keys() == tensors.keys()
+    assert ("average.decoder.bias" in expected) == ("average" in changes)
     assert all(torch.equal(expected[name], tensors[name]) for name in expected)
     assert (state["best_loss"], state["best_step"]) == (other["best_loss"], other["best_step"])
     assert records(tmp_path / "whole") == records(tmp_path / "parts")

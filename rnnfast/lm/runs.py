@@ -16,8 +16,9 @@ from .trainer import Trainer
 from .vocab import Vocabulary
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
-# (other threads or another device change them by rounding).
-RESUMABLE = {"epochs", "max_seconds", "threads", "device", "log_interval", "checkpoint_interval"}
+# (other threads, another device and torch.compile change them by rounding).
+RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval"}
+RESUMABLE |= {"threads", "device", "compile"}
 
 
 def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Trainer:
