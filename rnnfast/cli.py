@@ -554,6 +554,8 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
     run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
     _setting(run, "log_interval", int, "steps from one line of the log to the next")
+    about = "write the log for TensorBoard too, to DIR/tensorboard"
+    _setting(run, "tensorboard", None, about, action=flag)
     _setting(run, "checkpoint_interval", float, "seconds from one checkpoint to the next")
 
 

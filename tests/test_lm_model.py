@@ -433,7 +433,7 @@ def test_models_of_the_first_release_load(tmp_path):
     path = tmp_path / "model" / "config.json"
     settings = json.loads(path.read_text())
     new = {"cell", "locked_dropout", "weight_dropout", "embedding_dropout", "checkpoint_interval"}
-    new |= {"optimizer", "average", "accumulate", "bf16", "compile"}
+    new |= {"optimizer", "average", "accumulate", "bf16", "compile", "tensorboard"}
     old = {name: value for name, value in settings["config"].items() if name not in new}
     settings["config"] = {**old, "nonlinearity": "relu"}
     path.write_text(json.dumps(settings))

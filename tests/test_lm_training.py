@@ -268,6 +268,74 @@ def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+# ---- watching
+
+
+@pytest.mark.parametrize("kind", [{"nlayers": 2}, {"average": 0}, {"cell": "lstm"}], ids=str)
+def test_log_has_gradient_norms_and_spectral_radii(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    trainer = prepare(small_config(log_interval=20, **kind), CORPUS, storage.Folder(tmp_path / "m"))
+    norms, radii = {}, []
+
+    def evaluation(model, ids, on_chunk=None):
+        p = dict(model.named_parameters())
+        matrices = [p[name].detach().double().numpy() for name in p if "weight_hh" in name]
+        radii.append([max(abs(np.linalg.eigvals(m))) for m in matrices if m.shape == (16, 16)])
+        return lm.Evaluation(len(ids), 1.0)
+
+    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    trainer.run(lambda step: norms.update({step.step: step.grad_norm}))
+    found = [line["spectral_radius"] for line in records(tmp_path / "m") if "valid_loss" in line]
+    assert [len(layers) for layers in found] == 2 * [
+        0 if "cell" in kind else kind.get("nlayers", 1)
+    ]
+    for each, expected in zip(found, radii, strict=True):
+        assert each == pytest.approx(expected, rel=1e-4)
+    steps = [line for line in records(tmp_path / "m") if "valid_loss" not in line]
+    assert [line["grad_norm"] for line in steps] == [norms[line["step"]] for line in steps]
+    assert len(steps) == 8
+
+
+def test_tensorboard_shows_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    # In the place of an old model, so that the folder is renamed while it is written.
+    config = small_config(epochs=2, tensorboard=True, nlayers=2)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model", True))
+
+    def stop(step):
+        if step.step == 100:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(lm.Interrupted):
+        trainer.run(stop)
+    resume(tmp_path / "model", {}, CORPUS).run()
+    events = EventAccumulator(str(tmp_path / "model" / "tensorboard"))
+    events.Reload()
+    log = records(tmp_path / "model")
+    assert len(log) == 5
+    for name in ("train_loss", "valid_loss", "grad_norm", "lr", "epoch"):
+        shown = [(e.step, e.value) for e in events.Scalars(name)]
+        assert shown == [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in log if name in r]
+    for layer in (0, 1):
+        shown = [e.value for e in events.Scalars(f"spectral_radius/{layer}")]
+        assert shown == [
+            pytest.approx(r["spectral_radius"][layer]) for r in log if "valid_loss" in r
+        ]
+
+
+def test_tensorboard_that_is_missing_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(lm.UserError, match="pip install 'rnnfast"):
+        lm.train(small_config(tensorboard=True), CORPUS, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    with pytest.raises(lm.UserError, match="pip install 'rnnfast"):
+        resume(tmp_path / "model", {"tensorboard": True, "epochs": 2}, CORPUS)
+
+
 # ---- stopping and resuming
 
 STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch

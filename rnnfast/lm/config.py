@@ -92,6 +92,7 @@ class Config:
     device: str = "cpu"
     log_interval: int = 50
     checkpoint_interval: float = 60.0
+    tensorboard: bool = False
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes) -> Config:

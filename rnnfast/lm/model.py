@@ -115,6 +115,10 @@ class NeuralLM(LanguageModel, nn.Module):
         output, state = self.features(ids, state)
         return self._cross_entropy(output, targets), state
 
+    def spectral_radii(self) -> list[float]:
+        """Of the recurrent weights of each layer."""
+        return []
+
     def _cross_entropy(
         self, output: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
     ) -> torch.Tensor:
@@ -216,6 +220,15 @@ class RNNLM(NeuralLM):
         else:
             output, hn = self.rnn(self.embed(ids), state)
         return self.dropout(output), hn
+
+    @torch.no_grad()
+    def spectral_radii(self) -> list[float]:
+        """The largest |eigenvalue| of W_hh of each layer; of gated cells, with many W_hh, none."""
+        if not self._is_elman:
+            return []
+        layers = range(self.rnn.num_layers)
+        matrices = (getattr(self.rnn, f"weight_hh_l{k}").float().cpu() for k in layers)
+        return [float(torch.linalg.eigvals(w).abs().max()) for w in matrices]
 
     @property
     def _is_elman(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from . import board
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .errors import UserError
@@ -17,7 +18,7 @@ from .vocab import Vocabulary
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
 # (other threads, another device and torch.compile change them by rounding).
-RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval"}
+RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
 RESUMABLE |= {"threads", "device", "compile"}
 
 
@@ -25,6 +26,8 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
     """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
     try:
         set_up(config.device, config.threads)
+        if config.tensorboard:
+            board.check()
         texts = [corpus.train if corpus.vocab is None else corpus.vocab]
         if config.level == CHAR:  # one of valid that train has not would stop the run
             texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
@@ -61,6 +64,8 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     changed = replace(config, **changes)
     set_up(changed.device, changed.threads)
+    if changed.tensorboard:
+        board.check()
     best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
     tensors, state = read_checkpoint(path)
     corpus = corpus or _reread(path, about)

@@ -122,6 +122,9 @@ class Trainer:
             except Interrupted:
                 self.save()
                 raise
+            finally:
+                if self.folder is not None:
+                    self.folder.close()
         self._restore(self.best)
 
     def train_step(self) -> Step:
@@ -188,10 +191,12 @@ class Trainer:
                 self.best = weights(self.model)
             elif self.config.lr_schedule == "plateau":
                 state.lr_scale *= PLATEAU_FACTOR
+            radii = self.model.spectral_radii()
         state.seconds = self._clock()
         state.validated_step, state.validated_seconds = state.step, state.seconds
         state.validation_cost = state.seconds - began
-        record = self._log(lr=self.lr, train_loss=self._mean_train_loss(), valid_loss=loss)
+        figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
+        record = self._log(lr=self.lr, **figures, spectral_radius=radii)
         state.curve.append(record)
         self._start_averaging()
         self.save()
@@ -271,7 +276,7 @@ class Trainer:
         state = self.state
         record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
         if self.folder is not None:
-            self.folder.log(record)
+            self.folder.log(record, self.config.tensorboard)
         return record
 
     # ---- what can go wrong
