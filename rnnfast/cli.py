@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
+from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -100,7 +101,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
     about = (
         f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
-        f"{config.nonlinearity} {_name(config)}, {config.nlayers} x {config.nhid} units, "
+        f"{_kind(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
@@ -389,7 +390,13 @@ def _components(components: list[dict]) -> Table:
 
 
 def _name(config: lm.Config) -> str:
-    return "RNN" if config.model == "rnn" else f"window of {config.order} tokens"
+    if config.model == "window":
+        return f"window of {config.order} tokens"
+    return config.cell.upper() if config.cell in GATED else "RNN"
+
+
+def _kind(config: lm.Config) -> str:
+    return _name(config) if config.cell in GATED else f"{config.cell} {_name(config)}"
 
 
 def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
@@ -411,13 +418,14 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
 VOCAB = "text whose words make the vocabulary (the training text)"
+CELLS = ELMAN + GATED
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="rnnfast",
-        description="Elman RNN and n-gram language models.",
+        description="RNN and n-gram language models.",
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
@@ -472,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
     sub = command(
-        "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
+        "compare", compare, "Train n-grams, window, RNN and LSTM on one text; mix; a table."
     )
     _compare_arguments(sub)
 
@@ -515,18 +523,28 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "emsize", int, "size of the embeddings")
     _setting(model, "nhid", int, "hidden units of a layer")
     _setting(model, "nlayers", int, "layers")
-    _setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
+    _setting(model, "cell", None, "of the hidden layers; window: tanh or relu", choices=CELLS)
     _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
+    about = "the same dropout at all steps of a chunk (variational)"
+    _setting(model, "locked_dropout", None, about, action=flag)
+    _setting(model, "weight_dropout", float, "rnn: on the recurrent weights (DropConnect)")
+    _setting(model, "embedding_dropout", float, "on whole words or characters")
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")
     _setting(how, "batch_size", int, "lanes the text is cut into")
     _setting(how, "bptt", int, "tokens of truncated back-propagation")
-    _setting(how, "lr", float, "learning rate of AdamW")
-    schedules = ("cosine", "plateau")
-    _setting(how, "lr_schedule", None, "down to nothing, or halved when stuck", choices=schedules)
-    _setting(how, "weight_decay", float, "of AdamW")
+    _setting(how, "optimizer", None, "", choices=OPTIMIZERS)
+    _setting(how, "lr", float, "learning rate; SGD 10")
+    about = "over the budget, halved when stuck, none"
+    _setting(how, "lr_schedule", None, about, choices=SCHEDULES)
+    _setting(how, "weight_decay", float, "on weights that are no embeddings; SGD 1.2e-06")
+    about = "validate and save averaged weights once the loss of N validations before was lower"
+    _setting(how, "average", int, about)
     _setting(how, "clip", float, "largest norm of the gradient, 0 for any")
+    _setting(how, "accumulate", int, "parts an update's batch is cut into, to save memory")
+    _setting(how, "bf16", None, "autocast to bfloat16", action=flag)
+    _setting(how, "compile", None, "torch.compile the training step", action=flag)
     _setting(how, "epochs", int, f"passes over the text ({DEFAULT_EPOCHS} with a text of yours)")
     _setting(how, "max_seconds", float, f"time budget ({DEFAULT_SECONDS:g} on the built-in text)")
     _setting(how, "seed", int, "of weights, dropout and sample")
@@ -536,6 +554,9 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
     run.add_argument("--resume", metavar="DIR", help="go on with a run, its settings and text")
     _setting(run, "log_interval", int, "steps from one line of the log to the next")
+    about = "write the log for TensorBoard too, to DIR/tensorboard"
+    _setting(run, "tensorboard", None, about, action=flag)
+    _setting(run, "checkpoint_interval", float, "seconds from one checkpoint to the next")
 
 
 def _compare_arguments(sub: argparse.ArgumentParser) -> None:

@@ -232,6 +232,16 @@ def test_window(rnnfast):
     assert json.loads(out)[0]["logprob"] == lm.load("m").score("the cat sat").logprob
 
 
+def test_lstm(rnnfast):
+    argv = ("train", "--data", "text", *TINY, "--epochs", 1, "--cell", "lstm", "--nlayers", 2)
+    status, out, _ = rnnfast(*argv, "--out", "m", "--json", "r")
+    assert status == 0 and "\nLSTM, 2 x 16 units" in out and "LSTM, valid" in out
+    assert json.loads(Path("r").read_text())["config"]["cell"] == "lstm"
+    status, out, _ = rnnfast("generate", "m", "--seed", 1, "--length", 20, "--json", "t")
+    text = json.loads(Path("t").read_text())["text"]
+    assert status == 0 and text == lm.load("m").generate(length=20, seed=1)
+
+
 def test_resume_goes_on(rnnfast, model):
     before = contents(model)
     status, _, err = rnnfast("train", "--resume", model)
@@ -415,11 +425,14 @@ BAD_INPUT = {
     "data and train": ([*TRAIN, "--data", "text", "--train", "text"], "not both"),
     "tied sizes": ([*TRAIN, "--data", "text", "--tied"], "emsize equal to nhid"),
     "window order": ([*WINDOW, "--order", "1"], "order must be at least 2, not 1"),
+    "window cell": ([*WINDOW, "--cell", "gru"], "tanh or relu for the model window, not gru"),
     "window layers": ([*WINDOW, "--nlayers", "2"], "nlayers must be 1"),
+    "window weights": ([*WINDOW, "--weight-dropout", "0.1"], "weight_dropout needs the model rnn"),
     "window tied": ([*WINDOW, "--tied", "--direct"], "not tied"),
     "rnn direct": ([*TRAIN, "--data", "text", "--direct"], "direct needs the model window"),
     "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
     "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
+    "embedding dropout": ([*TRAIN, "--data", "text", "--embedding-dropout", "-1"], "in [0, 1)"),
     "lr nan": ([*TRAIN, "--data", "text", "--lr", "nan"], "lr must be"),
     "threads 0": ([*TRAIN, "--data", "text", "--threads", "0"], "threads"),
     "device": ([*TRAIN, "--data", "text", "--device", "warp"], "--device cpu"),

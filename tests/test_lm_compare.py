@@ -11,7 +11,7 @@ from lm_helpers import PERIODIC, SMALL, WORDS
 from rnnfast import cli, lm
 
 CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
-NAMES = ["rnn", "window", "1-gram", "2-gram", "3-gram", "5-gram"]
+NAMES = ["rnn", "window", "lstm", "1-gram", "2-gram", "3-gram", "5-gram"]
 NAMES += ["window + 5-gram", "rnn + 5-gram", "window + rnn + 5-gram"]
 NAMES += ["window + rnn + 5-gram + cache"]
 
@@ -24,7 +24,7 @@ def test_figures_are_those_of_the_models(tmp_path, level):
     assert list(results) == NAMES
     for one in results.values():
         assert one["train_seconds"] > 0 and one["tokens_per_second"] > 0 and one["bytes"] > 0
-    models = {name: lm.load(tmp_path / name) for name in ("window", "rnn")}
+    models = {name: lm.load(tmp_path / name) for name in ("window", "rnn", "lstm")}
     vocab = models["rnn"].vocab
     for order in (1, 2, 3, 5):
         train = vocab.encode_stream(corpus.train)
@@ -37,6 +37,7 @@ def test_figures_are_those_of_the_models(tmp_path, level):
         assert one["weights"] is None
         words = np.exp(-each[ids != vocab.boundary].mean()) if level == "word" else None
         assert one["test_perplexity_of_words"] == pytest.approx(words)
+    assert models["lstm"].rnn.mode == "LSTM"
     assert results["rnn"]["bytes"] == 4 * sum(p.numel() for p in models["rnn"].parameters())
     names = ("window", "rnn", "5-gram")
     for key, inverse in (("tokens_per_second", True), ("bytes", False)):
@@ -72,10 +73,10 @@ def test_interrupted_comparison_goes_on(tmp_path):
         lm.compare(corpus, settings, tmp_path, interrupt)
     first = lm.compare(corpus, settings, tmp_path, run)
     last = steps[1]
-    assert steps == [5, last, 0, last] and last > 5
+    assert steps == [5, last, *[0, last] * 2] and last > 5
     again = lm.compare(corpus, settings, tmp_path, run)
-    assert steps[4:] == [last] * 4
-    for name, count in (("model", None), ("test_perplexity", None), ("train_seconds", 2)):
+    assert steps[6:] == [last] * 6
+    for name, count in (("model", None), ("test_perplexity", None), ("train_seconds", 3)):
         assert [one[name] for one in again[:count]] == [one[name] for one in first[:count]]
 
 

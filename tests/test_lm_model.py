@@ -1,16 +1,27 @@
 """Probabilities: evaluation, scores and generated text against straightforward computations."""
 
+import copy
+import json
 import math
 import sys
 
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, WORDS, same_weights, small_model
+from lm_helpers import PERIODIC, WORDS, same_weights, small_config, small_model
+from torch import nn
+from torch.nn import functional as F
 
 from rnnfast import lm
 from rnnfast.lm import evaluate as evaluate_function
 from rnnfast.lm.evaluate import bits, perplexity
+from rnnfast.lm.model import build
+
+
+@pytest.fixture(autouse=True)
+def one_thread(num_threads):
+    """Threads of models this small only wait for one another."""
+    num_threads(1)
 
 
 def step_by_step(model, ids):
@@ -29,11 +40,31 @@ def step_by_step(model, ids):
 
 
 def test_forward_shapes_and_layers():
-    for changes in ({}, {"nlayers": 2, "dropout": 0.5}, {"nonlinearity": "relu"}):
-        model = small_model(**changes)
-        logits, hidden = model(torch.zeros(7, 3, dtype=torch.int64))
-        assert logits.shape == (7, 3, len(model.vocab))
-        assert hidden.shape == (changes.get("nlayers", 1), 3, 16)
+    for cell, states in (("tanh", 1), ("relu", 1), ("gru", 1), ("lstm", 2)):
+        for changes in ({}, {"nlayers": 2, "dropout": 0.5}):
+            model = small_model(cell=cell, **changes)
+            logits, hidden = model(torch.zeros(7, 3, dtype=torch.int64))
+            assert logits.shape == (7, 3, len(model.vocab))
+            assert hidden.shape == (states * changes.get("nlayers", 1), 3, 16)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gated_cells_are_torchs_and_start_orthogonal(cell):
+    model = build(small_config(cell=cell, nlayers=2), small_model().vocab).double()
+    rnn = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](8, 16, 2, dtype=torch.float64)
+    rnn.load_state_dict(model.rnn.state_dict())
+    ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
+    expected, _ = rnn(model.encoder(ids))
+    torch.testing.assert_close(model.eval()(ids)[0], model.decoder(expected))
+    for name, p in rnn.named_parameters():
+        if name.startswith("weight_hh"):
+            for gate in p.float().view(-1, 16, 16):
+                torch.testing.assert_close(gate @ gate.t(), torch.eye(16))
+        elif name.startswith("bias"):
+            forget = cell == "lstm" and name.startswith("bias_hh")
+            assert p.view(-1, 16).sum(1).tolist() == (
+                [0, 16, 0, 0] if forget else [0] * (len(p) // 16)
+            )
 
 
 def test_tied_shares_the_weights():
@@ -46,7 +77,7 @@ def test_tied_shares_the_weights():
 WINDOWS = [
     {"model": "window", "order": order, **more}
     for order in (2, 3, 5)
-    for more in ({}, {"nonlinearity": "relu", "direct": True})
+    for more in ({}, {"cell": "relu", "direct": True})
 ]
 
 
@@ -61,7 +92,7 @@ def test_window_is_the_formula(changes):
     for t, actual in enumerate(logits.detach().numpy()[:, 0]):
         x = np.concatenate([p["encoder.weight"][i] for i in padded[t : t + changes["order"] - 1]])
         h = p["hidden.bias"] + p["hidden.weight"] @ x
-        h = np.maximum(h, 0) if "nonlinearity" in changes else np.tanh(h)
+        h = np.maximum(h, 0) if "cell" in changes else np.tanh(h)
         w = p["decoder.weight"]
         expected = p["decoder.bias"] + w[:, :7] @ h
         if "direct" in changes:
@@ -72,7 +103,94 @@ def test_window_is_the_formula(changes):
         np.testing.assert_allclose(following - following[0], expected - expected[0], atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "nonlinearity": "relu"}], ids=str)
+# ---- regularisers
+
+
+@pytest.mark.parametrize("changes", [{}, {"cell": "lstm"}, {"model": "window"}], ids=str)
+@pytest.mark.parametrize("locked", [False, True])
+def test_locked_dropout_is_one_mask_for_all_steps(locked, changes):
+    model = small_model("word", dropout=0.5, locked_dropout=locked, **changes)
+    ids = torch.full((9, 3), model.vocab.boundary)
+    for call in (model.embed, lambda ids: model.features(ids)[0]):
+        model.eval()
+        assert not (call(ids) == 0).any()
+        zero = call(model.train() and ids) == 0
+        assert 0.2 < zero.float().mean() < 0.8
+        assert bool((zero == zero[:1]).all()) == locked
+        assert not torch.equal(zero[:, 0], zero[:, 1]) and not torch.equal(zero, call(ids) == 0)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "window"])
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_embedding_dropout_drops_whole_tokens(level, kind):
+    kind = {"cell": kind} if kind == "lstm" else {"model": kind}
+    model = small_model(level, dropout=0.0, embedding_dropout=0.4, **kind)
+    ids = torch.from_numpy(model.vocab.encode_stream(PERIODIC[:60] if level == "char" else WORDS))
+    ids = ids[: len(ids) // 2 * 2].view(-1, 2)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(3)
+    output, _ = model.train().features(ids)
+    torch.manual_seed(3)
+    kept = F.dropout(torch.ones(len(model.vocab)), 0.4)
+    assert 0 < (kept == 0).sum() < len(kept)
+    with torch.no_grad():
+        plain.encoder.weight.mul_(kept[:, None])
+    torch.testing.assert_close(output, plain.features(ids)[0])
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_regularised_layers_are_torchs_with_masks_between(cell, locked, monkeypatch):
+    """Masks by shape, not by chance, and the same in layers of torch one after the other."""
+
+    def mask(shape, p):
+        generator = torch.Generator().manual_seed(sum(shape))
+        return (torch.rand(shape, generator=generator) >= p).double() / (1 - p)
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        return x * mask(x.shape, p) if training and p else x
+
+    changes = {"dropout": 0.3, "weight_dropout": 0.4, "locked_dropout": locked}
+    model = small_model(cell=cell, nlayers=3, **changes).double()
+    x, state = (
+        torch.randn(7, 5, 8).double(),
+        torch.randn(3 * (1 + (cell == "lstm")), 5, 16).double(),
+    )
+    monkeypatch.setattr(F, "dropout", dropout)
+    for hx in (None, state):
+        model.zero_grad()
+        y, parts, grads = x, [], {}
+        output, last = model.train().rnn(x, hx)
+        output.pow(2).sum().backward()
+        cls = {"tanh": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[cell]
+        for k in range(3):
+            layer = cls(len(y[0, 0]), 16, dtype=torch.float64)
+            for name, p in layer.named_parameters():
+                own = getattr(model.rnn, name.replace("l0", f"l{k}"))
+                p.data = own.detach() * (mask(p.shape, 0.4) if "weight_hh" in name else 1)
+                grads[name.replace("l0", f"l{k}")] = p
+            h = (torch.zeros_like(state) if hx is None else hx)[k::3, None].unbind()
+            y = y * mask((5, 16) if locked else (7, 5, 16), 0.3) if k else y
+            y, h = layer(y, h if cell == "lstm" else h[0])
+            parts.append(torch.cat(h) if cell == "lstm" else h)
+        y.pow(2).sum().backward()
+        torch.testing.assert_close(output, y)
+        torch.testing.assert_close(last, torch.stack(parts, 1).flatten(0, 1))
+        for name, p in grads.items():
+            expected = p.grad * (mask(p.shape, 0.4) if "weight_hh" in name else 1)
+            torch.testing.assert_close(getattr(model.rnn, name).grad, expected)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+def test_regularisers_act_in_training_only(cell):
+    changes = {"dropout": 0.5, "nlayers": 2, "cell": cell}
+    locked = {"locked_dropout": True, "weight_dropout": 0.5, "embedding_dropout": 0.5}
+    plain, model = small_model(**changes), small_model(**changes, **locked)
+    assert plain.score("a1b2") == model.score("a1b2")
+    assert plain.generate(length=20, seed=1) == model.generate(length=20, seed=1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2, "cell": "relu"}], ids=str)
 def test_characters_by_table_are_embeddings(changes):
     """The input product taken once a character changes neither the logits nor a gradient."""
     model = small_model(dropout=0.0, **changes).double().train()
@@ -91,7 +209,10 @@ def test_characters_by_table_are_embeddings(changes):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, *WINDOWS], ids=str)
+GATED = [{"cell": "lstm", "nlayers": 2}, {"cell": "gru"}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"nlayers": 2}, *GATED, *WINDOWS], ids=str)
 def test_carried_state_is_one_long_pass(changes):
     model = small_model(**changes)
     ids = torch.from_numpy(model.vocab.encode(PERIODIC[:60])).view(30, 2)
@@ -104,7 +225,7 @@ def test_carried_state_is_one_long_pass(changes):
     torch.testing.assert_close(hidden, last)
 
 
-@pytest.mark.parametrize("changes", [{"nlayers": 2}, {"model": "window"}], ids=str)
+@pytest.mark.parametrize("changes", [{"nlayers": 2}, *GATED, {"model": "window"}], ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_evaluate_is_the_chain_rule(level, chunk, changes, monkeypatch):
@@ -159,10 +280,10 @@ def test_score_adds_up_and_is_what_evaluate_says(level, sentence):
     assert len(model.score("").tokens) == 1
 
 
-@pytest.mark.parametrize("kind", ["rnn", "window"])
+@pytest.mark.parametrize("changes", [{}, *GATED, {"model": "window"}], ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_generation_depends_on_the_seed_alone(level, kind):
-    model = small_model(level, model=kind)
+def test_generation_depends_on_the_seed_alone(level, changes):
+    model = small_model(level, **changes)
     texts = [model.generate(length=40, seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1] != texts[2]
     assert len(model.vocab.encode(texts[0])) == 40
@@ -173,7 +294,7 @@ def test_generation_depends_on_the_seed_alone(level, kind):
 
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"nlayers": 3, "nonlinearity": "relu"}, {"model": "window"}], ids=str
+    "changes", [{}, {"nlayers": 3, "cell": "relu"}, *GATED, {"model": "window"}], ids=str
 )
 def test_top_one_is_the_most_probable_token(level, changes):
     model = small_model(level, **changes)
@@ -208,9 +329,10 @@ def test_generated_tokens_have_the_models_probabilities():
     assert {model.generate(length=1, top_p=share, seed=seed) for seed in range(200)} == three
 
 
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_generation_depends_on_nothing_but_weights_and_options(level, monkeypatch, num_threads):
-    model = small_model(level, nhid=65, emsize=65, nlayers=2, dropout=0.5)
+def test_generation_depends_on_weights_and_options_alone(level, cell, monkeypatch, num_threads):
+    model = small_model(level, nhid=65, emsize=65, nlayers=2, dropout=0.5, cell=cell)
 
     def again():
         return model.generate("the" if level == "word" else "a1", 200, seed=1)
@@ -238,7 +360,7 @@ def test_generation_is_a_stream_of_one_piece_a_token():
 
 
 def test_a_state_that_overflows_ends_the_text():
-    model = small_model(nonlinearity="relu")
+    model = small_model(cell="relu")
     with torch.no_grad():
         model.rnn.weight_hh_l0.copy_(1e6 * torch.eye(16))
         model.rnn.bias_ih_l0.fill_(1)
@@ -283,7 +405,7 @@ def test_options_out_of_range_are_refused(options):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"nlayers": 2}, {"tied": True, "emsize": 16}, {"model": "window", "direct": True}],
+    [{}, {"nlayers": 2}, *GATED, {"tied": True, "emsize": 16}, {"model": "window", "direct": True}],
 )
 def test_save_and_load(tmp_path, changes):
     model = small_model(**changes)
@@ -302,3 +424,19 @@ def test_save_and_load(tmp_path, changes):
     lm.save(small_model(seed=5, **changes), config, tmp_path / "model", overwrite=True)
     assert not same_weights(model, lm.load(tmp_path / "model"))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_models_of_the_first_release_load(tmp_path):
+    """Their `cell` was called `nonlinearity`, and there were fewer settings."""
+    model = small_model(cell="relu", nlayers=2)
+    lm.save(model, small_config(cell="relu", nlayers=2), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    settings = json.loads(path.read_text())
+    new = {"cell", "locked_dropout", "weight_dropout", "embedding_dropout", "checkpoint_interval"}
+    new |= {"optimizer", "average", "accumulate", "bf16", "compile", "tensorboard"}
+    old = {name: value for name, value in settings["config"].items() if name not in new}
+    settings["config"] = {**old, "nonlinearity": "relu"}
+    path.write_text(json.dumps(settings))
+    again = lm.load(tmp_path / "model")
+    assert same_weights(model, again)
+    assert again.score("a1b2").logprob == model.score("a1b2").logprob

@@ -9,13 +9,16 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, WORDS, same_weights, small_config
+from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config
+from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
 from rnnfast.lm import storage
 from rnnfast.lm.files import write_atomic
+from rnnfast.lm.optim import has_stalled
 from rnnfast.lm.runs import prepare, resume
 
 CORPUS = lm.corpus.split(PERIODIC)
@@ -37,12 +40,15 @@ def records(folder):
 # ---- learning
 
 
-@pytest.mark.parametrize("model", ["rnn", "window"])
+KINDS = [{}, {"cell": "lstm"}, {"model": "window"}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("level", ["char", "word"])
-def test_learns_what_a_bigram_cannot(level, model):
+def test_learns_what_a_bigram_cannot(level, kind):
     text = PERIODIC if level == "char" else "a b a c a d\n" * 300
-    sizes = {"nhid": 32, "emsize": 32, "model": model}
-    config = small_config(level, epochs=12, dropout=0.0, lr=0.02, **sizes)
+    sizes = {"nhid": 32, "emsize": 32}
+    config = small_config(level, epochs=12, dropout=0.0, lr=0.02, **sizes, **kind)
     model, report = lm.train(config, lm.corpus.split(text))
     assert report["baselines"]["bigram"]["valid_loss"] > 0.4
     assert report["valid_loss"] < 0.1
@@ -102,6 +108,10 @@ def test_learning_rate_schedules(monkeypatch):
     trainer = prepare(small_config(epochs=4, lr=1.0, lr_schedule="plateau"), CORPUS)
     trainer.run()
     assert [record["lr"] for record in trainer.state.curve] == [1.0, 0.5, 0.5, 0.25]
+    trainer = prepare(small_config(epochs=10, lr=1.0, lr_schedule="constant"), CORPUS)
+    for step, rate in ((0, 0.025), (19, 19 / 40.5), (41, 1.0), (400, 1.0), (800, 1.0)):
+        trainer.state.step = step
+        assert trainer.lr == pytest.approx(rate, abs=0.02)
 
 
 def test_gradient_is_clipped_and_weights_decay_where_they_should():
@@ -117,6 +127,106 @@ def test_gradient_is_clipped_and_weights_decay_where_they_should():
     }
     for name, parameter in trainer.model.named_parameters():
         assert bool(decay[id(parameter)]) == (name in ("decoder.weight",) or "rnn.weight" in name)
+
+
+def test_sgd_and_its_defaults():
+    trainer = prepare(
+        lm.Config.defaults("char", **{**SMALL, "optimizer": "sgd", "lr": 2.0, "epochs": 1}), CORPUS
+    )
+    trainer._clock = time.monotonic
+    before = storage.weights(trainer.model)
+    rate = trainer.train_step().lr
+    for name, p in trainer.model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] - rate * p.grad, rtol=1e-4, atol=1e-6)
+    config = lm.Config.defaults("word", epochs=1, optimizer="sgd")
+    assert (config.lr, config.weight_decay) == (10.0, 1.2e-6)
+    assert lm.Config.defaults("word", epochs=1, optimizer="sgd", lr=3.0).lr == 3.0
+
+
+def test_averaging_starts_when_the_loss_is_above_an_earlier_one():
+    """Algorithm 1 of Merity et al. (2018), in its words: t > n and v > min of L[0 .. t-n-1]."""
+    random = np.random.default_rng(0)
+    for n in (0, 1, 3):
+        triggered = 0
+        for losses in random.random((200, 5)).round(1).tolist():
+            *logs, v = losses
+            t = len(logs)
+            expected = t > n and v > min(logs[i] for i in range(t - n))
+            assert has_stalled(losses, n) == expected
+            triggered += expected
+        assert triggered > 20
+        assert not has_stalled([1.0], n)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_averaged_weights_are_validated_and_saved(tmp_path, monkeypatch, optimizer):
+    config = small_config(epochs=5, optimizer=optimizer, average=0, lr=0.02)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    losses, passed, validated = iter([3.0, 4.0, 2.5, 2.0, 2.1]), [], []
+
+    def evaluation(model, ids, on_chunk=None):
+        validated.append((len(passed), storage.weights(model)))
+        return lm.Evaluation(len(ids), next(losses))
+
+    def mean(start, end):
+        return {n: torch.stack([w[n] for w in passed[start:end]]).mean(0) for n in passed[0]}
+
+    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    trainer.run(lambda step: passed.append(storage.weights(trainer.model)))
+    assert [at for at, _ in validated] == [STEPS * n for n in range(1, 6)]
+    for n, (at, shown) in enumerate(validated):
+        # The second validation was worse than the first: averages are of updates after it.
+        expected = passed[at - 1] if n < 2 else mean(2 * STEPS, at)
+        for name in expected:
+            torch.testing.assert_close(shown[name], expected[name], rtol=1e-5, atol=1e-6)
+    assert trainer.state.averaged == 3 * STEPS
+    saved = dict(lm.load(tmp_path / "model").named_parameters())
+    assert all(torch.equal(saved[name], validated[3][1][name]) for name in saved)
+    assert same_weights(trainer.model, lm.load(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, {"cell": "gru", "nlayers": 2}], ids=str)
+def test_accumulated_parts_are_the_whole_batch(kind):
+    results = []
+    for parts in (1, 3, 4):
+        trainer = prepare(small_config(accumulate=parts, dropout=0.0, **kind), CORPUS)
+        trainer.model.double()
+        trainer._clock = time.monotonic
+        losses = [trainer.train_step().loss for _ in range(7)]
+        results.append((losses, storage.weights(trainer.model), trainer.hidden))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_bf16_is_autocast(kind, level):
+    losses = []
+    for bf16 in (False, True):
+        text = PERIODIC if level == "char" else WORDS * 5
+        config = small_config(level, bf16=bf16, dropout=0.0, nhid=16, emsize=16, **kind)
+        trainer = prepare(config, lm.corpus.split(text))
+        trainer._clock = time.monotonic
+        losses.append([trainer.train_step().loss for _ in range(20)])
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("kind", [{}, {"cell": "lstm"}], ids=str)
+def test_compiled_step_is_the_same(monkeypatch, kind):
+    compile = torch.compile
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", lambda f: compile(f, backend=counter))
+    plain, compiled = (
+        prepare(small_config(compile=on, dropout=0.0, **kind), CORPUS) for on in (False, True)
+    )
+    for trainer in (plain, compiled):
+        trainer._clock = time.monotonic
+    for _ in range(3):
+        assert compiled.train_step().loss == pytest.approx(plain.train_step().loss, rel=1e-4)
+    assert counter.frame_count > 0
+    torch.compiler.reset()
 
 
 def test_time_budget_is_kept():
@@ -152,10 +262,78 @@ def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
 def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
     model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
     with pytest.raises(lm.UserError, match=r"as it was"):
-        config = small_config(nonlinearity="relu", lr=1e30, clip=0.0)
+        config = small_config(cell="relu", lr=1e30, clip=0.0)
         lm.train(config, CORPUS, tmp_path / "model", overwrite=True)
     assert same_weights(model, lm.load(tmp_path / "model"))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# ---- watching
+
+
+@pytest.mark.parametrize("kind", [{"nlayers": 2}, {"average": 0}, {"cell": "lstm"}], ids=str)
+def test_log_has_gradient_norms_and_spectral_radii(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    trainer = prepare(small_config(log_interval=20, **kind), CORPUS, storage.Folder(tmp_path / "m"))
+    norms, radii = {}, []
+
+    def evaluation(model, ids, on_chunk=None):
+        p = dict(model.named_parameters())
+        matrices = [p[name].detach().double().numpy() for name in p if "weight_hh" in name]
+        radii.append([max(abs(np.linalg.eigvals(m))) for m in matrices if m.shape == (16, 16)])
+        return lm.Evaluation(len(ids), 1.0)
+
+    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    trainer.run(lambda step: norms.update({step.step: step.grad_norm}))
+    found = [line["spectral_radius"] for line in records(tmp_path / "m") if "valid_loss" in line]
+    assert [len(layers) for layers in found] == 2 * [
+        0 if "cell" in kind else kind.get("nlayers", 1)
+    ]
+    for each, expected in zip(found, radii, strict=True):
+        assert each == pytest.approx(expected, rel=1e-4)
+    steps = [line for line in records(tmp_path / "m") if "valid_loss" not in line]
+    assert [line["grad_norm"] for line in steps] == [norms[line["step"]] for line in steps]
+    assert len(steps) == 8
+
+
+def test_tensorboard_shows_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    # In the place of an old model, so that the folder is renamed while it is written.
+    config = small_config(epochs=2, tensorboard=True, nlayers=2)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model", True))
+
+    def stop(step):
+        if step.step == 100:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(lm.Interrupted):
+        trainer.run(stop)
+    resume(tmp_path / "model", {}, CORPUS).run()
+    events = EventAccumulator(str(tmp_path / "model" / "tensorboard"))
+    events.Reload()
+    log = records(tmp_path / "model")
+    assert len(log) == 5
+    for name in ("train_loss", "valid_loss", "grad_norm", "lr", "epoch"):
+        shown = [(e.step, e.value) for e in events.Scalars(name)]
+        assert shown == [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in log if name in r]
+    for layer in (0, 1):
+        shown = [e.value for e in events.Scalars(f"spectral_radius/{layer}")]
+        assert shown == [
+            pytest.approx(r["spectral_radius"][layer]) for r in log if "valid_loss" in r
+        ]
+
+
+def test_tensorboard_that_is_missing_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(lm.UserError, match="pip install 'rnnfast"):
+        lm.train(small_config(tensorboard=True), CORPUS, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
+    with pytest.raises(lm.UserError, match="pip install 'rnnfast"):
+        resume(tmp_path / "model", {"tensorboard": True, "epochs": 2}, CORPUS)
 
 
 # ---- stopping and resuming
@@ -168,14 +346,20 @@ STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
     [
         {"nlayers": 2, "lr_schedule": "cosine"},
         {"nlayers": 2, "lr_schedule": "plateau"},
+        {"cell": "lstm", "nlayers": 2, "locked_dropout": True, "weight_dropout": 0.3},
+        {"cell": "gru", "embedding_dropout": 0.2},
+        {"optimizer": "sgd", "average": 1, "lr_schedule": "constant"},
+        {"average": 0, "bf16": True, "accumulate": 3},
         {"model": "window", "direct": True},
         {"model": "window", "order": 2},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("stops", [[1], [STEPS // 2, STEPS], [STEPS + 7, STEPS + 8]])
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes):
-    config = small_config(epochs=3, dropout=0.3, log_interval=9, lr=0.02, **changes)
+def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes, monkeypatch):
+    # Averages begin at the first validation, so that there are some.
+    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    config = small_config(epochs=3, log_interval=9, lr=0.02, **{"dropout": 0.3, **changes})
     whole = prepare(config, CORPUS, storage.Folder(tmp_path / "whole"))
     whole.run()
 
@@ -196,6 +380,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, chang
     assert same_weights(whole.model, trainer.model)
     (expected, state), (tensors, other) = whole.checkpoint(), trainer.checkpoint()
     assert expected.keys() == tensors.keys()
+    assert ("average.decoder.bias" in expected) == ("average" in changes)
     assert all(torch.equal(expected[name], tensors[name]) for name in expected)
     assert (state["best_loss"], state["best_step"]) == (other["best_loss"], other["best_step"])
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
@@ -269,25 +454,63 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_killed_while_saving_leaves_a_good_model(tmp_path):
+def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """By SIGKILL, three times, while it saves a checkpoint after every step."""
     (tmp_path / "text").write_text(PERIODIC)
     corpus = lm.corpus.read(data=tmp_path / "text")
-    trainer = prepare(small_config(epochs=1), corpus, storage.Folder(tmp_path / "model"))
-    trainer.run()
+    config = small_config(dropout=0.3, nlayers=2, log_interval=9, checkpoint_interval=1e-9)
+    whole = prepare(config, corpus, storage.Folder(tmp_path / "whole"))
+    whole.run()
+
+    folder = tmp_path / "parts"
+    prepare(config, corpus, storage.Folder(folder)).save()
     program = (
-        "import sys; from rnnfast.lm.runs import resume\n"
-        "trainer = resume(sys.argv[1], {'epochs': 2}, None)\n"
-        "print('ready', flush=True)\n"
-        "while True: trainer.save()\n"
+        "import sys; from rnnfast.lm import runs, trainer\n"
+        "trainer.SAVING_PART = 1e9\n"
+        "run = runs.resume(sys.argv[1], {}, None)\n"
+        "run.run(lambda step: print(step.step, flush=True))\n"
     )
-    for delay in (0.003, 0.011):
-        arguments = [sys.executable, "-c", program, str(tmp_path / "model")]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(delay)
+    before, random = 0, np.random.default_rng(0)
+    for kill in (5, STEPS - 2, STEPS + 20):
+        arguments = [sys.executable, "-c", program, str(folder)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+            while int(process.stdout.readline()) < kill:
+                pass
+            time.sleep(0.02 * random.random())
             process.kill()
-        assert lm.load(tmp_path / "model").evaluate(corpus.valid).loss == trainer.state.best_loss
-        resume(tmp_path / "model", {"epochs": 2}, corpus)
+        assert process.returncode == -signal.SIGKILL
+        lm.load(folder)
+        _, state = storage.read_checkpoint(folder)
+        assert state["step"] >= kill - 1 > before  # at most the step it was at is lost
+        before = state["step"]
+    trainer = resume(folder, {}, corpus)
+    assert trainer.state.step == before and not [p for p in folder.iterdir() if p.name[0] == "."]
+    trainer.run()
+    assert same_weights(whole.model, trainer.model)
+    assert records(tmp_path / "whole") == records(folder)
+
+
+def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch):
+    config = small_config(epochs=1, checkpoint_interval=60)
+    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    clock, saved = [0.0], []
+    monkeypatch.setattr("rnnfast.lm.trainer.time.monotonic", lambda: clock[0])
+    write = trainer.folder.write_checkpoint
+
+    def slow(tensors, state):
+        saved.append(clock[0])
+        clock[0] += 1.0 if len(saved) < 3 else 5.0
+        write(tensors, state)
+
+    def pass_time(step):
+        clock[0] += 20.0
+
+    monkeypatch.setattr(trainer.folder, "write_checkpoint", slow)
+    trainer.run(pass_time)
+    gaps = np.diff([0.0, *saved])[:-1]  # but for that of the validation at the end
+    # Every 60 s, and when they take 5 s, too long for a fiftieth of the time, every 250.
+    assert ((gaps[:3] >= 60) & (gaps[:3] <= 100)).all()
+    assert len(gaps) > 5 and ((gaps[3:] >= 250) & (gaps[3:] <= 290)).all()
 
 
 def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):

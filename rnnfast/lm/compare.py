@@ -1,4 +1,4 @@
-"""All kinds of models on one text: n-grams, window, RNN, and mixtures of them."""
+"""All kinds of models on one text: n-grams, window, RNN, LSTM, and mixtures of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import WORD, Config
+from .config import RNN, WINDOW, WORD, Config
 from .corpus import Corpus
 from .errors import UserError
 from .evaluate import bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
-from .model import MODELS
 from .ngram import NgramLM
 from .runs import prepare, resume
 from .storage import CHECKPOINT, Folder
 from .trainer import Trainer
 
+NEURAL = {
+    "rnn": {"model": RNN},
+    "window": {"model": WINDOW},
+    "lstm": {"model": RNN, "cell": "lstm"},
+}
 ORDERS = (1, 2, 3, 5)
 # What is mixed, by the names below; the cache is part of the last.
 MIXTURES = (("window", "5-gram"), ("rnn", "5-gram"), ("window", "rnn", "5-gram"))
@@ -75,7 +79,7 @@ def compare(
     if corpus.test is None:
         raise UserError("a comparison needs a test text")
     entries: dict[str, Entry] = {}
-    for name in MODELS:
+    for name in NEURAL:
         trainer = _trainer(name, corpus, settings, Path(out) / name)
         train(trainer)
         size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
@@ -94,7 +98,7 @@ def compare(
 
 
 def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:
-    settings = {**settings, "model": name}
+    settings = {**settings, **NEURAL[name]}
     if (path / CHECKPOINT).exists():
         return resume(path, settings, corpus, finished=True)
     return prepare(Config.defaults(**settings), corpus, Folder(path))

@@ -10,6 +10,10 @@ CHAR = "char"
 WORD = "word"
 RNN = "rnn"
 WINDOW = "window"
+ELMAN = ("tanh", "relu")
+GATED = ("lstm", "gru")
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "plateau", "constant")
 
 # What differs between the levels; everything else has one default, below.
 # char: on the built-in text, 3 epochs at batch 24 and lr 4e-3 reached 1.287 nats; at lr 2e-3 1.357;
@@ -28,6 +32,8 @@ _LEVEL_DEFAULTS = {
         "min_count": 2,
     },
 }
+# SGD: a rate as large as the clipped gradient allows, and what Merity et al. (2018) decay by.
+_OPTIMIZER_DEFAULTS = {"adamw": {}, "sgd": {"lr": 10.0, "weight_decay": 1.2e-6}}
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,22 @@ class Config:
     """Settings of a language model and its training. `Config.defaults(level)` fills them in.
 
     `epochs` and `max_seconds` are the budget: training ends at whichever comes first, and at
-    least one must be given. `model` is "rnn" or "window", a feed-forward model of the `order` - 1
-    tokens before each, if `direct` with connections from their embeddings to the output. `bptt` is
-    the length of the chunks of truncated back-propagation in tokens, `clip` the largest norm of the
-    gradient (0: no clipping), `lr_schedule` "cosine" (over the budget) or "plateau" (halve when
-    validation does not improve). Raises UserError for a value out of range.
+    least one must be given.
+
+    `model` is "rnn" or "window", a feed-forward model of the `order` - 1 tokens before each, if
+    `direct` with connections from their embeddings to the output. `cell` is the nonlinearity of the
+    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `locked_dropout` keeps the masks
+    of `dropout` for all steps of a chunk, `weight_dropout` is that of recurrent weights,
+    `embedding_dropout` that of whole tokens.
+
+    `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
+    norm of the gradient (0: no clipping), `optimizer` "adamw" or "sgd", `lr_schedule` "cosine"
+    (over the budget), "plateau" (halve when validation does not improve) or "constant". With
+    `average` the mean of the weights is validated and saved, from the first validation on that is
+    worse than the best before the last `average` (Merity et al. 2018). An update is made from
+    `accumulate` parts of the batch, one after the other; `bf16` is autocast, `compile`
+    torch.compile. `log_interval` is in steps, `checkpoint_interval` in seconds. Raises UserError
+    for a value out of range.
     """
 
     level: str
@@ -52,27 +69,38 @@ class Config:
     order: int = 5
     direct: bool = False
     nlayers: int = 1
-    nonlinearity: str = "tanh"
+    cell: str = "tanh"
     tied: bool = False
+    locked_dropout: bool = False
+    weight_dropout: float = 0.0
+    embedding_dropout: float = 0.0
     min_count: int = 1
     max_vocab: int | None = None
+    optimizer: str = "adamw"
     lr: float = 4e-3
     lr_schedule: str = "cosine"
     weight_decay: float = 0.01
+    average: int | None = None
     clip: float = 0.5
+    accumulate: int = 1
+    bf16: bool = False
+    compile: bool = False
     epochs: int | None = None
     max_seconds: float | None = None
     seed: int = 1
     threads: int | None = None
     device: str = "cpu"
     log_interval: int = 50
+    checkpoint_interval: float = 60.0
+    tensorboard: bool = False
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes) -> Config:
         """The default settings of "char" or "word", with `changes` on top."""
         if level not in _LEVEL_DEFAULTS:
             raise UserError(f"level must be char or word, not {level!r}")
-        return cls(**{"level": level, **_LEVEL_DEFAULTS[level], **changes})
+        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
+        return cls(**{"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **changes})
 
     def __post_init__(self):
         for field in fields(self):
@@ -80,26 +108,37 @@ class Config:
         choices = {
             "level": (CHAR, WORD),
             "model": (RNN, WINDOW),
-            "nonlinearity": ("tanh", "relu"),
-            "lr_schedule": ("cosine", "plateau"),
+            "cell": ELMAN if self.model == WINDOW else ELMAN + GATED,
+            "optimizer": OPTIMIZERS,
+            "lr_schedule": SCHEDULES,
         }
         for name, allowed in choices.items():
+            where = f" for the model {self.model}" if name == "cell" else ""
             if getattr(self, name) not in allowed:
-                raise UserError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)}")
+                raise UserError(
+                    f"{name} must be {' or '.join(allowed)}{where}, not {getattr(self, name)}"
+                )
         for name in ("emsize", "nhid", "nlayers", "batch_size", "bptt", "min_count", "epochs"):
             self._require(name, lambda value: value >= 1, "at least 1")
-        for name in ("threads", "log_interval"):
+        for name in ("threads", "log_interval", "accumulate"):
             self._require(name, lambda value: value >= 1, "at least 1")
         self._require("order", lambda value: value >= 2, "at least 2")
         self._require("max_vocab", lambda value: value >= 3, "at least 3")
-        for name in ("lr", "max_seconds"):
+        for name in ("lr", "max_seconds", "checkpoint_interval"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
-        for name in ("clip", "weight_decay"):
+        for name in ("clip", "weight_decay", "average"):
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
-        self._require("dropout", lambda value: 0 <= value < 1, "in [0, 1)")
+        for name in ("dropout", "weight_dropout", "embedding_dropout"):
+            self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
+        if self.accumulate > self.batch_size:
+            raise UserError(
+                f"accumulate must be at most batch-size {self.batch_size}, not {self.accumulate}"
+            )
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
+        if self.model == WINDOW and self.weight_dropout:
+            raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:
             raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:
@@ -114,6 +153,14 @@ class Config:
 
     def to_json(self) -> dict:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, settings: dict) -> Config:
+        """What `to_json` gave, here or in 0.1, where `cell` was `nonlinearity`."""
+        settings = dict(settings)
+        if "nonlinearity" in settings:
+            settings["cell"] = settings.pop("nonlinearity")
+        return cls(**settings)
 
 
 def _check_type(name: str, value, annotation: str) -> None:

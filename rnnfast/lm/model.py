@@ -1,4 +1,4 @@
-"""The neural language models: embedding, Elman RNN or a window of tokens, linear decoder."""
+"""The neural language models: embedding, RNN or a window of tokens, linear decoder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .. import _ops, functional
 from ..nn import FastRNN
 from .batches import shifted
+from .cells import CELLS
 from .config import CHAR, RNN, WINDOW, Config
 from .errors import UserError
 from .evaluate import LanguageModel, one_thread
-from .sampling import Sampler
+from .sampling import RecurrentSampler, Sampler
 from .vocab import Vocabulary
 
 CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
@@ -27,19 +30,39 @@ BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
 
 
+class LockedDropout(nn.Dropout):
+    """Dropout of (T, ...) with one mask for all T."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.p):
+            return x
+        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
+
+
 class NeuralLM(LanguageModel, nn.Module):
     """p(w_t | tokens before it): embeddings, `features` of the tokens so far, a linear decoder.
 
     Subclasses make the features. With `tied` the decoder shares the embedding's weights (Press &
     Wolf 2017), which needs as many features as emsize. Dropout is on the features, and on the
-    embeddings of words: there are too few characters to overfit theirs.
+    embeddings of words: there are too few characters to overfit theirs. With `locked_dropout` its
+    masks are the same at all steps of a call, one for each lane; `embedding_dropout` is the
+    probability that a token's embedding is zero wherever it occurs in a call (both: Gal &
+    Ghahramani 2016).
     """
 
-    def __init__(self, vocab: Vocabulary, emsize: int, dropout: float):
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        emsize: int,
+        dropout: float,
+        locked_dropout: bool,
+        embedding_dropout: float,
+    ):
         super().__init__()
         self.vocab = vocab
         self.encoder = nn.Embedding(len(vocab), emsize)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = (LockedDropout if locked_dropout else nn.Dropout)(dropout)
+        self.embedding_dropout = embedding_dropout
 
     def _add_decoder(self, nfeatures: int, tied: bool, input_weight: torch.Tensor) -> None:
         """The output layer, and the start values of all but the hidden layers.
@@ -61,6 +84,9 @@ class NeuralLM(LanguageModel, nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         embedded = self.encoder(ids)
+        if self.training and self.embedding_dropout:
+            kept = F.dropout(embedded.new_ones(len(self.vocab)), self.embedding_dropout)
+            embedded = embedded * kept[ids].unsqueeze(-1)
         return embedded if self.vocab.level == CHAR else self.dropout(embedded)
 
     def features(
@@ -88,6 +114,10 @@ class NeuralLM(LanguageModel, nn.Module):
         """
         output, state = self.features(ids, state)
         return self._cross_entropy(output, targets), state
+
+    def spectral_radii(self) -> list[float]:
+        """Of the recurrent weights of each layer."""
+        return []
 
     def _cross_entropy(
         self, output: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
@@ -138,9 +168,11 @@ class NeuralLM(LanguageModel, nn.Module):
 
 
 class RNNLM(NeuralLM):
-    """p(w_t | w_1 .. w_{t-1}) by an Elman RNN (Mikolov et al. 2010), with dropout between layers.
+    """p(w_t | w_1 .. w_{t-1}) by an RNN (Mikolov et al. 2010), with dropout between layers.
 
-    Its state is h_n, (L, B, H); a text starts at zeros.
+    `cell` is "tanh" or "relu", Elman's, "lstm" or "gru"; `weight_dropout` that of W_hh (Merity et
+    al. 2018). Its state is h_n, (L, B, H), of an LSTM h_n and c_n, (2L, B, H); a text starts at
+    zeros.
     """
 
     def __init__(
@@ -149,37 +181,66 @@ class RNNLM(NeuralLM):
         emsize: int,
         nhid: int,
         nlayers: int = 1,
-        nonlinearity: str = "tanh",
+        cell: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
+        locked_dropout: bool = False,
+        weight_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
     ):
-        super().__init__(vocab, emsize, dropout)
-        self.rnn = FastRNN(
-            emsize,
-            nhid,
-            nlayers,
-            nonlinearity=nonlinearity,
-            # torch warns of dropout with one layer, where there is no place for it.
-            dropout=dropout if nlayers > 1 else 0.0,
-        )
+        super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
+        cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
+        # torch warns of dropout with one layer, where there is no place for it.
+        between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
+        self.rnn = cls(emsize, nhid, nlayers, **between, weight_dropout=weight_dropout)
         self._add_decoder(nhid, tied, self.rnn.weight_ih_l0)
+        self._reset_hidden_layers()
+
+    @torch.no_grad()
+    def _reset_hidden_layers(self) -> None:
         # An orthogonal W_hh helps while updates are few (built-in text, 256 units, batch 50, 5
         # epochs: validation loss 1.518 against 1.532 nats with torch's) and not later (512 units,
         # batch 24, 3 epochs: 1.287 and 1.289).
+        nhid = self.rnn.hidden_size
         for name, weight in self.rnn.named_parameters():
             if name.startswith("weight_hh"):
-                nn.init.orthogonal_(weight)
+                for gate in weight.split(nhid):
+                    nn.init.orthogonal_(gate)
             elif name.startswith("bias"):
                 nn.init.zeros_(weight)
+                if isinstance(self.rnn, nn.LSTM) and name.startswith("bias_hh"):
+                    # Remember at first (Jozefowicz et al. 2015, section 2.2).
+                    nn.init.ones_(weight[nhid : 2 * nhid])
 
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.vocab.level == CHAR and len(self.vocab) <= ids.numel():
+        if self._has_table and len(self.vocab) <= ids.numel():
             output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = self.rnn(self.embed(ids), state)
         return self.dropout(output), hn
+
+    @torch.no_grad()
+    def spectral_radii(self) -> list[float]:
+        """The largest |eigenvalue| of W_hh of each layer; of gated cells, with many W_hh, none."""
+        if not self._is_elman:
+            return []
+        layers = range(self.rnn.num_layers)
+        matrices = (getattr(self.rnn, f"weight_hh_l{k}").float().cpu() for k in layers)
+        return [float(torch.linalg.eigvals(w).abs().max()) for w in matrices]
+
+    @property
+    def _is_elman(self) -> bool:
+        return isinstance(self.rnn, FastRNN)
+
+    @property
+    def _has_table(self) -> bool:
+        if not self._is_elman or self.vocab.level != CHAR:
+            return False
+        rnn = self.rnn
+        regularised = self.embedding_dropout or rnn.variational_dropout or rnn.weight_dropout
+        return not (self.training and regularised)
 
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
@@ -200,7 +261,9 @@ class RNNLM(NeuralLM):
 
     @torch.inference_mode()
     def sampler(self, **options):
-        """A native one."""
+        """A native one, but for gated cells."""
+        if not self._is_elman:
+            return RecurrentSampler(self, **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()
         embedding, decoder_w, decoder_b, *rnn = (p.to("cpu", torch.float32) for p in parameters)
@@ -231,16 +294,18 @@ class WindowLM(NeuralLM):
         emsize: int,
         nhid: int,
         order: int = 5,
-        nonlinearity: str = "tanh",
+        cell: str = "tanh",
         dropout: float = 0.0,
         tied: bool = False,
         direct: bool = False,
+        locked_dropout: bool = False,
+        embedding_dropout: float = 0.0,
     ):
-        super().__init__(vocab, emsize, dropout)
+        super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
         self.order, self.direct = order, direct
         inputs = (order - 1) * emsize
         self.hidden = nn.Linear(inputs, nhid)
-        self.activation = getattr(torch, nonlinearity)
+        self.activation = getattr(torch, cell)
         self._add_decoder(nhid + inputs if direct else nhid, tied, self.hidden.weight)
         nn.init.zeros_(self.hidden.bias)
 

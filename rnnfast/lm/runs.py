@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from . import board
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .errors import UserError
@@ -16,14 +17,17 @@ from .trainer import Trainer
 from .vocab import Vocabulary
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
-# (other threads or another device change them by rounding).
-RESUMABLE = {"epochs", "max_seconds", "threads", "device", "log_interval"}
+# (other threads, another device and torch.compile change them by rounding).
+RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
+RESUMABLE |= {"threads", "device", "compile"}
 
 
 def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Trainer:
     """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
     try:
         set_up(config.device, config.threads)
+        if config.tensorboard:
+            board.check()
         texts = [corpus.train if corpus.vocab is None else corpus.vocab]
         if config.level == CHAR:  # one of valid that train has not would stop the run
             texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
@@ -60,6 +64,8 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     changed = replace(config, **changes)
     set_up(changed.device, changed.threads)
+    if changed.tensorboard:
+        board.check()
     best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
     tensors, state = read_checkpoint(path)
     corpus = corpus or _reread(path, about)
@@ -87,7 +93,7 @@ def resume(
             f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
         )
     trainer.folder.write_settings(changed, vocab, _about(corpus))
-    trainer.folder.cut_log(trainer.state.step)
+    trainer.folder.cut_log(trainer.state.step, trainer.state.validated_step)
     return trainer
 
 

@@ -1,14 +1,18 @@
-"""Text from the models that see only the last tokens."""
+"""Text from the models that have no native sampler."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from .evaluate import one_thread
 
 if TYPE_CHECKING:
-    from .model import WindowLM
+    from .model import RNNLM, WindowLM
     from .ngram import NgramLM
 
 
@@ -41,8 +45,11 @@ class Sampler:
             self.feed(drawn[-1:])
         return drawn
 
+    def _next_logprobs(self) -> np.ndarray:
+        return self.model.next_logprobs(np.array(self.tokens))
+
     def _draw(self) -> int:
-        logprobs = self.model.next_logprobs(np.array(self.tokens))
+        logprobs = self._next_logprobs()
         if self.model.vocab.unk is not None:
             logprobs[self.model.vocab.unk] = -math.inf
         if self.temperature == 0:
@@ -55,3 +62,25 @@ class Sampler:
         last = np.searchsorted(sums, self.top_p * sums[-1])
         point = self.random.random() * sums[last]
         return int(tokens[min(np.searchsorted(sums, point, "right"), last)])
+
+
+class RecurrentSampler(Sampler):
+    """The same from an RNN of any cell, by a loop over torch's operators."""
+
+    def __init__(self, model: RNNLM, **options):
+        # A copy, because generated text is that of the weights at the time of the call.
+        model = copy.deepcopy(model, {id(model.vocab): model.vocab})
+        super().__init__(model.to("cpu", torch.float32).eval(), **options)
+        self.state: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def feed(self, tokens: list[int]) -> None:
+        with one_thread():
+            # One by one: products of many rows at once would round otherwise.
+            for token in tokens:
+                self.output, self.state = self.model.features(torch.tensor([[token]]), self.state)
+
+    @torch.inference_mode()
+    def _next_logprobs(self) -> np.ndarray:
+        with one_thread():
+            return self.model.decoder(self.output)[0, 0].double().log_softmax(0).numpy()

@@ -6,6 +6,7 @@ vocab.json              the tokens
 checkpoint.safetensors  all that a resume needs; its metadata holds the numbers as JSON, so
                         that tensors and numbers can never be of two different moments
 log.jsonl               one line every log interval and every validation
+tensorboard             the same numbers for TensorBoard, on request
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from safetensors.torch import save as to_bytes
 
 from .._version import __version__
 from . import arpa
+from .board import Board
 from .config import Config
 from .errors import UserError
 from .files import sync, write_atomic, writing
@@ -37,6 +39,7 @@ VOCAB = "vocab.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
+BOARD = "tensorboard"
 
 
 def _json(data) -> bytes:
@@ -53,6 +56,7 @@ class Folder:
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
         self.path = self.final = Path(path)
+        self._board: Board | None = None
         if resume:
             for entry in self.path.iterdir():
                 if _is_temporary(entry.name):  # of a run that was killed while it wrote
@@ -70,7 +74,7 @@ class Folder:
         if not self.final.is_dir():
             raise UserError(f"{self.final} is a file: give --out another name")
         names = sorted(entry.name for entry in self.final.iterdir())
-        foreign = [n for n in names if n not in FILES and not _is_temporary(n)]
+        foreign = [n for n in names if n not in FILES | {BOARD} and not _is_temporary(n)]
         if foreign:
             raise UserError(
                 f"{self.final} holds files that are not a model's ({foreign[0]}"
@@ -103,6 +107,7 @@ class Folder:
         """Give the run its name, if it was written beside an old model."""
         if self.path == self.final:
             return
+        self.close()  # it writes to a path that is about to go
         with writing(self.final):
             old = self._beside("old")
             os.rename(self.final, old)
@@ -115,6 +120,8 @@ class Folder:
         """Remove what a run that never had a model to show has written."""
         if (self.path / WEIGHTS).exists():
             return
+        self.close()
+        shutil.rmtree(self.path / BOARD, ignore_errors=True)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -134,20 +141,31 @@ class Folder:
     def write_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         write_atomic(self.path / CHECKPOINT, to_bytes(tensors, {"state": json.dumps(state)}))
 
-    def log(self, record: dict) -> None:
+    def log(self, record: dict, tensorboard: bool = False) -> None:
         path = self.path / LOG
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if tensorboard:
+            with writing(self.path / BOARD):
+                self._board = self._board or Board(self.path / BOARD, record["step"])
+                self._board.log(record)
 
-    def cut_log(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it anew."""
+    def close(self) -> None:
+        """Write out what TensorBoard is to show. The next `log` begins another file of it."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def cut_log(self, step: int, validated_step: int) -> None:
+        """Drop what was logged after the last step and validation: a resumed run logs it anew."""
         path = self.path / LOG
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         kept = []
         for line in lines:
             # The last line of a killed run may be half a line.
             with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if record["step"] <= (validated_step if "valid_loss" in record else step):
                     kept.append(line)
         write_atomic(path, "".join(kept).encode("utf-8"))
 
@@ -208,7 +226,7 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     try:
         if settings["format"] != FORMAT:
             raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
-        config = Config(**settings["config"])
+        config = Config.from_json(settings["config"])
         corpus = settings["corpus"]
     except (KeyError, TypeError, UserError) as error:
         raise UserError(_corrupted(path / CONFIG, error)) from error

@@ -1,4 +1,4 @@
-"""Training by truncated back-propagation through time with AdamW; stopping and resuming it."""
+"""Training by truncated back-propagation through time; stopping and resuming it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from .errors import Interrupted, UserError
 from .evaluate import Evaluation, evaluate
 from .model import NeuralLM
 from .ngram import NgramLM
+from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .storage import Folder, weights
 
-WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
-WARMUP_PART = 0.05
-FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
-PLATEAU_FACTOR = 0.5
+SAVING_PART = 0.02  # checkpoints take no more of the time
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
@@ -41,6 +39,7 @@ class State:
     best_loss: float | None = None  # nats a token
     best_step: int = 0
     lr_scale: float = 1.0  # what the plateau schedule has made of the learning rate
+    averaged: int | None = None  # updates whose weights are averaged
     loss_sum: float = 0.0  # since the last line of the log
     loss_steps: int = 0
     train_loss: float | None = None  # in the last line of the log
@@ -64,10 +63,10 @@ class Step:
 class Trainer:
     """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
 
-    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint at
-    every validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
-    `max_seconds` the run depends on nothing but the settings, and one that was stopped and
-    resumed is bit for bit the one that was not.
+    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint every
+    `checkpoint_interval` seconds, at every validation and when stopped by SIGINT or SIGTERM, and
+    the log. On the CPU and without `max_seconds` the run depends on nothing but the settings, and
+    one that was stopped and resumed is bit for bit the one that was not.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
@@ -79,11 +78,14 @@ class Trainer:
         self.train, self.valid, self.test = train, valid, test
         self.lanes = Lanes(train, self.vocab.boundary, config.batch_size, config.bptt)
         self.folder: Folder | None = folder
-        self.optimizer = _adamw(model, config, self.device)
+        self.optimizer = optimizer(model, config, self.device)
+        self.average: Average | None = None
+        self._loss = torch.compile(model.loss) if config.compile else model.loss
         self.state = State(curve=[])
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self._stop: int | None = None
+        self._saved_seconds = self._saving_cost = 0.0
         self._resumed_seconds = 0.0
         self._resumed_step = 0
 
@@ -108,6 +110,8 @@ class Trainer:
                         record = self.validate()
                         if on_validation:
                             on_validation(record)
+                    elif self._save_due():
+                        self.save()
                     if self.finished:
                         break
                     step = self.train_step()
@@ -118,6 +122,9 @@ class Trainer:
             except Interrupted:
                 self.save()
                 raise
+            finally:
+                if self.folder is not None:
+                    self.folder.close()
         self._restore(self.best)
 
     def train_step(self) -> Step:
@@ -127,59 +134,88 @@ class Trainer:
         chunk = state.step % len(self.lanes)
         if chunk == 0:
             self.hidden = None  # an epoch starts at the start of every lane
+        lr = self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = lr
         inputs, targets = (x.to(self.device) for x in self.lanes[chunk])
 
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, hidden = self.model.loss(inputs, targets, self.hidden)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        value, norm = loss.item(), norm.item()
+        value, hidden = self._backward(inputs, targets)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._diverged("loss" if not math.isfinite(value) else "gradient")
         self.optimizer.step()
-        self.hidden = hidden.detach()
+        self.hidden = hidden
+        if self.average is not None:
+            state.averaged += 1
+            self.average.update(state.averaged)
 
         state.step += 1
         state.seconds = self._clock()
         state.loss_sum += value
         state.loss_steps += 1
         if state.step % config.log_interval == 0:
-            self._log(lr=self.lr, grad_norm=norm, train_loss=self._mean_train_loss())
+            self._log(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss())
         speed = inputs.numel() / max(state.seconds - began, 1e-9)
-        return Step(
-            state.step, self.epoch, state.seconds, value, self.lr, norm, speed, self.progress
-        )
+        return Step(state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress)
+
+    def _backward(self, inputs, targets) -> tuple[float, torch.Tensor]:
+        """Gradients of the mean loss of a chunk, (T, B); the loss, and the state after the chunk.
+
+        The lanes are cut into `accumulate` parts, each with memory for its own forward pass alone.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        cut = [x.tensor_split(parts, 1) for x in (inputs, targets)]
+        cut.append([None] * parts if self.hidden is None else self.hidden.tensor_split(parts, 1))
+        total, states = 0.0, []
+        for ids, following, state in zip(*cut, strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                loss, state = self._loss(ids, following, state)
+            loss = loss * (ids.shape[1] / inputs.shape[1])
+            loss.backward()
+            total = total + loss.detach()
+            states.append(state.detach())
+        return total.item(), torch.cat(states, 1)
 
     def validate(self) -> dict:
         """Evaluate on valid, keep the model if it is the best so far, and save a checkpoint."""
         state = self.state
         began = self._clock()
-        loss = evaluate(self.model, self.valid, self._interruptible).loss
-        if not math.isfinite(loss):
-            self._diverged("validation loss")
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_loss, state.best_step = loss, state.step
-            self.best = weights(self.model)
-        elif self.config.lr_schedule == "plateau":
-            state.lr_scale *= PLATEAU_FACTOR
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            loss = evaluate(self.model, self.valid, self._interruptible).loss
+            if not math.isfinite(loss):
+                self._diverged("validation loss")
+            if state.best_loss is None or loss < state.best_loss:
+                state.best_loss, state.best_step = loss, state.step
+                self.best = weights(self.model)
+            elif self.config.lr_schedule == "plateau":
+                state.lr_scale *= PLATEAU_FACTOR
+            radii = self.model.spectral_radii()
         state.seconds = self._clock()
         state.validated_step, state.validated_seconds = state.step, state.seconds
         state.validation_cost = state.seconds - began
-        record = self._log(lr=self.lr, train_loss=self._mean_train_loss(), valid_loss=loss)
+        figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
+        record = self._log(lr=self.lr, **figures, spectral_radius=radii)
         state.curve.append(record)
+        self._start_averaging()
         self.save()
         return record
+
+    def _start_averaging(self) -> None:
+        patience, losses = self.config.average, [r["valid_loss"] for r in self.state.curve]
+        if self.average is None and patience is not None and has_stalled(losses, patience):
+            self.average, self.state.averaged = Average(self.model), 0
 
     def save(self) -> None:
         """The best model (the present one before any validation) and a checkpoint."""
         if self.folder is None:
             return
+        began = time.monotonic()
         if self.best is None or self.state.best_step == self.state.step:
             self.folder.write_weights(self.best or weights(self.model))
         self.folder.write_checkpoint(*self.checkpoint())
+        self._saved_seconds, self._saving_cost = self.state.seconds, time.monotonic() - began
 
     # ---- how far, how fast
 
@@ -206,15 +242,9 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update: a short linear warm-up, then the schedule."""
-        warm = max((self.state.step + 1) / WARMUP_STEPS, self.progress / WARMUP_PART)
-        warmup = min(1.0, warm)
-        if self.config.lr_schedule == "cosine":
-            cosine = (1 + math.cos(math.pi * min(self.progress, 1.0))) / 2
-            scale = FINAL_LR + (1 - FINAL_LR) * cosine
-        else:
-            scale = self.state.lr_scale
-        return self.config.lr * warmup * scale
+        """The learning rate of the next update."""
+        state = self.state
+        return learning_rate(self.config, state.step, self.progress, state.lr_scale)
 
     def _validation_due(self) -> bool:
         state = self.state
@@ -231,6 +261,10 @@ class Trainer:
             epoch_ended or since >= self.config.max_seconds / VALIDATIONS
         )
 
+    def _save_due(self) -> bool:
+        since = self.state.seconds - self._saved_seconds
+        return since >= max(self.config.checkpoint_interval, self._saving_cost / SAVING_PART)
+
     def _mean_train_loss(self) -> float | None:
         state = self.state
         if state.loss_steps:
@@ -242,7 +276,7 @@ class Trainer:
         state = self.state
         record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
         if self.folder is not None:
-            self.folder.log(record)
+            self.folder.log(record, self.config.tensorboard)
         return record
 
     # ---- what can go wrong
@@ -291,6 +325,8 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
+        for name, mean in self.average.tensors.items() if self.average else ():
+            tensors[f"average.{name}"] = mean.cpu()
         if self.hidden is not None:
             tensors["hidden"] = self.hidden.cpu().contiguous()
         tensors["rng.cpu"] = torch.get_rng_state()
@@ -307,17 +343,21 @@ class Trainer:
             kind, _, rest = name.partition(".")
             groups.setdefault(kind, {})[rest] = tensor
         self._restore(groups["model"])
-        for name, parameter in self.model.named_parameters() if "optimizer" in groups else ():
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in groups.get("optimizer", {}).items():
+            name, _, key = name.rpartition(".")
             # All on the parameter's device: so does the fused AdamW keep its `step`.
-            self.optimizer.state[parameter] = {
-                key: groups["optimizer"][f"{name}.{key}"].to(self.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
+            self.optimizer.state[parameters[name]][key] = tensor.to(self.device)
+        if self.state.averaged is not None:
+            self.average = Average(self.model)
+            for name, mean in self.average.tensors.items():
+                mean.copy_(groups["average"][name])
         self.hidden = groups["hidden"][""].to(self.device) if "hidden" in groups else None
         torch.set_rng_state(groups["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in groups["rng"]:
             torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
         self._resumed_seconds, self._resumed_step = self.state.seconds, self.state.step
+        self._saved_seconds = self.state.seconds
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -389,15 +429,3 @@ def _tokens(lanes: Lanes, steps: int) -> int:
     epochs, rest = divmod(steps, len(lanes))
     length, batch = lanes.inputs.shape
     return (epochs * length + min(rest * lanes.bptt, length)) * batch
-
-
-def _adamw(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.AdamW:
-    """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
-    decayed, free = [], []
-    for name, parameter in model.named_parameters():
-        (free if "bias" in name or name.startswith("encoder") else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=device.type in ("cpu", "cuda"))
