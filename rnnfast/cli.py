@@ -182,9 +182,9 @@ def compare(args: argparse.Namespace, output: Output) -> int:
 def ngram(args: argparse.Namespace, output: Output) -> int:
     if args.arpa:
         _check_writable(args.arpa, "--arpa")
-    train = lm.corpus.read_text(args.train)
-    test = lm.corpus.read_text(args.test) if args.test else None
-    words = lm.corpus.read_text(args.vocab) if args.vocab else train
+    train = lm.read_text(args.train)
+    test = lm.read_text(args.test) if args.test else None
+    words = lm.read_text(args.vocab) if args.vocab else train
     vocab = lm.Vocabulary.build(args.level, [words], args.min_count, args.max_vocab, unk=True)
     ids = vocab.encode_stream(train)
     began = time.monotonic()
@@ -228,8 +228,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
     models = [_load(args, path) for path in args.model]
     names = args.model + ["cache"] * args.cache
     if (len(names) > 1) != bool(args.tune):
-        raise lm.UserError("--tune FILE is for a mixture, which needs it: a text of its own")
-    text = lm.corpus.read_text(args.data)
+        raise lm.UserError("--tune TEXT is for a mixture, which needs it: a text of its own")
+    text = lm.read_text(args.data)
     with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
         task = bar.add_task("eval", total=None)
 
@@ -237,7 +237,7 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
             bar.update(task, completed=done)
 
         if len(names) > 1:
-            tuning = lm.corpus.read_text(args.tune)
+            tuning = lm.read_text(args.tune)
             mixture = lm.Mixture.tune(models, tuning, args.cache, args.dynamic, on_chunk)
         else:
             mixture = lm.Mixture(models, np.ones(1), lr=args.dynamic)
@@ -409,6 +409,10 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 
 # ---- arguments
 
+TEXTS = (
+    "A text is a file in UTF-8, perhaps compressed by gzip, bzip2, xz or zstd; a directory: "
+    "all files in it but hidden ones, in the order of their paths; or - for standard input."
+)
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
 VOCAB = "text whose words make the vocabulary (the training text)"
 _SETTINGS = [field.name for field in fields(lm.Config)]
@@ -423,8 +427,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, about, device=True, threads=True):
-        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    def command(name, run, about, device=True, threads=True, epilog=None):
+        sub = commands.add_parser(
+            name, help=about, description=about, epilog=epilog, allow_abbrev=False
+        )
         sub.set_defaults(run=run)
         sub.add_argument(
             "--json", metavar="PATH", help="write the result as JSON; - for standard output"
@@ -437,17 +443,19 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
         return sub
 
-    sub = command("train", train, "Train a model. Without arguments: a minute on built-in text.")
+    about = "Train a model. Without arguments: a minute on built-in text."
+    sub = command("train", train, about, epilog=TEXTS)
     _train_arguments(sub)
 
-    sub = command("ngram", ngram, "Count an n-gram model and test it.", device=False, threads=False)
+    about = "Count an n-gram model and test it."
+    sub = command("ngram", ngram, about, device=False, threads=False, epilog=TEXTS)
     _ngram_arguments(sub)
 
-    about = "Cross-entropy of a model, or of several mixed, on a file read as one stream."
-    sub = command("eval", evaluate, about)
+    about = "Cross-entropy of a model, or of several mixed, on a text read as one stream."
+    sub = command("eval", evaluate, about, epilog=TEXTS)
     sub.add_argument("model", metavar="MODEL", nargs="+", help=MODEL)
-    sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
-    sub.add_argument("--tune", metavar="FILE", help="text to find the weights of a mixture on")
+    sub.add_argument("--data", required=True, metavar="TEXT", help="text to predict")
+    sub.add_argument("--tune", metavar="TEXT", help="text to find the weights of a mixture on")
     sub.add_argument("--cache", action="store_true", help="mix in the last words, unigrams of them")
     sub.add_argument(
         "--dynamic", type=float, metavar="LR", help="neural models go on learning, at this rate"
@@ -471,9 +479,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
-    sub = command(
-        "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
-    )
+    about = "Train n-grams, window and RNN on one text; mix them; a table."
+    sub = command("compare", compare, about, epilog=TEXTS)
     _compare_arguments(sub)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
@@ -496,15 +503,15 @@ def _text_arguments(group) -> None:
     group.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
     _setting(group, "min_count", int, "word level: rarer words become <unk>")
     _setting(group, "max_vocab", int, "word level: at most so many words")
-    group.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    group.add_argument("--vocab", metavar="TEXT", help=VOCAB)
 
 
 def _train_arguments(sub: argparse.ArgumentParser) -> None:
-    text = sub.add_argument_group("text (UTF-8; without any: Python's language reference)")
-    text.add_argument("--data", metavar="FILE", help="first 90%% to train on, rest to validate")
-    text.add_argument("--train", metavar="FILE", help="or one file a split")
-    text.add_argument("--valid", metavar="FILE")
-    text.add_argument("--test", metavar="FILE", help="evaluated once, at the end")
+    text = sub.add_argument_group("text (without any: Python's language reference)")
+    text.add_argument("--data", metavar="TEXT", help="first 90%% to train on, rest to validate")
+    text.add_argument("--train", metavar="TEXT", help="or one text a split")
+    text.add_argument("--valid", metavar="TEXT")
+    text.add_argument("--test", metavar="TEXT", help="evaluated once, at the end")
     _text_arguments(text)
 
     model = sub.add_argument_group("model")
@@ -540,7 +547,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _compare_arguments(sub: argparse.ArgumentParser) -> None:
     for name, about in (("train", "to train on"), ("valid", "to tune on"), ("test", "to test on")):
-        sub.add_argument(f"--{name}", required=True, metavar="FILE", help=f"UTF-8 text {about}")
+        sub.add_argument(f"--{name}", required=True, metavar="TEXT", help=f"text {about}")
     _text_arguments(sub)
     _setting(sub, "epochs", int, "passes of a neural model over the text")
     _setting(sub, "max_seconds", float, f"time for each ({COMPARE_SECONDS:g} if no epochs)")
@@ -554,8 +561,8 @@ def _compare_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--train", required=True, metavar="FILE", help="UTF-8 text to count")
-    sub.add_argument("--test", metavar="FILE", help="UTF-8 text to take the perplexity of")
+    sub.add_argument("--train", required=True, metavar="TEXT", help="text to count")
+    sub.add_argument("--test", metavar="TEXT", help="text to take the perplexity of")
     sub.add_argument("--order", type=int, default=5, metavar="N", help="longest n-grams (5)")
     sub.add_argument(
         "--smoothing",
@@ -569,7 +576,7 @@ def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
     )
     sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
-    sub.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    sub.add_argument("--vocab", metavar="TEXT", help=VOCAB)
     sub.add_argument(
         "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"
     )

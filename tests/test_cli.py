@@ -406,7 +406,8 @@ MIXTURE = ["eval", "model", "--cache", "--data", "text"]
 WINDOW = [*TRAIN, "--data", "text", "--model", "window"]
 BAD_INPUT = {
     "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
-    "folder as file": ([*TRAIN, "--data", "."], "cannot read"),
+    "folder": ([*TRAIN, "--data", "."], "garbage is not UTF-8"),
+    "empty folder": ([*TRAIN, "--data", "hidden"], "hidden is empty"),
     "empty file": ([*TRAIN, "--data", "empty"], "empty is empty"),
     "garbage": ([*TRAIN, "--data", "garbage"], "not UTF-8"),
     "too short": ([*TRAIN, "--data", "short"], "fewer than one batch"),
@@ -444,8 +445,8 @@ BAD_INPUT = {
     "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
-    "mixture": (["eval", "model", "model", "--data", "text"], "--tune FILE is for a mixture"),
-    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune FILE is for a mixture"),
+    "mixture": (["eval", "model", "model", "--data", "text"], "--tune TEXT is for a mixture"),
+    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune TEXT is for a mixture"),
     "no mixture": (["eval", "model", "--data", "text", "--tune", "text"], "is for a mixture"),
     "dynamic": (["eval", "model", "--data", "text", "--dynamic", "-1"], "lr of dynamic"),
     "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
@@ -476,6 +477,7 @@ def bad_input():
         "marks": "a </s>\n",
         "longer": PERIODIC + "a",
         "foreign/notes.txt": "mine",
+        "hidden/.notes": "mine",
     }.items():
         write(name, data)
 

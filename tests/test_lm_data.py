@@ -29,12 +29,6 @@ def test_data_is_split_by_characters(tmp_path):
     assert (len(corpus.train), len(corpus.valid)) == (1_003_854, 111_540)
 
 
-def test_files_are_read_as_utf8_with_unix_newlines(tmp_path):
-    path = tmp_path / "windows.txt"
-    path.write_bytes("\ufeffé\r\nb\r\n".encode())
-    assert lm.corpus.read_text(path) == "é\nb\n"
-
-
 def test_fingerprint_tells_splits_apart():
     a = lm.Corpus("ab", "c").fingerprint()
     assert a == lm.Corpus("ab", "c", None, {"data": "elsewhere"}).fingerprint()

@@ -19,6 +19,7 @@ from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
+from .text import read_text
 from .trainer import Trainer
 from .vocab import Vocabulary
 
@@ -43,6 +44,7 @@ __all__ = [
     "generate",
     "load",
     "prepare",
+    "read_text",
     "resume",
     "save",
     "score",

@@ -1,4 +1,4 @@
-"""Reading text, cutting it into train, valid and test, and the corpus every Python carries."""
+"""Text cut into train, valid and test, and the corpus every Python carries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UserError
+from .text import is_stdin, read_text
 
 TRAIN_FRACTION = 0.9
 
@@ -33,24 +34,6 @@ class Corpus:
         return digest.hexdigest()
 
 
-def read_text(path: str | Path) -> str:
-    """The UTF-8 text of a file, CRLF as "\\n". Raises UserError if missing, empty or not UTF-8."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
-        ) from error
-    if not text.strip():
-        raise UserError(f"{path} is empty: give a file with text")
-    return text
-
-
 def split(text: str, source: dict | None = None) -> Corpus:
     """The first 90 % of the characters as train, the rest as valid; both contiguous."""
     cut = int(TRAIN_FRACTION * len(text))
@@ -74,17 +57,23 @@ def read(
     test: str | None = None,
     vocab: str | None = None,
 ) -> Corpus:
-    """A corpus from one file (`data`, split 90/10), from one file a split, or the built-in one."""
+    """A corpus from one text (`data`, split 90/10), from one a split, or the built-in one.
+
+    Texts are named as for `read_text`.
+    """
     paths = {"data": data, "train": train, "valid": valid, "test": test}
-    source = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    given = {name: path for name, path in paths.items() if path}
+    source = {name: str(Path(path).resolve()) for name, path in given.items()}
+    if any(map(is_stdin, given.values())):
+        source = {}  # which cannot be read again
     if data and (train or valid):
-        raise UserError("give --data FILE or --train FILE --valid FILE, not both")
+        raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:
         corpus = split(read_text(data), source)
-    elif not source:
+    elif not given:
         corpus = builtin()
     elif not (train and valid):
-        raise UserError("--train FILE and --valid FILE go together (or give --data FILE alone)")
+        raise UserError("--train TEXT and --valid TEXT go together (or give --data TEXT alone)")
     else:
         corpus = Corpus(read_text(train), read_text(valid), None, source)
     others = {"test": test, "vocab": vocab}
