@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
+from .lm import curves
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -176,6 +177,26 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     output.json(models)
     if args.plot:
         bench.save_figure(_comparison_figure(models), args.plot)
+    return 0
+
+
+def plot(args: argparse.Namespace, output: Output) -> int:
+    bench.check_plot(args.output)
+    runs = {run: curves.read_log(run) for run in args.runs}
+    report = []
+    for run, records in runs.items():
+        steps, losses = curves.curve(records, "valid")
+        if not steps and not curves.curve(records, "train")[0]:
+            raise lm.UserError(f"the log of {run} has no loss yet: let the run go on")
+        best = min(losses, default=None)
+        line = f"{run}: no validation yet"
+        if best is not None:
+            line = f"{run}: best validation {best:.4f} nats, at step {steps[losses.index(best)]}"
+        output.text.print(escape(line))
+        report.append({"run": run, "best_valid_loss": best, "log": records})
+    bench.save_figure(curves.figure(runs, args.x), args.output)
+    output.text.print(escape(f"drawn in {args.output}"))
+    output.json(report)
     return 0
 
 
@@ -482,6 +503,18 @@ def parser() -> argparse.ArgumentParser:
     about = "Train n-grams, window and RNN on one text; mix them; a table."
     sub = command("compare", compare, about, epilog=TEXTS)
     _compare_arguments(sub)
+
+    about = "Draw the learning curves of runs, from their logs."
+    sub = command("plot", plot, about, device=False, threads=False)
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="folder that rnnfast train made")
+    sub.add_argument(
+        "--output",
+        type=bench.plot_path,
+        default=Path("learning-curves.png"),
+        metavar="FILE",
+        help="draw here, .png or .svg (learning-curves.png)",
+    )
+    sub.add_argument("--x", choices=curves.AXES, default="steps", help="axis to draw over (steps)")
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
