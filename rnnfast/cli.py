@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -82,6 +83,17 @@ class Output:
             sys.stdout.flush()
         else:
             write_atomic(self.target, text.encode())
+
+    def json_lines(self, records: Iterable) -> None:
+        """One object a line: on standard output at once, in a file when all are there."""
+        lines = (json.dumps(record) + "\n" for record in records)
+        if self.target not in (None, "-"):
+            write_atomic(self.target, (line.encode() for line in lines))
+            return
+        for line in lines:
+            if self.target == "-":
+                sys.stdout.write(line)
+                sys.stdout.flush()
 
 
 def _check_writable(target: str, option: str) -> None:
@@ -305,20 +317,73 @@ def generate(args: argparse.Namespace, output: Output) -> int:
 def score(args: argparse.Namespace, output: Output) -> int:
     model = _load(args, args.model)
     results = [model.score(sentence) for sentence in args.sentences]
+    results.sort(key=lambda result: -result.logprob)  # stable: equals stay as they were given
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
         table.add_column("token", f"{len(result.tokens)} tokens")
         table.add_column("log p", f"{result.logprob:.4f}", justify="right")
         for token, logprob in result.tokens:
-            table.add_row(escape(token if token.isprintable() else repr(token)), f"{logprob:.4f}")
+            table.add_row(escape(_shown(token)), f"{logprob:.4f}")
         output.text.print(table)
         mean = -result.logprob / len(result.tokens)
         output.text.print(
             f"per token {-mean:.4f} nats, {bits(mean):.4f} bits, "
             f"perplexity {perplexity(mean):.3f}\n"
         )
+    if len(results) > 1:
+        table = Table("log p", "the most probable first")
+        for result in results:
+            table.add_row(f"{result.logprob:.4f}", escape(result.text))
+        output.text.print(table)
     output.json([result.to_json() for result in results])
     return 0
+
+
+def complete(args: argparse.Namespace, output: Output) -> int:
+    model = _load(args, args.model)
+    model.complete("", args.top_k)  # a bad top-k is found before a line is asked for
+    output.json_lines(_completions(model, args.top_k, output))
+    return 0
+
+
+def _completions(model, top_k: int, output: Output) -> Iterator[dict]:
+    typed = sys.stdin.isatty()
+    for text in _lines("" if output.target == "-" else "> "):
+        try:
+            best = model.complete(text, top_k)
+        except lm.UserError as error:
+            if not typed:
+                raise
+            output.progress.print(escape(str(error)))
+            continue
+        if not typed:
+            output.text.print(escape(f"> {text}"))
+        for token, probability in best:
+            output.text.print(f"{probability:8.4f}  {escape(_shown(token))}")
+        suggestions = [{"token": token, "probability": p} for token, p in best]
+        yield {"text": text, "suggestions": suggestions}
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Lines of standard input without their ends, until there are no more."""
+    try:
+        if not sys.stdin.isatty():
+            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            return
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input() then edits lines and has a history)
+        while True:
+            try:
+                yield input(prompt)
+            except (EOFError, KeyboardInterrupt):  # Ctrl-D and Ctrl-C are how to leave
+                print(file=sys.stderr)
+                return
+    except UnicodeDecodeError as error:
+        raise lm.UserError("standard input is not UTF-8 text") from error
+
+
+def _shown(token: str) -> str:
+    return token if token.isprintable() and token.strip() == token else repr(token)
 
 
 def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
@@ -496,13 +561,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, metavar="S", help="the same text each time (random)")
     sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
 
-    sub = command("score", score, "Log probability of sentences by the chain rule, token by token.")
+    about = "Log probability of sentences by the chain rule, token by token, the best first."
+    sub = command("score", score, about)
     sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
     about = "Train n-grams, window and RNN on one text; mix them; a table."
     sub = command("compare", compare, about, epilog=TEXTS)
     _compare_arguments(sub)
+
+    about = "What may come next, after each line typed or read from standard input."
+    sub = command("complete", complete, about)
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
+    sub.add_argument("--top-k", type=int, default=10, metavar="K", help="suggestions a line (10)")
 
     about = "Draw the learning curves of runs, from their logs."
     sub = command("plot", plot, about, device=False, threads=False)

@@ -182,6 +182,7 @@ def test_generate(rnnfast, model):
 def test_score(rnnfast, model):
     status, out, _ = rnnfast("score", model, "a1b1a2b2", "b", "", "--json", "s")
     results = json.loads(Path("s").read_text())
+    results.sort(key=lambda result: -len(result["text"]))
     assert status == 0 and [result["text"] for result in results] == ["a1b1a2b2", "b", ""]
     for result in results:
         assert result.keys() == {"text", "logprob", "tokens"}
@@ -452,6 +453,7 @@ BAD_INPUT = {
     "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
     "tune stranger": ([*MIXTURE, "--tune", "stranger"], "'z'"),
     "prompt stranger": (["generate", "model", "--prompt", "z"], "'z'"),
+    "complete top-k": (["complete", "model", "--top-k", "0"], "top-k"),
     "score stranger": (["score", "model", "a", "z"], "'z'"),
     "ngram missing": (["ngram", "--train", "nowhere"], "cannot read nowhere"),
     "ngram order": (["ngram", "--train", "text", "--order", "0"], "order must be at least 1"),

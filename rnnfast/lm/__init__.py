@@ -13,7 +13,7 @@ from .compare import compare
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
-from .evaluate import Evaluation, Score, evaluate, generate, score
+from .evaluate import Evaluation, Score, complete, evaluate, generate, score
 from .mixture import Mixture
 from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
@@ -39,6 +39,7 @@ __all__ = [
     "WindowLM",
     "arpa",
     "compare",
+    "complete",
     "corpus",
     "evaluate",
     "generate",

@@ -79,6 +79,13 @@ class LanguageModel:
         """
         raise NotImplementedError
 
+    def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        """log p of every token of the vocabulary after `context`: float64 (V,), nats.
+
+        The context, int64 (n,), is a text so far, with a boundary before its first token.
+        """
+        raise NotImplementedError
+
     def sampler(self, **options):
         """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
 
@@ -93,6 +100,10 @@ class LanguageModel:
     def score(self, sentence: str) -> Score:
         """Log probability of one sentence and of each of its tokens."""
         return score(self, sentence)
+
+    def complete(self, text: str, top_k: int = 10) -> list[tuple[str, float]]:
+        """The most probable tokens after a text, and their probabilities."""
+        return complete(self, text, top_k)
 
     def generate(self, prompt: str = "", length: int = 200, **options) -> str:
         """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
@@ -129,6 +140,22 @@ def score(model: LanguageModel, sentence: str) -> Score:
     each = model.logprobs(ids)
     tokens = [(model.vocab.tokens[i], float(p)) for i, p in zip(ids, each, strict=True)]
     return Score(sentence, float(each.sum()), tokens)
+
+
+def complete(model: LanguageModel, text: str, top_k: int = 10) -> list[tuple[str, float]]:
+    """The `top_k` most probable tokens after a text, which begins after a boundary, and their
+    probabilities, the most probable first; all tokens if there are fewer.
+
+    `<unk>` is left out, as it is of texts that are generated. Raises UserError for a `top_k` below
+    1 and a character that is not in the vocabulary.
+    """
+    if top_k < 1:
+        raise UserError(f"top-k must be at least 1, not {top_k}")
+    vocab = model.vocab
+    logprobs = model.next_logprobs(np.append(vocab.boundary, vocab.encode(text)))
+    order = np.argsort(-logprobs, kind="stable")
+    best = order[order != vocab.unk][:top_k] if vocab.unk is not None else order[:top_k]
+    return [(vocab.tokens[i], math.exp(logprobs[i])) for i in best]
 
 
 def generate(

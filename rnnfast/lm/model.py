@@ -126,6 +126,14 @@ class NeuralLM(LanguageModel, nn.Module):
                     on_chunk(min(start + chunk, len(ids)))
         return result
 
+    @torch.inference_mode()
+    def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(context).to(self.decoder.weight.device)
+        with self._evaluating(), one_thread():
+            output, _ = self.features(ids[:, None])
+            logits = self.decoder(output[-1, 0])
+        return logits.double().log_softmax(0).cpu().numpy()
+
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Without dropout, whatever the mode is and stays."""
@@ -256,14 +264,8 @@ class WindowLM(NeuralLM):
         output = self.dropout(self.activation(self.hidden(window)))
         return torch.cat([output, window], -1) if self.direct else output, ids[steps:]
 
-    @torch.inference_mode()
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        """log p of every token after `context`, int64 (n,), a boundary before its first token:
-        float64 (V,), nats. The last order - 1 tokens are enough."""
-        ids = torch.from_numpy(context[1 - self.order :]).to(self.decoder.weight.device)
-        with self._evaluating():
-            logits, _ = self(ids[:, None])
-        return logits[-1, 0].double().log_softmax(0).cpu().numpy()
+        return super().next_logprobs(context[1 - self.order :])  # all that it sees
 
     def sampler(self, **options):
         return Sampler(self, **options), 1

@@ -127,11 +127,6 @@ class NgramLM(LanguageModel):
         return result
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        """log p of every token of the vocabulary after `context`: float64 (V,), nats.
-
-        The context, int64 (n,), is a text so far, with a boundary before its first token as
-        everywhere. The last order - 1 tokens are enough.
-        """
         size = len(self.vocab)
         if not self.stream:
             context = context[np.append(0, np.flatnonzero(context == self.vocab.boundary))[-1] :]
