@@ -26,6 +26,7 @@ from rich.table import Column, Table
 from . import bench, lm
 from ._version import __version__
 from .lm import curves
+from .lm.config import LEVELS
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -34,7 +35,13 @@ from .lm.storage import Folder
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 COMPARE_SECONDS = 300.0  # of each neural model in a comparison
 DEFAULT_EPOCHS = 10  # of a run on the user's own text
-SAMPLE_LENGTH = {"char": 400, "word": 80}
+SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}
+UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
+BY_UNIT = ("perplexity_per_word", "bits_per_character", "bits_per_byte")
+BY_UNIT_LINE = (
+    "in units of all levels: perplexity {perplexity_per_word:.6g} per word, "
+    "{bits_per_character:.4f} bits per character, {bits_per_byte:.4f} per byte"
+)
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 
 
@@ -109,9 +116,9 @@ def _check_writable(target: str, option: str) -> None:
 def train(args: argparse.Namespace, output: Output) -> int:
     trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
-    unit = "characters" if config.level == "char" else "words"
+    unit = UNITS[config.level]
     about = (
-        f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
+        f"{len(trainer.train):,} {unit}s to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
         f"{config.nonlinearity} {_name(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
@@ -218,7 +225,10 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
     train = lm.read_text(args.train)
     test = lm.read_text(args.test) if args.test else None
     words = lm.read_text(args.vocab) if args.vocab else train
-    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, args.max_vocab, unk=True)
+    max_vocab = args.max_vocab
+    if max_vocab is None:
+        max_vocab = lm.Config.defaults(args.level).max_vocab
+    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, max_vocab, unk=True)
     ids = vocab.encode_stream(train)
     began = time.monotonic()
     model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
@@ -241,6 +251,7 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
             "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}, "
             "{perplexity_without_oov:.6g} without <unk>".format(**report)
         )
+        output.text.print(BY_UNIT_LINE.format(**report))
     if args.arpa:
         output.text.print(escape(f"saved in {args.arpa}; more text: rnnfast generate {args.arpa}"))
     output.json(report)
@@ -248,13 +259,14 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
 
 
 def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
-    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov")
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov", *BY_UNIT)
     if test is None:
         return dict.fromkeys(names)
     ids = model.vocab.encode_stream(test)
     each, known = model.logprobs(ids), ids != model.vocab.unk
-    losses = (-each.mean(), -each[known].mean())
-    return dict(zip(names, (len(ids), int((~known).sum()), *map(perplexity, losses)), strict=True))
+    whole = lm.Evaluation(len(ids), float(-each.mean()))
+    values = (len(ids), int((~known).sum()), whole.perplexity, perplexity(-each[known].mean()))
+    return dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 
 def evaluate(args: argparse.Namespace, output: Output) -> int:
@@ -279,7 +291,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
         f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
-    report = whole.to_json()
+    report = {**whole.to_json(), **whole.by_unit(text)}
+    output.text.print(BY_UNIT_LINE.format(**report))
     if len(names) > 1:
         report["cache_size"] = mixture.cache_size
         perplexities = [result.perplexity for result in each] + [None] * args.cache
@@ -483,7 +496,7 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
     rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
         rows.append((f"{name}, test", report["test_loss"]))
-    unit = "character" if report["level"] == "char" else "word"
+    unit = UNITS[report["level"]]
     table = Table()
     table.add_column("model")
     for name in ("nats", f"bits per {unit}", "perplexity"):
@@ -500,7 +513,8 @@ TEXTS = (
     "all files in it but hidden ones, in the order of their paths; or - for standard input."
 )
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
-VOCAB = "text whose words make the vocabulary (the training text)"
+VOCAB = "text whose words, or merges, make the vocabulary (the training text)"
+MAX_VOCAB = "word and BPE level: at most so many tokens"
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
 
@@ -592,21 +606,25 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _setting(group, name, type_, about, **options):
-    char, word = (getattr(lm.Config.defaults(level), name) for level in ("char", "word"))
-    default = char if char == word else f"{char}; word level {word}"
-    shown = "" if default is None else f" ({default})"
+def _setting(group, name, type_, about, also=None, **options):
+    levels = {level: getattr(lm.Config.defaults(level), name) for level in LEVELS}
+    values = {value: [n for n, v in levels.items() if v == value] for value in levels.values()}
+    shown = [f"{', '.join(names)}: {value}" for value, names in values.items() if value is not None]
+    if len(values) == 1:
+        shown = [str(value) for value in values if value is not None]
+    shown = f" ({'; '.join(shown)})" if shown else ""
     if "choices" not in options and "action" not in options:
         options.setdefault("metavar", "N" if type_ is int else "X")
     if type_ is not None:
         options["type"] = type_
-    group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
+    names = ["--" + name.replace("_", "-")] + [also] * bool(also)
+    group.add_argument(*names, help=about + shown, **options)
 
 
 def _text_arguments(group) -> None:
-    group.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
+    group.add_argument("--level", choices=LEVELS, help="what a token is (char)")
     _setting(group, "min_count", int, "word level: rarer words become <unk>")
-    _setting(group, "max_vocab", int, "word level: at most so many words")
+    _setting(group, "max_vocab", int, MAX_VOCAB, also="--vocab-size")
     group.add_argument("--vocab", metavar="TEXT", help=VOCAB)
 
 
@@ -675,11 +693,11 @@ def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
         help="maximum likelihood, add-k, stupid backoff, Katz, Kneser-Ney, modified (mkn)",
     )
     sub.add_argument("--k", type=float, default=1.0, metavar="X", help="what add-k adds (1)")
-    sub.add_argument("--level", choices=("char", "word"), default="word", help="tokens (word)")
+    sub.add_argument("--level", choices=LEVELS, default="word", help="tokens (word)")
     sub.add_argument(
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
     )
-    sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
+    sub.add_argument("--max-vocab", "--vocab-size", type=int, metavar="N", help=MAX_VOCAB)
     sub.add_argument("--vocab", metavar="TEXT", help=VOCAB)
     sub.add_argument(
         "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"

@@ -113,8 +113,11 @@ def test_eval_repeats_what_train_said(rnnfast, trained):
     status, out, err = rnnfast(*argv, "--json", "-")
     result = json.loads(out)
     assert status == 0
-    assert result.keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    keys = """tokens loss perplexity bits_per_token perplexity_per_word bits_per_character
+        bits_per_byte"""
+    assert result.keys() == set(keys.split())
     assert result["loss"] == report["valid_loss"]
+    assert result["bits_per_character"] == pytest.approx(result["bits_per_token"])
     assert result["perplexity"] == report["valid_perplexity"]
     assert f"{result['loss']:.4f} nats" in err
     status, out, err = rnnfast(*argv)
@@ -258,7 +261,7 @@ def test_ngram(rnnfast):
     report = json.loads(Path("r").read_text())
     assert (status, err) == (0, "") and "m.arpa" in out
     keys = """order smoothing train_tokens test_tokens oov ngrams perplexity
-        perplexity_without_oov seconds"""
+        perplexity_without_oov perplexity_per_word bits_per_character bits_per_byte seconds"""
     assert report.keys() == set(keys.split())
     vocab = lm.Vocabulary.build("word", [WORDS])
     model = lm.NgramLM.fit(vocab, vocab.encode_stream(WORDS), 3, "mkn")
@@ -267,6 +270,7 @@ def test_ngram(rnnfast):
     assert report["ngrams"] == [len(entries.keys) for entries in model.ngrams]
     result = model.evaluate(Path("test").read_text())
     assert report["perplexity"] == pytest.approx(result.perplexity)
+    assert report["perplexity_per_word"] == pytest.approx(result.perplexity)
     tokens = model.score(Path("test").read_text()).tokens
     known = [logprob for token, logprob in tokens if token != "<unk>"]
     assert report["perplexity_without_oov"] == pytest.approx(math.exp(-sum(known) / 7))
@@ -337,7 +341,7 @@ def test_eval_of_a_mixture(rnnfast):
     assert [one["perplexity"] for one in components] == pytest.approx(expected)
     assert status == 0 and f"perplexity {report['perplexity']:.3f}" in out and "cache" in out
     _, out, _ = rnnfast("eval", "m", "--data", "words", "--dynamic", 0.1, "--json", "-")
-    assert json.loads(out).keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    assert "components" not in json.loads(out)
     assert json.loads(out)["perplexity"] == pytest.approx(each[0].perplexity)
 
 

@@ -107,6 +107,7 @@ def test_vocabulary_json_round_trip(level, unk):
         {"level": "word", "tokens": ["<eos>", "a"]},
         {"level": "word", "tokens": ["<eos>", "<unk>", 3]},
         {"level": "byte", "tokens": ["\n"]},
+        {"level": ["char"], "tokens": ["\n"]},
     ],
 )
 def test_broken_vocabulary_is_refused(data):

@@ -51,6 +51,21 @@ class Evaluation:
             "bits_per_token": self.bits_per_token,
         }
 
+    def by_unit(self, text: str) -> dict[str, float]:
+        """The same for units that all levels share; `text` is what was evaluated.
+
+        Words are what white space separates, and the ends of lines, as at word level, where the
+        perplexity per word is that of a token. `<unk>` is easier than the words it stands for: a
+        model that has it cannot be compared so with one that has not.
+        """
+        total = self.tokens * self.loss
+        lines = text.count("\n") + (not text.endswith("\n"))
+        return {
+            "perplexity_per_word": perplexity(total / (len(text.split()) + lines)),
+            "bits_per_character": bits(total / len(text)),
+            "bits_per_byte": bits(total / len(text.encode("utf-8", "surrogatepass"))),
+        }
+
 
 @dataclass(frozen=True)
 class Score:
@@ -168,7 +183,7 @@ def generate(
     sentence: bool = False,
     top_p: float | None = None,
 ) -> Iterator[str]:
-    """A text, piece by piece as it is made: the prompt, then one piece for each of `length` tokens.
+    """A text, piece by piece as it is made: the prompt, then what each of `length` tokens adds.
 
     Without a prompt the text starts after a boundary. Tokens are drawn at `temperature` (0: always
     the most probable, the first of equals), from the `top_k` most probable (None: all), and of
@@ -206,18 +221,20 @@ def generate(
 def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     if prompt:
         yield prompt
-    previous = int(ids[-1]) if len(ids) and not prompt[-1].isspace() else vocab.boundary
     given = [vocab.boundary, *ids.tolist()]
     for start in range(0, len(given), block):
         sampler.feed(given[start : start + block])
+    previous = vocab.boundary if prompt[-1:].isspace() else given[-1]
+    yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
+
+
+def _tokens(vocab, sampler, length, block, sentence):
     while length > 0:
         try:
             tokens = sampler.generate(min(block, length))
         except OverflowError as error:
             raise UserError(f"no more text from this model: {error}") from error
-        for token in tokens:
-            yield vocab.piece(token, previous)
-            previous = token
-        if sentence and previous == vocab.boundary:
+        yield from tokens
+        if sentence and tokens[-1] == vocab.boundary:
             return
         length -= len(tokens)

@@ -14,7 +14,7 @@ from torch import nn
 from .. import _ops, functional
 from ..nn import FastRNN
 from .batches import shifted
-from .config import CHAR, RNN, WINDOW, Config
+from .config import RNN, WINDOW, Config
 from .errors import UserError
 from .evaluate import LanguageModel, one_thread
 from .sampling import Sampler
@@ -61,7 +61,7 @@ class NeuralLM(LanguageModel, nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         embedded = self.encoder(ids)
-        return embedded if self.vocab.level == CHAR else self.dropout(embedded)
+        return embedded if self.vocab.letters else self.dropout(embedded)
 
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
@@ -183,7 +183,7 @@ class RNNLM(NeuralLM):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.vocab.level == CHAR and len(self.vocab) <= ids.numel():
+        if self.vocab.letters and len(self.vocab) <= ids.numel():
             output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = self.rnn(self.embed(ids), state)
@@ -192,7 +192,7 @@ class RNNLM(NeuralLM):
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same with the input product taken once a character, not once a position."""
+        """The same with the input product taken once a token, not once a position."""
         rnn = self.rnn
         weight_ih, *others = rnn.parameters()
         table = self.encoder.weight @ weight_ih.t()

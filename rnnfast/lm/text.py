@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import UserError
+from .errors import MissingPackage, UserError
 
 STDIN = "-"
 BLOCK = 1 << 18  # bytes read at a time; compressed ones become many times as many
@@ -105,7 +105,7 @@ def _zstd():
         try:
             import zstandard
         except ImportError:
-            raise UserError(
+            raise MissingPackage(
                 "zstd needs Python 3.14 or the package zstandard: pip install zstandard, or "
                 "decompress the text yourself"
             ) from None
@@ -138,7 +138,7 @@ def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
         try:
             member = member or decompressor()
             data = member.decompress(block)
-        except UserError as error:
+        except MissingPackage as error:
             raise UserError(f"cannot read {name}: {error}") from error
         except Exception as error:  # each module has exceptions of its own
             raise UserError(f"{name} is damaged {kind} data ({error})") from error
