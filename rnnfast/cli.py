@@ -31,6 +31,7 @@ from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
+from .lm.text import parts
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 COMPARE_SECONDS = 300.0  # of each neural model in a comparison
@@ -222,13 +223,13 @@ def plot(args: argparse.Namespace, output: Output) -> int:
 def ngram(args: argparse.Namespace, output: Output) -> int:
     if args.arpa:
         _check_writable(args.arpa, "--arpa")
-    train = lm.read_text(args.train)
+    train = lm.open_text(args.train)
     test = lm.read_text(args.test) if args.test else None
-    words = lm.read_text(args.vocab) if args.vocab else train
+    words = parts(lm.open_text(args.vocab) if args.vocab else train)
     max_vocab = args.max_vocab
     if max_vocab is None:
         max_vocab = lm.Config.defaults(args.level).max_vocab
-    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, max_vocab, unk=True)
+    vocab = lm.Vocabulary.build(args.level, words, args.min_count, max_vocab, unk=True)
     ids = vocab.encode_stream(train)
     began = time.monotonic()
     model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)

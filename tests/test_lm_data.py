@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_helpers import WORDS
@@ -118,9 +119,13 @@ def test_broken_vocabulary_is_refused(data):
 # ---- lanes
 
 
-def test_lanes_hold_the_stream_once_and_in_order():
-    stream = np.arange(1, 48)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_lanes_hold_the_stream_once_and_in_order(dtype):
+    stream = np.arange(1, 48, dtype=dtype)
     lanes = Lanes(stream, boundary=0, batch_size=4, bptt=3)  # lanes of 11, 3 tokens left out
+    assert lanes.shape == (11, 4)
+    for tensor in (*lanes[0], *lanes[3]):
+        assert tensor.dtype == torch.int64 and tensor.is_contiguous()
     assert [lanes[i][0].shape for i in range(len(lanes))] == [(3, 4)] * 3 + [(2, 4)]
     targets = np.concatenate([lanes[i][1].numpy() for i in range(len(lanes))])
     inputs = np.concatenate([lanes[i][0].numpy() for i in range(len(lanes))])

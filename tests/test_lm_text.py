@@ -6,14 +6,18 @@ import io
 import json
 import lzma
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_helpers import PERIODIC, SMALL
+from lm_helpers import PERIODIC, SMALL, same_weights, small_config
 
 from rnnfast import cli, lm
 from rnnfast.lm import text
+from rnnfast.lm.batches import Lanes, memory_map
+from rnnfast.lm.storage import Folder
 
 
 def zstd(data):
@@ -47,7 +51,16 @@ def test_text_does_not_depend_on_blocks(tmp_path_factory, symbols, block):
             path.write_bytes(mark + data)
             expected = data.decode().replace("\r\n", "\n")
             assert lm.read_text(path) == expected
-            assert all(text.pieces(path))
+            assert lm.open_text(path) == expected
+            patch.setattr(text, "IN_MEMORY", 0)
+            long = lm.open_text(path)
+            assert isinstance(long, lm.Text) and len(long) == len(expected)
+            for part in (slice(None), slice(2, -1), slice(1), slice(3, None), slice(4, 2)):
+                pieces = list(long[part].pieces())
+                assert "".join(pieces) == expected[part] and all(pieces)
+                assert len(long[part]) == len(expected[part])
+            assert "".join(long[1:][1:3].pieces()) == expected[2:4]
+            patch.setattr(text, "IN_MEMORY", 1 << 26)
 
 
 @pytest.mark.parametrize("block", [1, 4, text.BLOCK])
@@ -157,3 +170,110 @@ def test_commands_read_all_of_them(tmp_path, monkeypatch, stdin, capsys):
     stdin(b"a1b1\n")
     assert cli.main([*mixed, "-", "--tune", "-"]) == 2
     assert "- for one text alone" in capsys.readouterr().err
+
+
+# ---- text that need not fit in memory
+
+
+def long(monkeypatch, path, data, block=7):
+    """A text as one that is too long for memory, read in small blocks."""
+    path.write_text(data)
+    monkeypatch.setattr(text, "IN_MEMORY", 9)
+    monkeypatch.setattr(text, "BLOCK", block)
+    result = lm.open_text(path)
+    assert isinstance(result, lm.Text)
+    return result
+
+
+LINES = "the  cat sat\n\non the\tmat\n" * 9 + "a-very-long-word and so on " * 9 + "end"
+
+
+def test_parts_end_between_words(tmp_path, monkeypatch):
+    for one in (long(monkeypatch, tmp_path / "t", LINES), LINES):
+        parts = list(text.parts(one))
+        assert "".join(parts) == LINES and len(parts) > 20
+        assert [w for part in parts for w in part.split()] == LINES.split()
+    monkeypatch.setattr(text, "LONGEST_WORD", 20)
+    assert max(map(len, text.parts("x" * 99))) < 30
+
+
+@pytest.mark.parametrize("level", ["char", "word", "byte", "bpe"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_tokens_on_the_disk_are_those_in_memory(tmp_path, monkeypatch, level, end):
+    if level == "bpe":
+        pytest.importorskip("tokenizers")
+    data = LINES + "é\u2028 \u20ac" + end
+    one = long(monkeypatch, tmp_path / "t", data)
+    vocab = lm.Vocabulary.build(level, text.parts(one), max_vocab=270 if level == "bpe" else None)
+    assert vocab.tokens == lm.Vocabulary.build(level, [data], 1, 270).tokens
+    expected = vocab.encode(data, close=level == "word")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    mapped = memory_map(vocab, one, folder)
+    assert isinstance(mapped, np.memmap)
+    assert mapped.dtype == (np.uint16 if level == "bpe" else np.uint8)
+    for ids in (mapped, vocab.encode_stream(one), vocab.encode_stream(data)):
+        assert ids.tolist() == expected.tolist()
+    assert not list(folder.iterdir())
+    with pytest.raises(lm.UserError, match=r"cannot write .*nowhere"):
+        memory_map(vocab, one, tmp_path / "nowhere")
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    line = "the cat sat on the mat and said nothing at all\n"
+    piece = line * 5000
+    vocab = lm.Vocabulary.build("char", [line])
+    peaks = []
+    for count in (10, 40):
+        one = lm.Text(lambda count=count: iter([piece] * count), 0, count * len(piece))
+        tracemalloc.start()
+        ids = memory_map(vocab, one, tmp_path)
+        _, targets = Lanes(ids, vocab.boundary, 4, 5)[0]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(ids) == len(one)
+        assert vocab.decode(targets[:, 0].tolist()) == line[:5]
+    assert peaks[1] < peaks[0] + len(piece)
+
+
+def test_position_of_a_stranger_in_a_long_text(monkeypatch):
+    monkeypatch.setattr(text, "BLOCK", 10)
+    vocab = lm.Vocabulary.build("char", ["ab \n"])
+    with pytest.raises(lm.UserError, match=r"'z' \(position 33\)"):
+        vocab.encode_stream("ab\n" * 11 + "z")
+
+
+@pytest.mark.parametrize("source", ["file", "gzip", "stdin", "splits"])
+def test_training_from_the_disk_is_training_from_memory(tmp_path, monkeypatch, stdin, source):
+    path, compressed = tmp_path / "t", tmp_path / "t.gz"
+    path.write_text(PERIODIC)
+    compressed.write_bytes(gzip.compress(PERIODIC.encode()))
+    stdin(compressed.read_bytes())
+    paths = {
+        "file": {"data": path},
+        "gzip": {"data": compressed},
+        "stdin": {"data": "-"},
+        "splits": {"train": path, "valid": compressed, "test": path, "vocab": compressed},
+    }[source]
+    usual = lm.corpus.read(**{n: path if p == "-" else p for n, p in paths.items()})
+    config = small_config(epochs=1)
+    expected, report = lm.train(config, usual, tmp_path / "usual")
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    monkeypatch.setattr(text, "BLOCK", 100)
+    corpus = lm.corpus.read(**paths)
+    assert isinstance(corpus.train, lm.Text) and corpus.fingerprint() == usual.fingerprint()
+    folder = tmp_path / "out"
+    trainer = lm.prepare(config, corpus, Folder(folder))
+    assert isinstance(trainer.train, np.memmap) and trainer.train.dtype == np.uint8
+    trainer.run()
+    assert same_weights(trainer.model, expected)
+    for key in ("valid_loss", "test_loss", "baselines", "tokens"):
+        assert trainer.report()[key] == report[key]
+    again = lm.resume(folder, {"epochs": 2}, corpus if source == "stdin" else None)
+    assert isinstance(again.train, np.memmap)
+    again.run()
+    assert contents(folder) == contents(tmp_path / "usual")
+
+
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir())

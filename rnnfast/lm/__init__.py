@@ -19,7 +19,7 @@ from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
-from .text import read_text
+from .text import Text, open_text, read_text
 from .trainer import Trainer
 from .vocab import Vocabulary
 
@@ -33,6 +33,7 @@ __all__ = [
     "NeuralLM",
     "NgramLM",
     "Score",
+    "Text",
     "Trainer",
     "UserError",
     "Vocabulary",
@@ -44,6 +45,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "open_text",
     "prepare",
     "read_text",
     "resume",

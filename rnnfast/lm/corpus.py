@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UserError
-from .text import is_stdin, read_text
+from .text import Text, is_stdin, open_text, parts, read_text
 
 TRAIN_FRACTION = 0.9
 
@@ -16,25 +16,28 @@ TRAIN_FRACTION = 0.9
 class Corpus:
     """Train, valid and (or None) test text. `source` says where they came from, for a resume.
 
-    `vocab` is the text whose words make the vocabulary (None: train).
+    `vocab` is the text whose words make the vocabulary (None: train). A `Text` is one that need
+    not fit in memory; as tokens valid and test have to, and train is mapped from the disk.
     """
 
-    train: str
-    valid: str
+    train: str | Text
+    valid: str | Text
     test: str | None = None
     source: dict = field(default_factory=dict)
-    vocab: str | None = None
+    vocab: str | Text | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the three texts: a resumed run must go on with what it began with."""
         digest = hashlib.sha256()
         for text in (self.train, self.valid, self.test or ""):
-            data = text.encode("utf-8")
-            digest.update(len(data).to_bytes(8, "little") + data)
+            size = sum(len(part.encode("utf-8")) for part in parts(text))
+            digest.update(size.to_bytes(8, "little"))
+            for part in parts(text):
+                digest.update(part.encode("utf-8"))
         return digest.hexdigest()
 
 
-def split(text: str, source: dict | None = None) -> Corpus:
+def split(text: str | Text, source: dict | None = None) -> Corpus:
     """The first 90 % of the characters as train, the rest as valid; both contiguous."""
     cut = int(TRAIN_FRACTION * len(text))
     return Corpus(text[:cut], text[cut:], None, source or {})
@@ -59,7 +62,7 @@ def read(
 ) -> Corpus:
     """A corpus from one text (`data`, split 90/10), from one a split, or the built-in one.
 
-    Texts are named as for `read_text`.
+    Texts are named as for `read_text`; long ones stay where they are, see `open_text`.
     """
     paths = {"data": data, "train": train, "valid": valid, "test": test}
     given = {name: path for name, path in paths.items() if path}
@@ -69,12 +72,13 @@ def read(
     if data and (train or valid):
         raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:
-        corpus = split(read_text(data), source)
+        corpus = split(open_text(data), source)
     elif not given:
         corpus = builtin()
     elif not (train and valid):
         raise UserError("--train TEXT and --valid TEXT go together (or give --data TEXT alone)")
     else:
-        corpus = Corpus(read_text(train), read_text(valid), None, source)
-    others = {"test": test, "vocab": vocab}
-    return replace(corpus, **{name: read_text(path) for name, path in others.items() if path})
+        corpus = Corpus(open_text(train), read_text(valid), None, source)
+    if test:
+        corpus = replace(corpus, test=read_text(test))
+    return replace(corpus, vocab=open_text(vocab)) if vocab else corpus

@@ -70,7 +70,7 @@ class NgramLM(LanguageModel):
         k: float = 1.0,
         stream: bool = False,
     ) -> NgramLM:
-        """Count and estimate on tokens as `vocab.encode_stream` gives them, int64 (n,).
+        """Count and estimate on tokens as `vocab.encode_stream` gives them, integers (n,).
 
         `smoothing` is "mle" (maximum likelihood), "add-k", "stupid" (stupid backoff; Brants et al.
         2007), "katz" (back-off with Good-Turing discounts; Katz 1987), "kn" or "mkn" (interpolated
@@ -86,6 +86,7 @@ class NgramLM(LanguageModel):
             raise UserError(f"k must be a positive number, not {k}")
         if len(ids) == 0:
             raise UserError("there is no token to count: give some text")
+        ids = np.asarray(ids, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= len(vocab):
             raise UserError(f"ids must be in [0, {len(vocab)}): are they of this vocabulary?")
         levels = count(ids, len(vocab), vocab.boundary, order, stream)

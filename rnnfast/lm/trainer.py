@@ -26,6 +26,7 @@ WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if tha
 WARMUP_PART = 0.05
 FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
 PLATEAU_FACTOR = 0.5
+BASELINE_TOKENS = 1 << 24  # counting takes memory, and of more they learn little
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
@@ -64,10 +65,12 @@ class Step:
 class Trainer:
     """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
 
-    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint at
-    every validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
-    `max_seconds` the run depends on nothing but the settings, and one that was stopped and
-    resumed is bit for bit the one that was not.
+    train, valid, test: int64 (n,); train may be a memory map, of other integers too.
+
+    `folder` (or None) receives the best model, a checkpoint at every validation and when stopped
+    by SIGINT or SIGTERM, and the log. On the CPU and without `max_seconds` the run depends on
+    nothing but the settings, and one that was stopped and resumed is bit for bit the one that was
+    not.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
@@ -328,11 +331,11 @@ class Trainer:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Loss of the unigram and the bigram model of train on valid, nats a token: what a model
-        has to beat before it has learnt anything."""
+        """Loss of the unigram and the bigram model of train, or of its first 16.8M tokens, on
+        valid, nats a token: what a model has to beat before it has learnt anything."""
 
         def loss(order: int) -> float:
-            model = NgramLM.fit(self.vocab, self.train, order, stream=True)
+            model = NgramLM.fit(self.vocab, self.train[:BASELINE_TOKENS], order, stream=True)
             return float(-model.logprobs(self.valid).mean())
 
         return {"unigram": loss(1), "bigram": loss(2)}
@@ -387,7 +390,7 @@ def _figures(split: str, result: Evaluation | None) -> dict:
 
 def _tokens(lanes: Lanes, steps: int) -> int:
     epochs, rest = divmod(steps, len(lanes))
-    length, batch = lanes.inputs.shape
+    length, batch = lanes.shape
     return (epochs * length + min(rest * lanes.bptt, length)) * batch
 
 

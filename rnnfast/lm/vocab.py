@@ -12,6 +12,7 @@ import numpy as np
 
 from .config import BPE, BYTE, CHAR, WORD
 from .errors import MissingPackage, UserError
+from .text import Text, parts
 
 EOS = "<eos>"
 UNK = "<unk>"
@@ -91,12 +92,23 @@ class Vocabulary:
         """
         return self._encode(text if not close or text.endswith("\n") else text + "\n")
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
+        """`at` is the position of the text in a longer one, for messages."""
         raise NotImplementedError
 
-    def encode_stream(self, text: str) -> np.ndarray:
-        """A whole file: all that is in it, or its words with `<eos>` after every line."""
-        return self.encode(text, close=self.level == WORD)
+    def encode_parts(self, text: str | Text) -> Iterator[np.ndarray]:
+        """A whole file, part by part: all that is in it, or its words with `<eos>` after every
+        line."""
+        at, part = 0, "\n"
+        for part in parts(text):
+            yield self._encode(part, at)
+            at += len(part)
+        if self.level == WORD and not part.endswith("\n"):
+            yield np.array([self.boundary])
+
+    def encode_stream(self, text: str | Text) -> np.ndarray:
+        """The same at once, int64 (n,)."""
+        return np.concatenate([np.empty(0, np.int64), *self.encode_parts(text)])
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
         """What each token adds to a text that ends in the token `previous` (None: boundary).
@@ -132,7 +144,7 @@ class Vocabulary:
 class WordVocabulary(Vocabulary):
     level, letters = WORD, False
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
         words = text.replace("\n", f" {EOS} ").split()
         get = self._index.get
         return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
@@ -158,7 +170,7 @@ class CharVocabulary(Vocabulary):
         self._lookup = np.full(max(points) + 1, -1, dtype=np.int32)
         self._lookup[list(points)] = list(points.values())
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         known = points < len(self._lookup)
         ids = self._lookup[np.where(known, points, 0)].astype(np.int64)
@@ -166,10 +178,10 @@ class CharVocabulary(Vocabulary):
         if self.unk is not None:
             ids[~known] = self.unk
         elif not known.all():
-            at = int(known.argmin())
+            first = int(known.argmin())
             raise UserError(
-                f"character {text[at]!a} (position {at}) is not in the model's vocabulary of "
-                f"{len(self)} characters: leave it out, or train on text that has it"
+                f"character {text[first]!a} (position {at + first}) is not in the model's "
+                f"vocabulary of {len(self)} characters: leave it out, or train on text that has it"
             )
         return ids
 
@@ -191,7 +203,7 @@ class ByteVocabulary(Vocabulary):
             self._lookup = np.empty(256, dtype=np.int64)
             self._lookup[list(b"".join(self._bytes))] = np.arange(256)
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
         return self._lookup[np.frombuffer(_utf8(text), dtype=np.uint8)]
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
@@ -247,7 +259,7 @@ class BPEVocabulary(ByteVocabulary):
         symbols = map(tokenizer.id_to_token, range(tokenizer.get_vocab_size()))
         return cls([_name(_of_symbols(s)) for s in symbols], json.loads(tokenizer.to_str()))
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
         # No token crosses a line's end. Line by line the package's threads share the work.
         lines = re.findall("[^\n]*\n|[^\n]+", _checked(text))
         encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
