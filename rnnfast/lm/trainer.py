@@ -26,7 +26,7 @@ WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if tha
 WARMUP_PART = 0.05
 FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
 PLATEAU_FACTOR = 0.5
-BASELINE_TOKENS = 1 << 24  # counting takes memory, and of more they learn little
+BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
@@ -331,7 +331,7 @@ class Trainer:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Loss of the unigram and the bigram model of train, or of its first 16.8M tokens, on
+        """Loss of the unigram and the bigram model of train, or of its first 4.2M tokens, on
         valid, nats a token: what a model has to beat before it has learnt anything."""
 
         def loss(order: int) -> float:
