@@ -424,7 +424,7 @@ def check_plot(path: Path) -> None:
     """Raise UserError for a plot that cannot be: before the measurement rather than after it."""
     require_matplotlib()
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: give --plot a file in a folder")
+        raise UserError(f"cannot write {path}: give the plot a name in a folder")
 
 
 def save_figure(figure: Any, path: Path) -> None:

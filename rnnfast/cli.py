@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,16 +25,24 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
-from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
+from .lm import curves
+from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
+from .lm.text import parts
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 COMPARE_SECONDS = 300.0  # of each neural model in a comparison
 DEFAULT_EPOCHS = 10  # of a run on the user's own text
-SAMPLE_LENGTH = {"char": 400, "word": 80}
+SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}
+UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
+BY_UNIT = ("perplexity_per_word", "bits_per_character", "bits_per_byte")
+BY_UNIT_LINE = (
+    "in units of all levels: perplexity {perplexity_per_word:.6g} per word, "
+    "{bits_per_character:.4f} bits per character, {bits_per_byte:.4f} per byte"
+)
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 
 
@@ -83,6 +92,17 @@ class Output:
         else:
             write_atomic(self.target, text.encode())
 
+    def json_lines(self, records: Iterable) -> None:
+        """One object a line: on standard output at once, in a file when all are there."""
+        lines = (json.dumps(record) + "\n" for record in records)
+        if self.target not in (None, "-"):
+            write_atomic(self.target, (line.encode() for line in lines))
+            return
+        for line in lines:
+            if self.target == "-":
+                sys.stdout.write(line)
+                sys.stdout.flush()
+
 
 def _check_writable(target: str, option: str) -> None:
     """To be done before the work, not after an hour of training."""
@@ -97,9 +117,9 @@ def _check_writable(target: str, option: str) -> None:
 def train(args: argparse.Namespace, output: Output) -> int:
     trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
-    unit = "characters" if config.level == "char" else "words"
+    unit = UNITS[config.level]
     about = (
-        f"{len(trainer.train):,} {unit} to train on, {len(trainer.valid):,} to validate; "
+        f"{len(trainer.train):,} {unit}s to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
         f"{_kind(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
@@ -180,13 +200,36 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def plot(args: argparse.Namespace, output: Output) -> int:
+    bench.check_plot(args.output)
+    runs = {run: curves.read_log(run) for run in args.runs}
+    report = []
+    for run, records in runs.items():
+        steps, losses = curves.curve(records, "valid")
+        if not steps and not curves.curve(records, "train")[0]:
+            raise lm.UserError(f"the log of {run} has no loss yet: let the run go on")
+        best = min(losses, default=None)
+        line = f"{run}: no validation yet"
+        if best is not None:
+            line = f"{run}: best validation {best:.4f} nats, at step {steps[losses.index(best)]}"
+        output.text.print(escape(line))
+        report.append({"run": run, "best_valid_loss": best, "log": records})
+    bench.save_figure(curves.figure(runs, args.x), args.output)
+    output.text.print(escape(f"drawn in {args.output}"))
+    output.json(report)
+    return 0
+
+
 def ngram(args: argparse.Namespace, output: Output) -> int:
     if args.arpa:
         _check_writable(args.arpa, "--arpa")
-    train = lm.corpus.read_text(args.train)
-    test = lm.corpus.read_text(args.test) if args.test else None
-    words = lm.corpus.read_text(args.vocab) if args.vocab else train
-    vocab = lm.Vocabulary.build(args.level, [words], args.min_count, args.max_vocab, unk=True)
+    train = lm.open_text(args.train)
+    test = lm.read_text(args.test) if args.test else None
+    words = parts(lm.open_text(args.vocab) if args.vocab else train)
+    max_vocab = args.max_vocab
+    if max_vocab is None:
+        max_vocab = lm.Config.defaults(args.level).max_vocab
+    vocab = lm.Vocabulary.build(args.level, words, args.min_count, max_vocab, unk=True)
     ids = vocab.encode_stream(train)
     began = time.monotonic()
     model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
@@ -209,6 +252,7 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
             "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}, "
             "{perplexity_without_oov:.6g} without <unk>".format(**report)
         )
+        output.text.print(BY_UNIT_LINE.format(**report))
     if args.arpa:
         output.text.print(escape(f"saved in {args.arpa}; more text: rnnfast generate {args.arpa}"))
     output.json(report)
@@ -216,21 +260,22 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
 
 
 def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
-    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov")
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov", *BY_UNIT)
     if test is None:
         return dict.fromkeys(names)
     ids = model.vocab.encode_stream(test)
     each, known = model.logprobs(ids), ids != model.vocab.unk
-    losses = (-each.mean(), -each[known].mean())
-    return dict(zip(names, (len(ids), int((~known).sum()), *map(perplexity, losses)), strict=True))
+    whole = lm.Evaluation(len(ids), float(-each.mean()))
+    values = (len(ids), int((~known).sum()), whole.perplexity, perplexity(-each[known].mean()))
+    return dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 
 def evaluate(args: argparse.Namespace, output: Output) -> int:
     models = [_load(args, path) for path in args.model]
     names = args.model + ["cache"] * args.cache
     if (len(names) > 1) != bool(args.tune):
-        raise lm.UserError("--tune FILE is for a mixture, which needs it: a text of its own")
-    text = lm.corpus.read_text(args.data)
+        raise lm.UserError("--tune TEXT is for a mixture, which needs it: a text of its own")
+    text = lm.read_text(args.data)
     with _bar(output.progress, "{task.completed:,.0f} tokens") as bar:
         task = bar.add_task("eval", total=None)
 
@@ -238,7 +283,7 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
             bar.update(task, completed=done)
 
         if len(names) > 1:
-            tuning = lm.corpus.read_text(args.tune)
+            tuning = lm.read_text(args.tune)
             mixture = lm.Mixture.tune(models, tuning, args.cache, args.dynamic, on_chunk)
         else:
             mixture = lm.Mixture(models, np.ones(1), lr=args.dynamic)
@@ -247,7 +292,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
         f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
-    report = whole.to_json()
+    report = {**whole.to_json(), **whole.by_unit(text)}
+    output.text.print(BY_UNIT_LINE.format(**report))
     if len(names) > 1:
         report["cache_size"] = mixture.cache_size
         perplexities = [result.perplexity for result in each] + [None] * args.cache
@@ -285,20 +331,73 @@ def generate(args: argparse.Namespace, output: Output) -> int:
 def score(args: argparse.Namespace, output: Output) -> int:
     model = _load(args, args.model)
     results = [model.score(sentence) for sentence in args.sentences]
+    results.sort(key=lambda result: -result.logprob)  # stable: equals stay as they were given
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
         table.add_column("token", f"{len(result.tokens)} tokens")
         table.add_column("log p", f"{result.logprob:.4f}", justify="right")
         for token, logprob in result.tokens:
-            table.add_row(escape(token if token.isprintable() else repr(token)), f"{logprob:.4f}")
+            table.add_row(escape(_shown(token)), f"{logprob:.4f}")
         output.text.print(table)
         mean = -result.logprob / len(result.tokens)
         output.text.print(
             f"per token {-mean:.4f} nats, {bits(mean):.4f} bits, "
             f"perplexity {perplexity(mean):.3f}\n"
         )
+    if len(results) > 1:
+        table = Table("log p", "the most probable first")
+        for result in results:
+            table.add_row(f"{result.logprob:.4f}", escape(result.text))
+        output.text.print(table)
     output.json([result.to_json() for result in results])
     return 0
+
+
+def complete(args: argparse.Namespace, output: Output) -> int:
+    model = _load(args, args.model)
+    model.complete("", args.top_k)  # a bad top-k is found before a line is asked for
+    output.json_lines(_completions(model, args.top_k, output))
+    return 0
+
+
+def _completions(model, top_k: int, output: Output) -> Iterator[dict]:
+    typed = sys.stdin.isatty()
+    for text in _lines("" if output.target == "-" else "> "):
+        try:
+            best = model.complete(text, top_k)
+        except lm.UserError as error:
+            if not typed:
+                raise
+            output.progress.print(escape(str(error)))
+            continue
+        if not typed:
+            output.text.print(escape(f"> {text}"))
+        for token, probability in best:
+            output.text.print(f"{probability:8.4f}  {escape(_shown(token))}")
+        suggestions = [{"token": token, "probability": p} for token, p in best]
+        yield {"text": text, "suggestions": suggestions}
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Lines of standard input without their ends, until there are no more."""
+    try:
+        if not sys.stdin.isatty():
+            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            return
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input() then edits lines and has a history)
+        while True:
+            try:
+                yield input(prompt)
+            except (EOFError, KeyboardInterrupt):  # Ctrl-D and Ctrl-C are how to leave
+                print(file=sys.stderr)
+                return
+    except UnicodeDecodeError as error:
+        raise lm.UserError("standard input is not UTF-8 text") from error
+
+
+def _shown(token: str) -> str:
+    return token if token.isprintable() and token.strip() == token else repr(token)
 
 
 def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
@@ -404,7 +503,7 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
     rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
         rows.append((f"{name}, test", report["test_loss"]))
-    unit = "character" if report["level"] == "char" else "word"
+    unit = UNITS[report["level"]]
     table = Table()
     table.add_column("model")
     for name in ("nats", f"bits per {unit}", "perplexity"):
@@ -416,8 +515,13 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 
 # ---- arguments
 
+TEXTS = (
+    "A text is a file in UTF-8, perhaps compressed by gzip, bzip2, xz or zstd; a directory: "
+    "all files in it but hidden ones, in the order of their paths; or - for standard input."
+)
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
-VOCAB = "text whose words make the vocabulary (the training text)"
+VOCAB = "text whose words, or merges, make the vocabulary (the training text)"
+MAX_VOCAB = "word and BPE level: at most so many tokens"
 CELLS = ELMAN + GATED
 _SETTINGS = [field.name for field in fields(lm.Config)]
 
@@ -431,8 +535,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, run, about, device=True, threads=True):
-        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    def command(name, run, about, device=True, threads=True, epilog=None):
+        sub = commands.add_parser(
+            name, help=about, description=about, epilog=epilog, allow_abbrev=False
+        )
         sub.set_defaults(run=run)
         sub.add_argument(
             "--json", metavar="PATH", help="write the result as JSON; - for standard output"
@@ -445,17 +551,19 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
         return sub
 
-    sub = command("train", train, "Train a model. Without arguments: a minute on built-in text.")
+    about = "Train a model. Without arguments: a minute on built-in text."
+    sub = command("train", train, about, epilog=TEXTS)
     _train_arguments(sub)
 
-    sub = command("ngram", ngram, "Count an n-gram model and test it.", device=False, threads=False)
+    about = "Count an n-gram model and test it."
+    sub = command("ngram", ngram, about, device=False, threads=False, epilog=TEXTS)
     _ngram_arguments(sub)
 
-    about = "Cross-entropy of a model, or of several mixed, on a file read as one stream."
-    sub = command("eval", evaluate, about)
+    about = "Cross-entropy of a model, or of several mixed, on a text read as one stream."
+    sub = command("eval", evaluate, about, epilog=TEXTS)
     sub.add_argument("model", metavar="MODEL", nargs="+", help=MODEL)
-    sub.add_argument("--data", required=True, metavar="FILE", help="UTF-8 text")
-    sub.add_argument("--tune", metavar="FILE", help="text to find the weights of a mixture on")
+    sub.add_argument("--data", required=True, metavar="TEXT", help="text to predict")
+    sub.add_argument("--tune", metavar="TEXT", help="text to find the weights of a mixture on")
     sub.add_argument("--cache", action="store_true", help="mix in the last words, unigrams of them")
     sub.add_argument(
         "--dynamic", type=float, metavar="LR", help="neural models go on learning, at this rate"
@@ -475,44 +583,65 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, metavar="S", help="the same text each time (random)")
     sub.add_argument("--sentence", action="store_true", help="stop at the end of the line")
 
-    sub = command("score", score, "Log probability of sentences by the chain rule, token by token.")
+    about = "Log probability of sentences by the chain rule, token by token, the best first."
+    sub = command("score", score, about)
     sub.add_argument("model", metavar="MODEL", help=MODEL)
     sub.add_argument("sentences", nargs="+", metavar="SENTENCE")
 
-    sub = command(
-        "compare", compare, "Train n-grams, window, RNN and LSTM on one text; mix; a table."
-    )
+    about = "Train n-grams, window, RNN and LSTM on one text; mix; a table."
+    sub = command("compare", compare, about, epilog=TEXTS)
     _compare_arguments(sub)
+
+    about = "What may come next, after each line typed or read from standard input."
+    sub = command("complete", complete, about)
+    sub.add_argument("model", metavar="MODEL", help=MODEL)
+    sub.add_argument("--top-k", type=int, default=10, metavar="K", help="suggestions a line (10)")
+
+    about = "Draw the learning curves of runs, from their logs."
+    sub = command("plot", plot, about, device=False, threads=False)
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="folder that rnnfast train made")
+    sub.add_argument(
+        "--output",
+        type=bench.plot_path,
+        default=Path("learning-curves.png"),
+        metavar="FILE",
+        help="draw here, .png or .svg (learning-curves.png)",
+    )
+    sub.add_argument("--x", choices=curves.AXES, default="steps", help="axis to draw over (steps)")
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
     return top
 
 
-def _setting(group, name, type_, about, **options):
-    char, word = (getattr(lm.Config.defaults(level), name) for level in ("char", "word"))
-    default = char if char == word else f"{char}; word level {word}"
-    shown = "" if default is None else f" ({default})"
+def _setting(group, name, type_, about, also=None, **options):
+    levels = {level: getattr(lm.Config.defaults(level), name) for level in LEVELS}
+    values = {value: [n for n, v in levels.items() if v == value] for value in levels.values()}
+    shown = [f"{', '.join(names)}: {value}" for value, names in values.items() if value is not None]
+    if len(values) == 1:
+        shown = [str(value) for value in values if value is not None]
+    shown = f" ({'; '.join(shown)})" if shown else ""
     if "choices" not in options and "action" not in options:
         options.setdefault("metavar", "N" if type_ is int else "X")
     if type_ is not None:
         options["type"] = type_
-    group.add_argument("--" + name.replace("_", "-"), help=about + shown, **options)
+    names = ["--" + name.replace("_", "-")] + [also] * bool(also)
+    group.add_argument(*names, help=about + shown, **options)
 
 
 def _text_arguments(group) -> None:
-    group.add_argument("--level", choices=("char", "word"), help="what a token is (char)")
+    group.add_argument("--level", choices=LEVELS, help="what a token is (char)")
     _setting(group, "min_count", int, "word level: rarer words become <unk>")
-    _setting(group, "max_vocab", int, "word level: at most so many words")
-    group.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    _setting(group, "max_vocab", int, MAX_VOCAB, also="--vocab-size")
+    group.add_argument("--vocab", metavar="TEXT", help=VOCAB)
 
 
 def _train_arguments(sub: argparse.ArgumentParser) -> None:
-    text = sub.add_argument_group("text (UTF-8; without any: Python's language reference)")
-    text.add_argument("--data", metavar="FILE", help="first 90%% to train on, rest to validate")
-    text.add_argument("--train", metavar="FILE", help="or one file a split")
-    text.add_argument("--valid", metavar="FILE")
-    text.add_argument("--test", metavar="FILE", help="evaluated once, at the end")
+    text = sub.add_argument_group("text (without any: Python's language reference)")
+    text.add_argument("--data", metavar="TEXT", help="first 90%% to train on, rest to validate")
+    text.add_argument("--train", metavar="TEXT", help="or one text a split")
+    text.add_argument("--valid", metavar="TEXT")
+    text.add_argument("--test", metavar="TEXT", help="evaluated once, at the end")
     _text_arguments(text)
 
     model = sub.add_argument_group("model")
@@ -561,7 +690,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _compare_arguments(sub: argparse.ArgumentParser) -> None:
     for name, about in (("train", "to train on"), ("valid", "to tune on"), ("test", "to test on")):
-        sub.add_argument(f"--{name}", required=True, metavar="FILE", help=f"UTF-8 text {about}")
+        sub.add_argument(f"--{name}", required=True, metavar="TEXT", help=f"text {about}")
     _text_arguments(sub)
     _setting(sub, "epochs", int, "passes of a neural model over the text")
     _setting(sub, "max_seconds", float, f"time for each ({COMPARE_SECONDS:g} if no epochs)")
@@ -575,8 +704,8 @@ def _compare_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--train", required=True, metavar="FILE", help="UTF-8 text to count")
-    sub.add_argument("--test", metavar="FILE", help="UTF-8 text to take the perplexity of")
+    sub.add_argument("--train", required=True, metavar="TEXT", help="text to count")
+    sub.add_argument("--test", metavar="TEXT", help="text to take the perplexity of")
     sub.add_argument("--order", type=int, default=5, metavar="N", help="longest n-grams (5)")
     sub.add_argument(
         "--smoothing",
@@ -585,12 +714,12 @@ def _ngram_arguments(sub: argparse.ArgumentParser) -> None:
         help="maximum likelihood, add-k, stupid backoff, Katz, Kneser-Ney, modified (mkn)",
     )
     sub.add_argument("--k", type=float, default=1.0, metavar="X", help="what add-k adds (1)")
-    sub.add_argument("--level", choices=("char", "word"), default="word", help="tokens (word)")
+    sub.add_argument("--level", choices=LEVELS, default="word", help="tokens (word)")
     sub.add_argument(
         "--min-count", type=int, default=1, metavar="N", help="rarer words become <unk> (1)"
     )
-    sub.add_argument("--max-vocab", type=int, metavar="N", help="at most so many words")
-    sub.add_argument("--vocab", metavar="FILE", help=VOCAB)
+    sub.add_argument("--max-vocab", "--vocab-size", type=int, metavar="N", help=MAX_VOCAB)
+    sub.add_argument("--vocab", metavar="TEXT", help=VOCAB)
     sub.add_argument(
         "--stream", action="store_true", help="contexts run on over the ends of lines, as an RNN's"
     )

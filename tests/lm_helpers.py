@@ -35,20 +35,21 @@ def zipf(tokens, seed=0):
 
 
 def fit_ngrams(text, order=3, smoothing="mkn", level="word", stream=False, **options):
-    vocab = lm.Vocabulary.build(level, [text], unk=True)
+    vocab = lm.Vocabulary.build(level, [text], max_vocab=300 if level == "bpe" else None, unk=True)
     return lm.NgramLM.fit(
         vocab, vocab.encode_stream(text), order, smoothing, stream=stream, **options
     )
 
 
 def small_config(level="char", **changes):
-    tied = {"emsize": 16} if level == "word" else {}
+    tied = {"emsize": 16} if level in ("word", "bpe") else {}
     return lm.Config.defaults(level, **{**SMALL, **tied, "epochs": 2, **changes})
 
 
 def small_model(level="char", text=None, seed=0, **changes):
     """An untrained model with weights large enough that its probabilities are far from even."""
-    vocab = lm.Vocabulary.build(level, [text or (PERIODIC if level == "char" else WORDS)])
+    text = text or (PERIODIC if level == "char" else WORDS)
+    vocab = lm.Vocabulary.build(level, [text], max_vocab=300 if level == "bpe" else None)
     torch.manual_seed(seed)
     model = build(small_config(level, **changes), vocab).eval()
     with torch.no_grad():

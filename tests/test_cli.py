@@ -113,8 +113,11 @@ def test_eval_repeats_what_train_said(rnnfast, trained):
     status, out, err = rnnfast(*argv, "--json", "-")
     result = json.loads(out)
     assert status == 0
-    assert result.keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    keys = """tokens loss perplexity bits_per_token perplexity_per_word bits_per_character
+        bits_per_byte"""
+    assert result.keys() == set(keys.split())
     assert result["loss"] == report["valid_loss"]
+    assert result["bits_per_character"] == pytest.approx(result["bits_per_token"])
     assert result["perplexity"] == report["valid_perplexity"]
     assert f"{result['loss']:.4f} nats" in err
     status, out, err = rnnfast(*argv)
@@ -182,6 +185,7 @@ def test_generate(rnnfast, model):
 def test_score(rnnfast, model):
     status, out, _ = rnnfast("score", model, "a1b1a2b2", "b", "", "--json", "s")
     results = json.loads(Path("s").read_text())
+    results.sort(key=lambda result: -len(result["text"]))
     assert status == 0 and [result["text"] for result in results] == ["a1b1a2b2", "b", ""]
     for result in results:
         assert result.keys() == {"text", "logprob", "tokens"}
@@ -267,7 +271,7 @@ def test_ngram(rnnfast):
     report = json.loads(Path("r").read_text())
     assert (status, err) == (0, "") and "m.arpa" in out
     keys = """order smoothing train_tokens test_tokens oov ngrams perplexity
-        perplexity_without_oov seconds"""
+        perplexity_without_oov perplexity_per_word bits_per_character bits_per_byte seconds"""
     assert report.keys() == set(keys.split())
     vocab = lm.Vocabulary.build("word", [WORDS])
     model = lm.NgramLM.fit(vocab, vocab.encode_stream(WORDS), 3, "mkn")
@@ -276,6 +280,7 @@ def test_ngram(rnnfast):
     assert report["ngrams"] == [len(entries.keys) for entries in model.ngrams]
     result = model.evaluate(Path("test").read_text())
     assert report["perplexity"] == pytest.approx(result.perplexity)
+    assert report["perplexity_per_word"] == pytest.approx(result.perplexity)
     tokens = model.score(Path("test").read_text()).tokens
     known = [logprob for token, logprob in tokens if token != "<unk>"]
     assert report["perplexity_without_oov"] == pytest.approx(math.exp(-sum(known) / 7))
@@ -346,7 +351,7 @@ def test_eval_of_a_mixture(rnnfast):
     assert [one["perplexity"] for one in components] == pytest.approx(expected)
     assert status == 0 and f"perplexity {report['perplexity']:.3f}" in out and "cache" in out
     _, out, _ = rnnfast("eval", "m", "--data", "words", "--dynamic", 0.1, "--json", "-")
-    assert json.loads(out).keys() == {"tokens", "loss", "perplexity", "bits_per_token"}
+    assert "components" not in json.loads(out)
     assert json.loads(out)["perplexity"] == pytest.approx(each[0].perplexity)
 
 
@@ -416,7 +421,8 @@ MIXTURE = ["eval", "model", "--cache", "--data", "text"]
 WINDOW = [*TRAIN, "--data", "text", "--model", "window"]
 BAD_INPUT = {
     "missing file": ([*TRAIN, "--data", "nowhere"], "cannot read nowhere"),
-    "folder as file": ([*TRAIN, "--data", "."], "cannot read"),
+    "folder": ([*TRAIN, "--data", "."], "garbage is not UTF-8"),
+    "empty folder": ([*TRAIN, "--data", "hidden"], "hidden is empty"),
     "empty file": ([*TRAIN, "--data", "empty"], "empty is empty"),
     "garbage": ([*TRAIN, "--data", "garbage"], "not UTF-8"),
     "too short": ([*TRAIN, "--data", "short"], "fewer than one batch"),
@@ -457,13 +463,14 @@ BAD_INPUT = {
     "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
-    "mixture": (["eval", "model", "model", "--data", "text"], "--tune FILE is for a mixture"),
-    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune FILE is for a mixture"),
+    "mixture": (["eval", "model", "model", "--data", "text"], "--tune TEXT is for a mixture"),
+    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune TEXT is for a mixture"),
     "no mixture": (["eval", "model", "--data", "text", "--tune", "text"], "is for a mixture"),
     "dynamic": (["eval", "model", "--data", "text", "--dynamic", "-1"], "lr of dynamic"),
     "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
     "tune stranger": ([*MIXTURE, "--tune", "stranger"], "'z'"),
     "prompt stranger": (["generate", "model", "--prompt", "z"], "'z'"),
+    "complete top-k": (["complete", "model", "--top-k", "0"], "top-k"),
     "score stranger": (["score", "model", "a", "z"], "'z'"),
     "ngram missing": (["ngram", "--train", "nowhere"], "cannot read nowhere"),
     "ngram order": (["ngram", "--train", "text", "--order", "0"], "order must be at least 1"),
@@ -489,6 +496,7 @@ def bad_input():
         "marks": "a </s>\n",
         "longer": PERIODIC + "a",
         "foreign/notes.txt": "mine",
+        "hidden/.notes": "mine",
     }.items():
         write(name, data)
 

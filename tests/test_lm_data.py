@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_helpers import WORDS
@@ -27,12 +28,6 @@ def test_data_is_split_by_characters(tmp_path):
     (tmp_path / "input.txt").write_text("x" * 1_115_394)
     corpus = lm.corpus.read(data=tmp_path / "input.txt")
     assert (len(corpus.train), len(corpus.valid)) == (1_003_854, 111_540)
-
-
-def test_files_are_read_as_utf8_with_unix_newlines(tmp_path):
-    path = tmp_path / "windows.txt"
-    path.write_bytes("\ufeffé\r\nb\r\n".encode())
-    assert lm.corpus.read_text(path) == "é\nb\n"
 
 
 def test_fingerprint_tells_splits_apart():
@@ -113,6 +108,7 @@ def test_vocabulary_json_round_trip(level, unk):
         {"level": "word", "tokens": ["<eos>", "a"]},
         {"level": "word", "tokens": ["<eos>", "<unk>", 3]},
         {"level": "byte", "tokens": ["\n"]},
+        {"level": ["char"], "tokens": ["\n"]},
     ],
 )
 def test_broken_vocabulary_is_refused(data):
@@ -123,9 +119,13 @@ def test_broken_vocabulary_is_refused(data):
 # ---- lanes
 
 
-def test_lanes_hold_the_stream_once_and_in_order():
-    stream = np.arange(1, 48)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_lanes_hold_the_stream_once_and_in_order(dtype):
+    stream = np.arange(1, 48, dtype=dtype)
     lanes = Lanes(stream, boundary=0, batch_size=4, bptt=3)  # lanes of 11, 3 tokens left out
+    assert lanes.shape == (11, 4)
+    for tensor in (*lanes[0], *lanes[3]):
+        assert tensor.dtype == torch.int64 and tensor.is_contiguous()
     assert [lanes[i][0].shape for i in range(len(lanes))] == [(3, 4)] * 3 + [(2, 4)]
     targets = np.concatenate([lanes[i][1].numpy() for i in range(len(lanes))])
     inputs = np.concatenate([lanes[i][0].numpy() for i in range(len(lanes))])

@@ -13,12 +13,13 @@ from .compare import compare
 from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
-from .evaluate import Evaluation, Score, evaluate, generate, score
+from .evaluate import Evaluation, Score, complete, evaluate, generate, score
 from .mixture import Mixture
 from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
+from .text import Text, open_text, read_text
 from .trainer import Trainer
 from .vocab import Vocabulary
 
@@ -32,17 +33,21 @@ __all__ = [
     "NeuralLM",
     "NgramLM",
     "Score",
+    "Text",
     "Trainer",
     "UserError",
     "Vocabulary",
     "WindowLM",
     "arpa",
     "compare",
+    "complete",
     "corpus",
     "evaluate",
     "generate",
     "load",
+    "open_text",
     "prepare",
+    "read_text",
     "resume",
     "save",
     "score",

@@ -3,13 +3,15 @@
 The boundary of a vocabulary is both marks of a sentence: `<s>` where an n-gram begins with it and
 `</s>` where one ends with it. A model with `stream` has it inside n-grams as well, so there it is
 a word with the name it has in the vocabulary, and the marks are listed but never used. Words
-cannot hold white space, so a character that is white space is written `<U+0020>`. A comment at the
-top says what the format has no place for; a file without it is of words and sentences.
+cannot hold white space, so at the other levels it is written `<U+0020>`. Comments at the top say
+what the format has no place for, the merges of BPE too; a file without them is of words and
+sentences.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,8 +20,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .config import CHAR, WORD
-from .errors import UserError
+from .config import BPE, CHAR, LEVELS, WORD
+from .errors import MissingPackage, UserError
 from .files import write_atomic
 from .ngram import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
@@ -28,6 +30,7 @@ from .vocab import BOUNDARY, UNK, Vocabulary
 START, END = "<s>", "</s>"
 CHUNK = 1 << 16  # lines at a time
 LOG10 = math.log(10)
+TOKENIZER = "# tokenizer "  # and it as JSON, on one line
 MISSING_UNK = -100 * LOG10  # log p of `<unk>` where a file has none, as for KenLM
 
 
@@ -46,11 +49,15 @@ def write(model: NgramLM, path: str | Path) -> None:
 def _texts(model: NgramLM) -> Iterator[str]:
     """The file, piece by piece."""
     vocab, stream = model.vocab, model.stream
-    yield f"# rnnfast level={vocab.level} stream={stream} smoothing={model.smoothing}\n\\data\\\n"
+    yield f"# rnnfast level={vocab.level} stream={stream} smoothing={model.smoothing}\n"
+    if vocab.level == BPE:
+        yield f"{TOKENIZER}{json.dumps(vocab.to_json()['tokenizer'])}\n"
+    yield "\\data\\\n"
     marks = [START, END] if stream else [START]
     for n, ngrams in enumerate(model.ngrams, 1):
         yield f"ngram {n}={len(ngrams.keys) + (len(marks) if n == 1 else 0)}\n"
-    first = np.array([_written(token) for token in vocab.tokens], dtype=object)
+    tokens = vocab.tokens if vocab.level == WORD else list(map(_written, vocab.tokens))
+    first = np.array(tokens, dtype=object)
     last = first.copy()
     if not stream:
         first[vocab.boundary], last[vocab.boundary] = START, END
@@ -91,13 +98,12 @@ def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
 
 
 def _written(token: str) -> str:
-    return f"<U+{ord(token):04X}>" if token.isspace() or token == "\0" else token
+    return re.sub(r"[\s\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
 
 
 def _token(word: str) -> str:
     """The inverse of `_written`."""
-    code = re.fullmatch(r"<U\+([0-9A-F]{4,6})>", word)
-    return chr(int(code[1], 16)) if code else word
+    return re.sub(r"<U\+([0-9A-F]{4,6})>", lambda match: chr(int(match[1], 16)), word)
 
 
 # ---- reading
@@ -133,7 +139,7 @@ class _Reader:
         raise self.error(end)
 
     def model(self) -> NgramLM:
-        level, self.stream, smoothing = self.header()
+        level, self.stream, smoothing, self.tokenizer = self.header()
         counts, line = self.counts()
         self.ngrams: list[Ngrams] = []
         for n, count in enumerate(counts, 1):
@@ -143,17 +149,23 @@ class _Reader:
         self.expect("\\end\\", line)
         return NgramLM(self.vocab, self.ngrams, smoothing, self.stream)
 
-    def header(self) -> tuple[str, bool, str | None]:
-        """Level, `stream` and smoothing, from the comment before \\data\\."""
-        about = {}
+    def header(self) -> tuple[str, bool, str | None, object]:
+        """Level, `stream`, smoothing and tokenizer, from the comments before \\data\\."""
+        about, tokenizer = {}, None
         while (line := self.next("not an ARPA file, it has no \\data\\")) != b"\\data\\":
             if line.startswith(b"# rnnfast "):
                 about = dict(re.findall(r"(\w+)=(\S+)", line.decode("utf-8", "replace")))
+            elif line.startswith(TOKENIZER.encode()):
+                try:
+                    tokenizer = json.loads(line[len(TOKENIZER) :])
+                except ValueError as error:
+                    raise self.error("the tokenizer is not JSON") from error
         level, stream = about.get("level", WORD), about.get("stream", "False")
-        if level not in (CHAR, WORD) or stream not in ("True", "False"):
+        if level not in LEVELS or stream not in ("True", "False"):
             raise self.error(f"level={level} stream={stream} at the top is unknown")
         smoothing = about.get("smoothing")
-        return level, stream == "True", smoothing if smoothing in SMOOTHINGS else None
+        smoothing = smoothing if smoothing in SMOOTHINGS else None
+        return level, stream == "True", smoothing, tokenizer
 
     def counts(self) -> tuple[list[int], bytes]:
         """The number of n-grams of each length, and the line after these."""
@@ -210,7 +222,7 @@ class _Reader:
         if len(index) < len(words):
             raise self.error("a word stands twice among the 1-grams")
         names = [word.decode("utf-8", "surrogatepass") for word in words]
-        if level == CHAR:
+        if level != WORD:
             names = list(map(_token, names))
         try:
             start, end = index[START.encode()], index[END.encode()]
@@ -220,7 +232,7 @@ class _Reader:
             # As a context the boundary is `<s>`, as a word `</s>`.
             names[end] = BOUNDARY[level]
             backoffs[end] = backoffs[start]
-        if UNK not in names and "<UNK>" in names:
+        if level in (CHAR, WORD) and UNK not in names and "<UNK>" in names:
             names[names.index("<UNK>")] = UNK
         tokens = [i for i in range(len(names)) if i != start and not (self.stream and i == end)]
         logprobs, backoffs, words = logprobs[tokens], backoffs[tokens], words[tokens]
@@ -229,7 +241,10 @@ class _Reader:
             names.append(UNK)
             logprobs, backoffs = np.append(logprobs, MISSING_UNK), np.append(backoffs, 0)
         try:
-            self.vocab = Vocabulary.from_json({"level": level, "tokens": names})
+            about = {"level": level, "tokens": names, "tokenizer": self.tokenizer}
+            self.vocab = Vocabulary.from_json(about)
+        except MissingPackage:
+            raise
         except UserError as error:
             raise self.error(error) from error
         self.index = {word: i for i, word in enumerate(words)}

@@ -1,11 +1,17 @@
-"""The token stream cut into lanes and chunks for truncated back-propagation through time."""
+"""The token stream, and it cut into lanes and chunks for truncated back-propagation."""
 
 from __future__ import annotations
+
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .errors import UserError
+from .files import writing
+from .text import Text
+from .vocab import Vocabulary
 
 
 def shifted(ids: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
@@ -14,13 +20,29 @@ def shifted(ids: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(([boundary], ids))[:-1], ids
 
 
+def memory_map(vocab: Vocabulary, text: str | Text, folder: Path | None) -> np.ndarray:
+    """`vocab.encode_stream(text)` on the disk, in the smallest integers that hold it, (n,).
+
+    The file is in `folder` (None: where temporary files are) and has no name, so that nothing of
+    it is left once it is not used, however the process ends. Raises UserError if it cannot be
+    written.
+    """
+    dtype = np.min_scalar_type(len(vocab) - 1)
+    folder = Path(tempfile.gettempdir()) if folder is None else folder
+    with writing(folder / "the tokens"), tempfile.TemporaryFile(dir=folder) as file:
+        for ids in vocab.encode_parts(text):
+            file.write(ids.astype(dtype).data)
+        file.flush()
+        return np.memmap(file, dtype, mode="r")
+
+
 class Lanes:
     """A stream of n tokens as B contiguous lanes of n // B, read side by side in chunks of bptt.
 
     `lanes[i]` is the i-th chunk: inputs and targets, int64 (T, B), T = bptt but for a shorter
     last chunk. Column b of chunk i+1 goes on where column b of chunk i ended, so the hidden state
     carries over (Williams & Peng 1990; Mikolov et al. 2010). The n % B last tokens are left out.
-    Raises UserError if the stream is shorter than one batch of B x bptt.
+    `shape` is (n // B, B). Raises UserError if the stream is shorter than one batch of B x bptt.
     """
 
     def __init__(self, ids: np.ndarray, boundary: int, batch_size: int, bptt: int):
@@ -30,19 +52,19 @@ class Lanes:
                 f"{batch_size} x bptt {bptt}): lower --batch-size or --bptt, or give more text"
             )
         length = len(ids) // batch_size
-
-        def lanes(stream):
-            cut = np.ascontiguousarray(stream[: batch_size * length].reshape(batch_size, -1).T)
-            return torch.from_numpy(cut)
-
-        self.inputs, self.targets = map(lanes, shifted(ids, boundary))
-        self.bptt = bptt
+        self.shape, self.bptt = (length, batch_size), bptt
+        self._lanes = ids[: batch_size * length].reshape(batch_size, length)
+        # What stands before each lane: what the one before it ends with.
+        self._before = np.concatenate(([boundary], self._lanes[:-1, -1]))[:, None]
 
     def __len__(self) -> int:
-        return -(-len(self.inputs) // self.bptt)
+        return -(-self.shape[0] // self.bptt)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        chunk = slice(i * self.bptt, (i + 1) * self.bptt)
-        return self.inputs[chunk], self.targets[chunk]
+        start, stop = i * self.bptt, min((i + 1) * self.bptt, self.shape[0])
+        before = self._lanes[:, start - 1 : start] if i else self._before
+        tokens = np.concatenate((before, self._lanes[:, start:stop]), axis=1, dtype=np.int64)
+        chunk = torch.from_numpy(np.ascontiguousarray(tokens.T))
+        return chunk[:-1], chunk[1:]

@@ -12,7 +12,7 @@ import numpy as np
 from .config import RNN, WINDOW, WORD, Config
 from .corpus import Corpus
 from .errors import UserError
-from .evaluate import bits, perplexity
+from .evaluate import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram import NgramLM
 from .runs import prepare, resume
@@ -45,9 +45,10 @@ class Entry:
     test: np.ndarray
     weights: dict[str, float] | None = None
 
-    def to_json(self, words: np.ndarray | None) -> dict:
-        """Figures; `words`, bool (n,), are the test tokens that are no ends of lines."""
+    def to_json(self, text: str, words: np.ndarray | None) -> dict:
+        """Figures on the test `text`, of whose tokens `words`, bool (n,), are no ends of lines."""
         loss = float(-self.test.mean())
+        by_unit = Evaluation(len(self.test), loss).by_unit(text)
         alone = None if words is None else perplexity(float(-self.test[words].mean()))
         return {
             "model": self.name,
@@ -58,6 +59,7 @@ class Entry:
             "test_perplexity": perplexity(loss),
             "test_bits_per_token": bits(loss),
             "test_perplexity_of_words": alone,
+            **{f"test_{name}": value for name, value in by_unit.items()},
             "weights": self.weights,
         }
 
@@ -94,7 +96,7 @@ def compare(
     mixed = [_mixed([entries[name] for name in names]) for names in MIXTURES]
     everything = _mixed([entries[name] for name in MIXTURES[-1]], trainer)
     words = trainer.test != vocab.boundary if vocab.level == WORD else None
-    return [entry.to_json(words) for entry in (*entries.values(), *mixed, everything)]
+    return [entry.to_json(corpus.test, words) for entry in (*entries.values(), *mixed, everything)]
 
 
 def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:

@@ -8,6 +8,8 @@ from .errors import UserError
 
 CHAR = "char"
 WORD = "word"
+BYTE = "byte"
+BPE = "bpe"
 RNN = "rnn"
 WINDOW = "window"
 ELMAN = ("tanh", "relu")
@@ -20,20 +22,24 @@ SCHEDULES = ("cosine", "plateau", "constant")
 # at batch 50 1.401 (lr 8e-3: 1.409); at batch 12 1.280, with less for the kernels to share.
 # word: 200 units and bptt 35 are those of pytorch/examples; min_count 2 keeps Brown's vocabulary
 # under 33k words.
-_LEVEL_DEFAULTS = {
-    CHAR: {"emsize": 128, "nhid": 512, "batch_size": 24, "bptt": 100, "dropout": 0.1},
-    WORD: {
-        "emsize": 200,
-        "nhid": 200,
-        "batch_size": 20,
-        "bptt": 35,
-        "dropout": 0.3,
-        "tied": True,
-        "min_count": 2,
-    },
+_LETTERS = {"emsize": 128, "nhid": 512, "batch_size": 24, "bptt": 100, "dropout": 0.1}
+_WORDS = {
+    "emsize": 200,
+    "nhid": 200,
+    "batch_size": 20,
+    "bptt": 35,
+    "dropout": 0.3,
+    "tied": True,
 }
 # SGD: a rate as large as the clipped gradient allows, and what Merity et al. (2018) decay by.
 _OPTIMIZER_DEFAULTS = {"adamw": {}, "sgd": {"lr": 10.0, "weight_decay": 1.2e-6}}
+_LEVEL_DEFAULTS = {
+    CHAR: _LETTERS,
+    BYTE: _LETTERS,
+    WORD: {**_WORDS, "min_count": 2},
+    BPE: {**_WORDS, "max_vocab": 4096},
+}
+LEVELS = tuple(_LEVEL_DEFAULTS)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ class Config:
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes) -> Config:
-        """The default settings of "char" or "word", with `changes` on top."""
+        """The default settings of a level, one of LEVELS, with `changes` on top."""
         if level not in _LEVEL_DEFAULTS:
-            raise UserError(f"level must be char or word, not {level!r}")
+            raise UserError(f"level must be {' or '.join(LEVELS)}, not {level!r}")
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
         return cls(**{"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **changes})
 
@@ -106,7 +112,7 @@ class Config:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
         choices = {
-            "level": (CHAR, WORD),
+            "level": LEVELS,
             "model": (RNN, WINDOW),
             "cell": ELMAN if self.model == WINDOW else ELMAN + GATED,
             "optimizer": OPTIMIZERS,

@@ -1,4 +1,4 @@
-"""Reading text, cutting it into train, valid and test, and the corpus every Python carries."""
+"""Text cut into train, valid and test, and the corpus every Python carries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UserError
+from .text import Text, is_stdin, open_text, parts, read_text
 
 TRAIN_FRACTION = 0.9
 
@@ -15,43 +16,28 @@ TRAIN_FRACTION = 0.9
 class Corpus:
     """Train, valid and (or None) test text. `source` says where they came from, for a resume.
 
-    `vocab` is the text whose words make the vocabulary (None: train).
+    `vocab` is the text whose words make the vocabulary (None: train). A `Text` is one that need
+    not fit in memory; as tokens valid and test have to, and train is mapped from the disk.
     """
 
-    train: str
-    valid: str
+    train: str | Text
+    valid: str | Text
     test: str | None = None
     source: dict = field(default_factory=dict)
-    vocab: str | None = None
+    vocab: str | Text | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of the three texts: a resumed run must go on with what it began with."""
         digest = hashlib.sha256()
         for text in (self.train, self.valid, self.test or ""):
-            data = text.encode("utf-8")
-            digest.update(len(data).to_bytes(8, "little") + data)
+            size = sum(len(part.encode("utf-8")) for part in parts(text))
+            digest.update(size.to_bytes(8, "little"))
+            for part in parts(text):
+                digest.update(part.encode("utf-8"))
         return digest.hexdigest()
 
 
-def read_text(path: str | Path) -> str:
-    """The UTF-8 text of a file, CRLF as "\\n". Raises UserError if missing, empty or not UTF-8."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
-        ) from error
-    if not text.strip():
-        raise UserError(f"{path} is empty: give a file with text")
-    return text
-
-
-def split(text: str, source: dict | None = None) -> Corpus:
+def split(text: str | Text, source: dict | None = None) -> Corpus:
     """The first 90 % of the characters as train, the rest as valid; both contiguous."""
     cut = int(TRAIN_FRACTION * len(text))
     return Corpus(text[:cut], text[cut:], None, source or {})
@@ -74,18 +60,25 @@ def read(
     test: str | None = None,
     vocab: str | None = None,
 ) -> Corpus:
-    """A corpus from one file (`data`, split 90/10), from one file a split, or the built-in one."""
+    """A corpus from one text (`data`, split 90/10), from one a split, or the built-in one.
+
+    Texts are named as for `read_text`; long ones stay where they are, see `open_text`.
+    """
     paths = {"data": data, "train": train, "valid": valid, "test": test}
-    source = {name: str(Path(path).resolve()) for name, path in paths.items() if path}
+    given = {name: path for name, path in paths.items() if path}
+    source = {name: str(Path(path).resolve()) for name, path in given.items()}
+    if any(map(is_stdin, given.values())):
+        source = {}  # which cannot be read again
     if data and (train or valid):
-        raise UserError("give --data FILE or --train FILE --valid FILE, not both")
+        raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:
-        corpus = split(read_text(data), source)
-    elif not source:
+        corpus = split(open_text(data), source)
+    elif not given:
         corpus = builtin()
     elif not (train and valid):
-        raise UserError("--train FILE and --valid FILE go together (or give --data FILE alone)")
+        raise UserError("--train TEXT and --valid TEXT go together (or give --data TEXT alone)")
     else:
-        corpus = Corpus(read_text(train), read_text(valid), None, source)
-    others = {"test": test, "vocab": vocab}
-    return replace(corpus, **{name: read_text(path) for name, path in others.items() if path})
+        corpus = Corpus(open_text(train), read_text(valid), None, source)
+    if test:
+        corpus = replace(corpus, test=read_text(test))
+    return replace(corpus, vocab=open_text(vocab)) if vocab else corpus

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """
 
 
+class MissingPackage(UserError):
+    """What was asked for needs a package that is optional and not there."""
+
+
 class Interrupted(Exception):
     """Training was stopped by a signal; `signum` is its number. The run is saved already."""
 

@@ -51,6 +51,21 @@ class Evaluation:
             "bits_per_token": self.bits_per_token,
         }
 
+    def by_unit(self, text: str) -> dict[str, float]:
+        """The same for units that all levels share; `text` is what was evaluated.
+
+        Words are what white space separates, and the ends of lines, as at word level, where the
+        perplexity per word is that of a token. `<unk>` is easier than the words it stands for: a
+        model that has it cannot be compared so with one that has not.
+        """
+        total = self.tokens * self.loss
+        lines = text.count("\n") + (not text.endswith("\n"))
+        return {
+            "perplexity_per_word": perplexity(total / (len(text.split()) + lines)),
+            "bits_per_character": bits(total / len(text)),
+            "bits_per_byte": bits(total / len(text.encode("utf-8", "surrogatepass"))),
+        }
+
 
 @dataclass(frozen=True)
 class Score:
@@ -79,6 +94,13 @@ class LanguageModel:
         """
         raise NotImplementedError
 
+    def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        """log p of every token of the vocabulary after `context`: float64 (V,), nats.
+
+        The context, int64 (n,), is a text so far, with a boundary before its first token.
+        """
+        raise NotImplementedError
+
     def sampler(self, **options):
         """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
 
@@ -93,6 +115,10 @@ class LanguageModel:
     def score(self, sentence: str) -> Score:
         """Log probability of one sentence and of each of its tokens."""
         return score(self, sentence)
+
+    def complete(self, text: str, top_k: int = 10) -> list[tuple[str, float]]:
+        """The most probable tokens after a text, and their probabilities."""
+        return complete(self, text, top_k)
 
     def generate(self, prompt: str = "", length: int = 200, **options) -> str:
         """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
@@ -131,6 +157,22 @@ def score(model: LanguageModel, sentence: str) -> Score:
     return Score(sentence, float(each.sum()), tokens)
 
 
+def complete(model: LanguageModel, text: str, top_k: int = 10) -> list[tuple[str, float]]:
+    """The `top_k` most probable tokens after a text, which begins after a boundary, and their
+    probabilities, the most probable first; all tokens if there are fewer.
+
+    `<unk>` is left out, as it is of texts that are generated. Raises UserError for a `top_k` below
+    1 and a character that is not in the vocabulary.
+    """
+    if top_k < 1:
+        raise UserError(f"top-k must be at least 1, not {top_k}")
+    vocab = model.vocab
+    logprobs = model.next_logprobs(np.append(vocab.boundary, vocab.encode(text)))
+    order = np.argsort(-logprobs, kind="stable")
+    best = order[order != vocab.unk][:top_k] if vocab.unk is not None else order[:top_k]
+    return [(vocab.tokens[i], math.exp(logprobs[i])) for i in best]
+
+
 def generate(
     model: LanguageModel,
     prompt: str = "",
@@ -141,7 +183,7 @@ def generate(
     sentence: bool = False,
     top_p: float | None = None,
 ) -> Iterator[str]:
-    """A text, piece by piece as it is made: the prompt, then one piece for each of `length` tokens.
+    """A text, piece by piece as it is made: the prompt, then what each of `length` tokens adds.
 
     Without a prompt the text starts after a boundary. Tokens are drawn at `temperature` (0: always
     the most probable, the first of equals), from the `top_k` most probable (None: all), and of
@@ -179,18 +221,20 @@ def generate(
 def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     if prompt:
         yield prompt
-    previous = int(ids[-1]) if len(ids) and not prompt[-1].isspace() else vocab.boundary
     given = [vocab.boundary, *ids.tolist()]
     for start in range(0, len(given), block):
         sampler.feed(given[start : start + block])
+    previous = vocab.boundary if prompt[-1:].isspace() else given[-1]
+    yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
+
+
+def _tokens(vocab, sampler, length, block, sentence):
     while length > 0:
         try:
             tokens = sampler.generate(min(block, length))
         except OverflowError as error:
             raise UserError(f"no more text from this model: {error}") from error
-        for token in tokens:
-            yield vocab.piece(token, previous)
-            previous = token
-        if sentence and previous == vocab.boundary:
+        yield from tokens
+        if sentence and tokens[-1] == vocab.boundary:
             return
         length -= len(tokens)

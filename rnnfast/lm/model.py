@@ -17,7 +17,7 @@ from .. import _ops, functional
 from ..nn import FastRNN
 from .batches import shifted
 from .cells import CELLS
-from .config import CHAR, RNN, WINDOW, Config
+from .config import RNN, WINDOW, Config
 from .errors import UserError
 from .evaluate import LanguageModel, one_thread
 from .sampling import RecurrentSampler, Sampler
@@ -87,7 +87,7 @@ class NeuralLM(LanguageModel, nn.Module):
         if self.training and self.embedding_dropout:
             kept = F.dropout(embedded.new_ones(len(self.vocab)), self.embedding_dropout)
             embedded = embedded * kept[ids].unsqueeze(-1)
-        return embedded if self.vocab.level == CHAR else self.dropout(embedded)
+        return embedded if self.vocab.letters else self.dropout(embedded)
 
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
@@ -155,6 +155,14 @@ class NeuralLM(LanguageModel, nn.Module):
                 if on_chunk:
                     on_chunk(min(start + chunk, len(ids)))
         return result
+
+    @torch.inference_mode()
+    def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(context).to(self.decoder.weight.device)
+        with self._evaluating(), one_thread():
+            output, _ = self.features(ids[:, None])
+            logits = self.decoder(output[-1, 0])
+        return logits.double().log_softmax(0).cpu().numpy()
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -236,7 +244,7 @@ class RNNLM(NeuralLM):
 
     @property
     def _has_table(self) -> bool:
-        if not self._is_elman or self.vocab.level != CHAR:
+        if not self._is_elman or not self.vocab.letters:
             return False
         rnn = self.rnn
         regularised = self.embedding_dropout or rnn.variational_dropout or rnn.weight_dropout
@@ -245,7 +253,7 @@ class RNNLM(NeuralLM):
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same with the input product taken once a character, not once a position."""
+        """The same with the input product taken once a token, not once a position."""
         rnn = self.rnn
         weight_ih, *others = rnn.parameters()
         table = self.encoder.weight @ weight_ih.t()
@@ -321,14 +329,8 @@ class WindowLM(NeuralLM):
         output = self.dropout(self.activation(self.hidden(window)))
         return torch.cat([output, window], -1) if self.direct else output, ids[steps:]
 
-    @torch.inference_mode()
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        """log p of every token after `context`, int64 (n,), a boundary before its first token:
-        float64 (V,), nats. The last order - 1 tokens are enough."""
-        ids = torch.from_numpy(context[1 - self.order :]).to(self.decoder.weight.device)
-        with self._evaluating():
-            logits, _ = self(ids[:, None])
-        return logits[-1, 0].double().log_softmax(0).cpu().numpy()
+        return super().next_logprobs(context[1 - self.order :])  # all that it sees
 
     def sampler(self, **options):
         return Sampler(self, **options), 1

@@ -70,7 +70,7 @@ class NgramLM(LanguageModel):
         k: float = 1.0,
         stream: bool = False,
     ) -> NgramLM:
-        """Count and estimate on tokens as `vocab.encode_stream` gives them, int64 (n,).
+        """Count and estimate on tokens as `vocab.encode_stream` gives them, integers (n,).
 
         `smoothing` is "mle" (maximum likelihood), "add-k", "stupid" (stupid backoff; Brants et al.
         2007), "katz" (back-off with Good-Turing discounts; Katz 1987), "kn" or "mkn" (interpolated
@@ -86,6 +86,7 @@ class NgramLM(LanguageModel):
             raise UserError(f"k must be a positive number, not {k}")
         if len(ids) == 0:
             raise UserError("there is no token to count: give some text")
+        ids = np.asarray(ids, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= len(vocab):
             raise UserError(f"ids must be in [0, {len(vocab)}): are they of this vocabulary?")
         levels = count(ids, len(vocab), vocab.boundary, order, stream)
@@ -127,11 +128,6 @@ class NgramLM(LanguageModel):
         return result
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        """log p of every token of the vocabulary after `context`: float64 (V,), nats.
-
-        The context, int64 (n,), is a text so far, with a boundary before its first token as
-        everywhere. The last order - 1 tokens are enough.
-        """
         size = len(self.vocab)
         if not self.stream:
             context = context[np.append(0, np.flatnonzero(context == self.vocab.boundary))[-1] :]

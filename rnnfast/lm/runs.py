@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from . import board
+from .batches import memory_map
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .errors import UserError
 from .model import NeuralLM, build
 from .storage import Folder, load, read_checkpoint, read_settings, weights
+from .text import Text, parts
 from .trainer import Trainer
 from .vocab import Vocabulary
 
@@ -31,10 +34,11 @@ def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Tra
         texts = [corpus.train if corpus.vocab is None else corpus.vocab]
         if config.level == CHAR:  # one of valid that train has not would stop the run
             texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
-        vocab = Vocabulary.build(config.level, texts, config.min_count, config.max_vocab)
+        words = itertools.chain.from_iterable(map(parts, texts))
+        vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
         model = build(config, vocab)
-        trainer = Trainer(model, config, *_streams(vocab, corpus), folder=folder)
+        trainer = Trainer(model, config, *_streams(vocab, corpus, folder), folder=folder)
         if folder is not None:
             folder.write_settings(config, vocab, _about(corpus))
         return trainer
@@ -73,12 +77,9 @@ def resume(
         raise UserError(
             f"the text is not the one the run in {path} began with: give that one, or start anew"
         )
-    trainer = Trainer(
-        build(changed, vocab),
-        changed,
-        *_streams(vocab, corpus),
-        folder=Folder(path, resume=True),
-    )
+    folder = Folder(path, resume=True)
+    streams = _streams(vocab, corpus, folder)
+    trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
     try:
         trainer.restore(tensors, state, best)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -108,14 +109,14 @@ def _about(corpus: Corpus) -> dict:
     return {"source": corpus.source, "sha256": corpus.fingerprint()}
 
 
-def _streams(vocab: Vocabulary, corpus: Corpus) -> tuple:
-    streams = [
-        None if text is None else vocab.encode_stream(text)
-        for text in (corpus.train, corpus.valid, corpus.test)
-    ]
-    if len(streams[1]) == 0:
+def _streams(vocab: Vocabulary, corpus: Corpus, folder: Folder | None) -> tuple:
+    valid = vocab.encode_stream(corpus.valid)
+    if len(valid) == 0:
         raise UserError("the validation text is empty: give more text")
-    return tuple(streams)
+    test = None if corpus.test is None else vocab.encode_stream(corpus.test)
+    if isinstance(corpus.train, Text):
+        return memory_map(vocab, corpus.train, folder and folder.path), valid, test
+    return vocab.encode_stream(corpus.train), valid, test
 
 
 def set_up(device: str, threads: int | None) -> None:

@@ -26,7 +26,7 @@ from .._version import __version__
 from . import arpa
 from .board import Board
 from .config import Config
-from .errors import UserError
+from .errors import MissingPackage, UserError
 from .files import sync, write_atomic, writing
 from .model import NeuralLM, build
 from .ngram import NgramLM
@@ -234,6 +234,8 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
         vocab = Vocabulary.from_json(_read_json(path / VOCAB))
         if vocab.level != config.level:
             raise UserError(f"level {vocab.level} is not the {config.level} of {CONFIG}")
+    except MissingPackage:
+        raise
     except UserError as error:
         message = str(error)
         if str(path) not in message:

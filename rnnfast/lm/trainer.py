@@ -23,6 +23,7 @@ from .ngram import NgramLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .storage import Folder, weights
 
+BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
 SAVING_PART = 0.02  # checkpoints take no more of the time
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
@@ -63,10 +64,11 @@ class Step:
 class Trainer:
     """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
 
-    train, valid, test: int64 (n,). `folder` (or None) receives the best model, a checkpoint every
-    `checkpoint_interval` seconds, at every validation and when stopped by SIGINT or SIGTERM, and
-    the log. On the CPU and without `max_seconds` the run depends on nothing but the settings, and
-    one that was stopped and resumed is bit for bit the one that was not.
+    train, valid, test: int64 (n,); train may be a memory map, of other integers too. `folder` (or
+    None) receives the best model, a checkpoint every `checkpoint_interval` seconds, at every
+    validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
+    `max_seconds` the run depends on nothing but the settings, and one that was stopped and resumed
+    is bit for bit the one that was not.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
@@ -368,11 +370,11 @@ class Trainer:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Loss of the unigram and the bigram model of train on valid, nats a token: what a model
-        has to beat before it has learnt anything."""
+        """Loss of the unigram and the bigram model of train, or of its first 4.2M tokens, on
+        valid, nats a token: what a model has to beat before it has learnt anything."""
 
         def loss(order: int) -> float:
-            model = NgramLM.fit(self.vocab, self.train, order, stream=True)
+            model = NgramLM.fit(self.vocab, self.train[:BASELINE_TOKENS], order, stream=True)
             return float(-model.logprobs(self.valid).mean())
 
         return {"unigram": loss(1), "bigram": loss(2)}
@@ -427,5 +429,5 @@ def _figures(split: str, result: Evaluation | None) -> dict:
 
 def _tokens(lanes: Lanes, steps: int) -> int:
     epochs, rest = divmod(steps, len(lanes))
-    length, batch = lanes.inputs.shape
+    length, batch = lanes.shape
     return (epochs * length + min(rest * lanes.bptt, length)) * batch

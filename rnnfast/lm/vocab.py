@@ -1,48 +1,53 @@
-"""Characters or words to integers and back."""
+"""Characters, words, bytes or pieces of words to integers and back."""
 
 from __future__ import annotations
 
+import codecs
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from .config import CHAR, WORD
-from .errors import UserError
+from .config import BPE, BYTE, CHAR, WORD
+from .errors import MissingPackage, UserError
+from .text import Text, parts
 
 EOS = "<eos>"
 UNK = "<unk>"
-BOUNDARY = {CHAR: "\n", WORD: EOS}
+BOUNDARY = {CHAR: "\n", WORD: EOS, BYTE: "\n", BPE: "\n"}
 
 
 class Vocabulary:
-    """The tokens of a model, numbered 0..V-1.
+    """The tokens of a model, numbered 0..V-1: `build` makes one of texts, for one of four levels.
 
     One of them is the boundary, which stands before the first token of every text and closes
-    every line: "\\n" at char level, `<eos>` at word level. So a newline in a text is the boundary
-    at both levels, and words are what whitespace separates. A word outside the vocabulary becomes
-    `<unk>`; a character outside it does so if the vocabulary has `<unk>`, and else is an error.
+    every line: `<eos>` at word level, and else "\\n". So a newline in a text is the boundary at
+    every level. At word level words are what whitespace separates, and one outside the vocabulary
+    becomes `<unk>`; a character outside it does so if the vocabulary has `<unk>`, and else is an
+    error. Bytes, of UTF-8, and BPE, whose tokens are made of them, have every text.
+
+    The tokens of bytes are named by their text, or, where they are not whole characters, by
+    `<0xE2>` for each byte.
     """
 
-    def __init__(self, level: str, tokens: Iterable[str]):
-        self.level = level
+    level: str
+    letters: bool  # tokens are characters or bytes: there are few, and most are seen often
+
+    def __init__(self, tokens: Iterable[str]):
         self.tokens = list(tokens)
         self._index = {token: i for i, token in enumerate(self.tokens)}
-        if level not in BOUNDARY or len(self._index) != len(self.tokens):
-            raise UserError("a vocabulary needs level char or word and tokens that all differ")
-        for token in [BOUNDARY[level]] + [UNK] * (level == WORD):
+        if len(self._index) != len(self.tokens):
+            raise UserError("the tokens of a vocabulary must all differ")
+        for token in [BOUNDARY[self.level]] + [UNK] * (self.level == WORD):
             if token not in self._index:
-                raise UserError(f"a {level} vocabulary needs the token {token!r}")
-        self.boundary: int = self._index[BOUNDARY[level]]
-        self.unk: int | None = self._index.get(UNK)
-        if level == CHAR:
-            points = {ord(token): i for token, i in self._index.items() if token != UNK}
-            self._lookup = np.full(max(points) + 1, -1, dtype=np.int32)
-            self._lookup[list(points)] = list(points.values())
+                raise UserError(f"a {self.level} vocabulary needs the token {token!r}")
+        self.boundary: int = self._index[BOUNDARY[self.level]]
+        self.unk: int | None = self._index.get(UNK) if self.level in (CHAR, WORD) else None
 
-    @classmethod
+    @staticmethod
     def build(
-        cls,
         level: str,
         texts: Iterable[str],
         min_count: int = 1,
@@ -53,19 +58,29 @@ class Vocabulary:
         then `<unk>`.
 
         Word level: `<eos>`, `<unk>`, then the words seen at least `min_count` times, the most
-        frequent first, at most `max_vocab` tokens in all. Raises UserError for less than 1 and 2.
+        frequent first, at most `max_vocab` tokens in all. Byte level: the 256 bytes. BPE level:
+        these, and the merges that byte pair encoding (Sennrich et al. 2016) learns from the texts,
+        up to `max_vocab` tokens in all. Raises UserError for a `min_count` less than 1 or a
+        `max_vocab` less than 2, at BPE level less than 256 or not given, or without the package
+        tokenizers.
         """
         if min_count < 1:
             raise UserError(f"min_count must be at least 1, not {min_count}")
         if max_vocab is not None and max_vocab < 2:
             raise UserError(f"max_vocab must be at least 2, not {max_vocab}")
         if level == CHAR:
-            return cls(CHAR, sorted({"\n"}.union(*map(set, texts))) + [UNK] * unk)
+            return CharVocabulary(sorted({"\n"}.union(*map(set, texts))) + [UNK] * unk)
+        if level == BYTE:
+            return ByteVocabulary(_name(bytes([i])) for i in range(256))
+        if level == BPE:
+            return BPEVocabulary.learn(texts, max_vocab)
+        if level != WORD:
+            raise UserError(f"level must be one of {', '.join(VOCABULARIES)}, not {level!r}")
         counts = Counter(word for text in texts for word in text.split())
         del counts[EOS], counts[UNK]
         words = [word for word, count in counts.items() if count >= min_count]
         words.sort(key=lambda word: (-counts[word], word))
-        return cls(WORD, [EOS, UNK, *words][:max_vocab])
+        return WordVocabulary([EOS, UNK, *words][:max_vocab])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,12 +90,87 @@ class Vocabulary:
 
         Raises UserError for a character that is not in the vocabulary, if that has no `<unk>`.
         """
-        if close and not text.endswith("\n"):
-            text += "\n"
-        if self.level == WORD:
-            words = text.replace("\n", f" {EOS} ").split()
-            get = self._index.get
-            return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
+        return self._encode(text if not close or text.endswith("\n") else text + "\n")
+
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
+        """`at` is the position of the text in a longer one, for messages."""
+        raise NotImplementedError
+
+    def encode_parts(self, text: str | Text) -> Iterator[np.ndarray]:
+        """A whole file, part by part: all that is in it, or its words with `<eos>` after every
+        line."""
+        at, part = 0, "\n"
+        for part in parts(text):
+            yield self._encode(part, at)
+            at += len(part)
+        if self.level == WORD and not part.endswith("\n"):
+            yield np.array([self.boundary])
+
+    def encode_stream(self, text: str | Text) -> np.ndarray:
+        """The same at once, int64 (n,)."""
+        return np.concatenate([np.empty(0, np.int64), *self.encode_parts(text)])
+
+    def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        """What each token adds to a text that ends in the token `previous` (None: boundary).
+
+        Where tokens are of bytes, "" until a character is whole, and a last piece for the rest.
+        """
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token numbers: the inverse of `encode`, at word level up to runs of spaces.
+
+        Bytes that are not UTF-8 become U+FFFD.
+        """
+        return "".join(self.pieces(map(int, ids)))
+
+    def to_json(self) -> dict:
+        return {"level": self.level, "tokens": self.tokens}
+
+    @staticmethod
+    def from_json(data: dict) -> Vocabulary:
+        """Raises UserError where `data` is not what `to_json` makes."""
+        tokens = data.get("tokens") if isinstance(data, dict) else None
+        if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
+            raise UserError("a vocabulary needs a list of tokens")
+        level = data.get("level")
+        if not isinstance(level, str) or level not in VOCABULARIES:
+            raise UserError(f"level must be one of {', '.join(VOCABULARIES)}, not {level!r}")
+        if level == BPE:
+            return BPEVocabulary(tokens, data.get("tokenizer"))
+        return VOCABULARIES[level](tokens)
+
+
+class WordVocabulary(Vocabulary):
+    level, letters = WORD, False
+
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
+        words = text.replace("\n", f" {EOS} ").split()
+        get = self._index.get
+        return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
+
+    def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        previous = self.boundary if previous is None else previous
+        for token in ids:
+            if token == self.boundary:
+                yield "\n"
+            else:
+                yield self.tokens[token] if previous == self.boundary else " " + self.tokens[token]
+            previous = token
+
+
+class CharVocabulary(Vocabulary):
+    level, letters = CHAR, True
+
+    def __init__(self, tokens: Iterable[str]):
+        super().__init__(tokens)
+        if any(len(token) != 1 and token != UNK for token in self.tokens):
+            raise UserError("the tokens of a char vocabulary must be single characters")
+        points = {ord(token): i for token, i in self._index.items() if token != UNK}
+        self._lookup = np.full(max(points) + 1, -1, dtype=np.int32)
+        self._lookup[list(points)] = list(points.values())
+
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         known = points < len(self._lookup)
         ids = self._lookup[np.where(known, points, 0)].astype(np.int64)
@@ -88,41 +178,150 @@ class Vocabulary:
         if self.unk is not None:
             ids[~known] = self.unk
         elif not known.all():
-            at = int(known.argmin())
+            first = int(known.argmin())
             raise UserError(
-                f"character {text[at]!a} (position {at}) is not in the model's vocabulary of "
-                f"{len(self)} characters: leave it out, or train on text that has it"
+                f"character {text[first]!a} (position {at + first}) is not in the model's "
+                f"vocabulary of {len(self)} characters: leave it out, or train on text that has it"
             )
         return ids
 
-    def encode_stream(self, text: str) -> np.ndarray:
-        """A whole file: its exact characters, or its words with `<eos>` after every line."""
-        return self.encode(text, close=self.level == WORD)
+    def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        return (self.tokens[token] for token in ids)
 
-    def piece(self, token: int, previous: int) -> str:
-        """What `token` adds to a text that ends in `previous`: words are set apart by a space."""
-        if token == self.boundary:
-            return "\n"
-        apart = self.level == WORD and previous != self.boundary
-        return " " + self.tokens[token] if apart else self.tokens[token]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token numbers: the inverse of `encode` up to runs of spaces."""
-        previous, pieces = self.boundary, []
+class ByteVocabulary(Vocabulary):
+    level, letters = BYTE, True
+
+    def __init__(self, tokens: Iterable[str]):
+        super().__init__(tokens)
+        self._bytes = [_bytes(token) for token in self.tokens]
+        if {token for token in self._bytes if len(token) == 1} != {bytes([i]) for i in range(256)}:
+            raise UserError(f"a {self.level} vocabulary needs the 256 bytes")
+        if self.level == BYTE:
+            if len(self) != 256:
+                raise UserError("the tokens of a byte vocabulary must be the 256 bytes")
+            self._lookup = np.empty(256, dtype=np.int64)
+            self._lookup[list(b"".join(self._bytes))] = np.arange(256)
+
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
+        return self._lookup[np.frombuffer(_utf8(text), dtype=np.uint8)]
+
+    def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in ids:
-            pieces.append(self.piece(int(token), previous))
-            previous = int(token)
-        return "".join(pieces)
+            yield decoder.decode(self._bytes[token])
+        if rest := decoder.decode(b"", final=True):
+            yield rest
 
-    def to_json(self) -> dict:
-        return {"level": self.level, "tokens": self.tokens}
+
+class BPEVocabulary(ByteVocabulary):
+    """Byte-level BPE, as of GPT-2 (Radford et al. 2019), by Hugging Face's tokenizers.
+
+    No merge crosses a newline, nor the start of a word, a number or a run of other characters.
+    `tokenizer` is a `tokenizers.Tokenizer` as JSON.
+    """
+
+    level, letters = BPE, False
+
+    def __init__(self, tokens: Iterable[str], tokenizer: object):
+        super().__init__(tokens)
+        package = _tokenizers()
+        try:
+            self._tokenizer = package.Tokenizer.from_str(json.dumps(tokenizer))
+            theirs = self._tokenizer.get_vocab(with_added_tokens=True).items()
+            numbers = {i: self._index[_name(_of_symbols(symbols))] for symbols, i in theirs}
+            self._numbers = np.array([numbers[i] for i in range(len(self))])
+        except Exception as error:  # the package has no class of its own for bad JSON
+            raise UserError(f"the tokenizer is not one of these tokens ({error})") from error
 
     @classmethod
-    def from_json(cls, data: dict) -> Vocabulary:
-        """Raises UserError where `data` is not what `to_json` makes."""
-        tokens = data.get("tokens") if isinstance(data, dict) else None
-        if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
-            raise UserError("a vocabulary needs a list of tokens")
-        if data.get("level") == CHAR and any(len(t) != 1 and t != UNK for t in tokens):
-            raise UserError("the tokens of a char vocabulary must be single characters")
-        return cls(data.get("level"), tokens)
+    def learn(cls, texts: Iterable[str], max_vocab: int | None) -> BPEVocabulary:
+        """The vocabulary of `Vocabulary.build`."""
+        if max_vocab is None or max_vocab < 256:
+            raise UserError(f"max_vocab must be at least 256 at bpe level, not {max_vocab}")
+        package = _tokenizers()
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        tokenizer = package.Tokenizer(models.BPE())
+        levels = [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(levels)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=max_vocab,
+            min_frequency=2,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((_checked(text) for text in texts), trainer)
+        symbols = map(tokenizer.id_to_token, range(tokenizer.get_vocab_size()))
+        return cls([_name(_of_symbols(s)) for s in symbols], json.loads(tokenizer.to_str()))
+
+    def _encode(self, text: str, at: int = 0) -> np.ndarray:
+        # No token crosses a line's end. Line by line the package's threads share the work.
+        lines = re.findall("[^\n]*\n|[^\n]+", _checked(text))
+        encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        ids = [i for encoding in encodings for i in encoding.ids]
+        return self._numbers[np.array(ids, dtype=np.int64)]
+
+    def to_json(self) -> dict:
+        return {**super().to_json(), "tokenizer": json.loads(self._tokenizer.to_str())}
+
+
+VOCABULARIES: dict[str, type[Vocabulary]] = {
+    vocabulary.level: vocabulary
+    for vocabulary in (CharVocabulary, WordVocabulary, ByteVocabulary, BPEVocabulary)
+}
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text has {text[error.start]!a}, which is no character") from error
+
+
+def _checked(text: str) -> str:
+    _utf8(text)
+    return text
+
+
+def _name(token: bytes) -> str:
+    """The name of a token of bytes; no two have the same."""
+    try:
+        name = token.decode("utf-8")
+        if not re.search(r"<(0x|U\+)", name):  # with which names of bytes and in ARPA files begin
+            return name
+    except UnicodeDecodeError:
+        pass
+    return "".join(f"<0x{byte:02X}>" for byte in token)
+
+
+def _bytes(name: str) -> bytes:
+    """The inverse of `_name`."""
+    if re.fullmatch(r"(<0x[0-9A-F]{2}>)+", name):
+        return bytes(int(byte, 16) for byte in re.findall("<0x(..)>", name))
+    return _utf8(name)
+
+
+def _tokenizers():
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise MissingPackage("bpe level needs tokenizers: pip install 'rnnfast[bpe]'") from error
+    return tokenizers
+
+
+# How GPT-2 writes bytes as characters that are no white space: the printable ones of Latin-1 as
+# themselves, the others as the characters from 256 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_SYMBOLS = {chr(byte): byte for byte in _PRINTABLE}
+_SYMBOLS.update(
+    (chr(256 + i), byte) for i, byte in enumerate(b for b in range(256) if b not in _PRINTABLE)
+)
+
+
+def _of_symbols(symbols: str) -> bytes:
+    return bytes(_SYMBOLS[symbol] for symbol in symbols)

@@ -1,0 +1,234 @@
+"""Reading text: files, compressed or not, directories, standard input; all at once or in parts."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import functools
+import itertools
+import lzma
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import MissingPackage, UserError
+from .files import writing
+
+STDIN = "-"
+BLOCK = 1 << 18  # bytes read at a time; compressed ones become many times as many
+IN_MEMORY = 1 << 26  # characters; a longer text is read anew whenever it is needed
+LONGEST_WORD = 1 << 24  # characters; a longer one may be cut
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file, a directory or, for "-", standard input, CRLF as "\n".
+
+    What gzip, bzip2, xz or zstd has compressed is decompressed, told by its first bytes whatever
+    its name; zstd needs Python 3.14 or the package zstandard. A directory is all files in it and
+    in its folders, in the order of their paths, without those with a name, or in a folder with a
+    name, that begins with a dot; each closes its last line. Raises UserError for what is missing,
+    empty, damaged or not UTF-8.
+    """
+    return "".join(_reader(path)())
+
+
+def open_text(path: str | Path) -> str | Text:
+    """As `read_text`, but a text of more than IN_MEMORY characters stays where it is.
+
+    It must not change as long as it is used. Standard input is kept in a temporary file.
+    """
+    read = _reader(path)
+    kept, size = [], 0
+    for piece in read():
+        size += len(piece)
+        if size > IN_MEMORY:
+            kept.clear()
+        else:
+            kept.append(piece)
+    return "".join(kept) if size <= IN_MEMORY else Text(read, 0, size)
+
+
+class Text:
+    """A text that need not fit in memory: `pieces` reads it anew. Slices are such texts too."""
+
+    def __init__(self, read: Callable[[], Iterator[str]], start: int, stop: int):
+        """Characters `start` to `stop` of the pieces that `read()` gives."""
+        self._read, self._start, self._stop = read, start, stop
+
+    def __len__(self) -> int:
+        """Characters."""
+        return self._stop - self._start
+
+    def __getitem__(self, part: slice) -> Text:
+        start, stop, _ = part.indices(len(self))
+        return Text(self._read, self._start + start, self._start + max(start, stop))
+
+    def pieces(self) -> Iterator[str]:
+        at = 0
+        for piece in self._read():
+            if at >= self._stop:
+                return
+            if part := piece[max(self._start - at, 0) : self._stop - at]:
+                yield part
+            at += len(piece)
+
+
+def parts(text: str | Text) -> Iterator[str]:
+    """A text cut at the ends of lines, or where a line is long before a space."""
+    if isinstance(text, Text):
+        pieces = text.pieces()
+    else:
+        pieces = (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
+    kept = ""
+    for piece in pieces:
+        kept += piece
+        if len(kept) < BLOCK:
+            continue
+        end = kept.rfind("\n") + 1 or max(kept.rfind(" "), 0)
+        if not end and len(kept) > LONGEST_WORD:
+            end = len(kept)
+        if end:
+            yield kept[:end]
+            kept = kept[end:]
+    if kept:
+        yield kept
+
+
+def is_stdin(path: str | Path) -> bool:
+    return str(path) == STDIN
+
+
+def _reader(path: str | Path) -> Callable[[], Iterator[str]]:
+    """What reads a text, as often as it is called, in pieces that are not empty."""
+    if is_stdin(path):
+        # Closed, and gone, when nobody reads it any more.
+        file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+        with writing(tempfile.gettempdir()):
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        empty = "standard input is empty: give text, and - for one text alone"
+        return functools.partial(_not_blank, empty, functools.partial(_spooled, file))
+    read = _directory if Path(path).is_dir() else _file
+    empty = f"{path} is empty: give a file with text"
+    return functools.partial(_not_blank, empty, functools.partial(read, Path(path)))
+
+
+def _not_blank(empty: str, read: Callable[[], Iterator[str]]) -> Iterator[str]:
+    blank = True
+    for piece in read():
+        blank = blank and not piece.strip()
+        yield piece
+    if blank:
+        raise UserError(empty)
+
+
+def _directory(root: Path) -> Iterator[str]:
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if hidden or not path.is_file():
+            continue
+        piece = "\n"
+        for piece in _file(path):
+            yield piece
+        if not piece.endswith("\n"):
+            yield "\n"
+
+
+def _file(path: Path) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            yield from _text(str(path), file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _spooled(file: BinaryIO) -> Iterator[str]:
+    file.seek(0)
+    return _text("standard input", file)
+
+
+def _text(name: str, file: BinaryIO) -> Iterator[str]:
+    return _decoded(name, _decompressed(name, file))
+
+
+def _decoded(name: str, blocks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done, kept, mark = 0, "", "\ufeff"  # a byte order mark is no text
+    for block in itertools.chain(blocks, [b""]):
+        waiting = len(decoder.getstate()[0])
+        try:
+            text = kept + decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name} is not UTF-8 text (byte {done - waiting + error.start}): "
+                "convert it, e.g. with iconv"
+            ) from error
+        done += len(block)
+        if text:
+            text, mark = text.removeprefix(mark), ""
+        # The last "\r" may be half of a line's end.
+        kept = "\r" if block and text.endswith("\r") else ""
+        text = text[: len(text) - len(kept)].replace("\r\n", "\n")
+        if text:
+            yield text
+
+
+def _gzip():
+    return zlib.decompressobj(wbits=31)
+
+
+def _zstd():
+    try:
+        from compression.zstd import ZstdDecompressor  # Python 3.14
+    except ImportError:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingPackage(
+                "zstd needs Python 3.14 or the package zstandard: pip install zstandard, or "
+                "decompress the text yourself"
+            ) from None
+        return zstandard.ZstdDecompressor().decompressobj()
+    return ZstdDecompressor()
+
+
+# By their first bytes; no UTF-8 text begins so.
+_FORMATS = {
+    rb"\x1f\x8b": ("gzip", _gzip),
+    rb"BZh[1-9]1AY&SY": ("bzip2", bz2.BZ2Decompressor),
+    rb"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
+    rb"\x28\xb5\x2f\xfd": ("zstd", _zstd),
+}
+
+
+def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
+    block = file.read(BLOCK)
+    found = [format for magic, format in _FORMATS.items() if re.match(magic, block)]
+    if not found:
+        while block:
+            yield block
+            block = file.read(BLOCK)
+        return
+    [(kind, decompressor)] = found
+    member = None  # several may follow one another, with zeros between
+    while block or (block := file.read(BLOCK)):
+        if member is None and not (block := block.lstrip(b"\0")):
+            continue
+        try:
+            member = member or decompressor()
+            data = member.decompress(block)
+        except MissingPackage as error:
+            raise UserError(f"cannot read {name}: {error}") from error
+        except Exception as error:  # each module has exceptions of its own
+            raise UserError(f"{name} is damaged {kind} data ({error})") from error
+        if data:
+            yield data
+        block = b""
+        if member.eof:
+            block, member = member.unused_data, None
+    if member is not None:
+        raise UserError(f"{name} is cut off: its {kind} data has no end")
