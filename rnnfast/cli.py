@@ -28,6 +28,7 @@ from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
+from .tasks import cli as tasks
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 COMPARE_SECONDS = 300.0  # of each neural model in a comparison
@@ -475,6 +476,8 @@ def parser() -> argparse.ArgumentParser:
         "compare", compare, "Train n-grams, window and RNN on one text; mix them; a table."
     )
     _compare_arguments(sub)
+
+    tasks.register(command)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
