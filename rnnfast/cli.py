@@ -24,6 +24,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
+from .diagnostics import cli as diagnostics
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -477,7 +478,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _compare_arguments(sub)
 
-    tasks.register(command)
+    for room in (tasks, diagnostics):
+        room.register(command)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)
