@@ -25,6 +25,7 @@ from rich.table import Column, Table
 
 from . import bench, lm
 from ._version import __version__
+from .diagnostics import cli as diagnostics
 from .lm import curves
 from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
 from .lm.evaluate import bits, perplexity
@@ -32,6 +33,7 @@ from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
 from .lm.text import parts
+from .tasks import cli as tasks
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
 COMPARE_SECONDS = 300.0  # of each neural model in a comparison
@@ -608,6 +610,9 @@ def parser() -> argparse.ArgumentParser:
         help="draw here, .png or .svg (learning-curves.png)",
     )
     sub.add_argument("--x", choices=curves.AXES, default="steps", help="axis to draw over (steps)")
+
+    for room in (tasks, diagnostics):
+        room.register(command)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
     bench.add_arguments(sub)

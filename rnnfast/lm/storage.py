@@ -42,7 +42,7 @@ FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
 BOARD = "tensorboard"
 
 
-def _json(data) -> bytes:
+def to_json(data) -> bytes:
     return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
 
 
@@ -129,10 +129,10 @@ class Folder:
 
     def write_settings(self, config: Config, vocab: Vocabulary, corpus: dict) -> None:
         """`config.json` and `vocab.json`; `corpus` says what was read and its fingerprint."""
-        write_atomic(self.path / VOCAB, _json(vocab.to_json()))
+        write_atomic(self.path / VOCAB, to_json(vocab.to_json()))
         about = {"format": FORMAT, "rnnfast": __version__, "torch": torch.__version__}
         settings = {**about, "config": config.to_json(), "corpus": corpus}
-        write_atomic(self.path / CONFIG, _json(settings))
+        write_atomic(self.path / CONFIG, to_json(settings))
 
     def write_weights(self, tensors: dict[str, torch.Tensor]) -> None:
         write_atomic(self.path / WEIGHTS, to_bytes(tensors, {"format": "pt"}))
@@ -222,16 +222,16 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
         raise UserError(
             f"there is no model folder {path}: give one that rnnfast train made, or an ARPA file"
         )
-    settings = _read_json(path / CONFIG)
+    settings = read_json(path / CONFIG)
     try:
         if settings["format"] != FORMAT:
             raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
         config = Config.from_json(settings["config"])
         corpus = settings["corpus"]
     except (KeyError, TypeError, UserError) as error:
-        raise UserError(_corrupted(path / CONFIG, error)) from error
+        raise UserError(corrupted(path / CONFIG, error)) from error
     try:
-        vocab = Vocabulary.from_json(_read_json(path / VOCAB))
+        vocab = Vocabulary.from_json(read_json(path / VOCAB))
         if vocab.level != config.level:
             raise UserError(f"level {vocab.level} is not the {config.level} of {CONFIG}")
     except MissingPackage:
@@ -239,16 +239,16 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     except UserError as error:
         message = str(error)
         if str(path) not in message:
-            message = _corrupted(path / VOCAB, error)
+            message = corrupted(path / VOCAB, error)
         raise UserError(message) from error
     return config, vocab, corpus
 
 
-def _corrupted(path: Path, why: object) -> str:
+def corrupted(path: Path, why: object) -> str:
     return f"{path} is corrupted ({why}): restore it, or train the model again"
 
 
-def _read_json(path: Path):
+def read_json(path: Path):
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -256,7 +256,7 @@ def _read_json(path: Path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(_corrupted(path, "not JSON")) from error
+        raise UserError(corrupted(path, "not JSON")) from error
 
 
 def read_tensors(
@@ -281,12 +281,12 @@ def read_tensors(
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
     except SafetensorError as error:
-        raise UserError(_corrupted(path, str(error).splitlines()[0])) from error
+        raise UserError(corrupted(path, str(error).splitlines()[0])) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(_corrupted(path, f"{name} is not finite"))
+            raise UserError(corrupted(path, f"{name} is not finite"))
     return tensors, metadata
 
 
@@ -299,4 +299,4 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         return tensors, json.loads(metadata["state"])
     except (KeyError, ValueError) as error:
-        raise UserError(_corrupted(file, "no state")) from error
+        raise UserError(corrupted(file, "no state")) from error

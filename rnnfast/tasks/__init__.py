@@ -1,0 +1,14 @@
+"""Estimators of sequences over a FastRNN encoder: classes, numbers and tags.
+
+from rnnfast.tasks import SequenceClassifier
+
+model = SequenceClassifier().fit(["a fine film", "a dull film"] * 50, ["pos", "neg"] * 50)
+print(model.predict(["fine"]), model.predict_proba(["fine"]))
+model.save("my-classifier")
+"""
+
+from .estimators import SequenceClassifier, SequenceEstimator, SequenceRegressor, SequenceTagger
+
+load = SequenceEstimator.load
+
+__all__ = ["SequenceClassifier", "SequenceRegressor", "SequenceTagger", "load"]

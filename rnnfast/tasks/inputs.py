@@ -1,0 +1,191 @@
+"""From sequences to what a network reads: embedded features of tokens, or numbers as they are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from ..lm.errors import UserError
+
+AFFIX = re.compile(r"(prefix|suffix)([1-9])")
+EMPTY = ""  # stands first in every feature's table, for the values that have no entry of their own
+
+
+def shape(word: str) -> str:
+    """The kinds of characters in a word, runs of one kind as one: "McCoy-90s" -> "AaAa-0a"."""
+    kinds = (
+        "0" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in word
+    )
+    return "".join(kind for kind, _ in groupby(kinds))
+
+
+def extractor(name: str) -> Callable[[list[str]], list[str]]:
+    """The function from the words of a sequence to the values of the feature `name`.
+
+    word: the word in lower case; form: as it is; bigram: the word before and this one, in lower
+    case; shape: see `shape`; prefixN, suffixN: the first or last N characters in lower case, N in
+    1..9. Raises UserError for any other name.
+    """
+    if name == "word":
+        return lambda words: [word.lower() for word in words]
+    if name == "form":
+        return list
+    if name == "bigram":
+
+        def bigrams(words):
+            lower = [word.lower() for word in words]
+            return [f"{a} {b}" for a, b in zip(["", *lower], lower, strict=False)]
+
+        return bigrams
+    if name == "shape":
+        return lambda words: [shape(word) for word in words]
+    affix = AFFIX.fullmatch(name) if isinstance(name, str) else None
+    if affix is None:
+        raise UserError(
+            f"features must be of word, form, bigram, shape, prefixN and suffixN, not {name!r}"
+        )
+    n = int(affix[2])
+    cut = slice(n) if affix[1] == "prefix" else slice(-n, None)
+    return lambda words: [word.lower()[cut] for word in words]
+
+
+def is_numeric(sequences: Sequence) -> bool:
+    """Whether these are sequences of numbers; else they are of tokens.
+
+    Raises UserError for none at all, or for a single text in place of a list of texts.
+    """
+    if isinstance(sequences, str) or not len(sequences):
+        raise UserError(f"X must be sequences, at least one, not {sequences!r}")
+    first = sequences[0]
+    return isinstance(first, (np.ndarray, torch.Tensor)) and not isinstance(first, np.str_)
+
+
+def steps(sequence) -> int:
+    """Time steps of a sequence: words of a text, entries of a list, rows of an array."""
+    return len(sequence.split()) if isinstance(sequence, str) else len(sequence)
+
+
+class Tokens:
+    """Tokens as rows of one embedding table: F features, each with its own block of rows.
+
+    A sequence is a text, cut at whitespace, a list of words, or a list of tuples of strings: a word
+    and other columns, such as its part of speech, each of which is one feature more. The first row
+    of a block is for values that were not in the training data (or in it less than `min_count`
+    times); a sequence of no tokens is read as one unknown token.
+    """
+
+    def __init__(self, features: Sequence[str], tables: list[list[str]]):
+        self.features = tuple(features)
+        self.tables = tables
+        self.columns = 1 + len(tables) - len(self.features)
+        self._extractors = [extractor(name) for name in self.features]
+        starts = np.cumsum([0, *map(len, tables)])
+        self.rows = int(starts[-1])
+        self.unknown = torch.from_numpy(starts[:-1])  # (F,)
+        self._index = [
+            {value: start + i for i, value in enumerate(table)}
+            for start, table in zip(starts.tolist(), tables, strict=False)
+        ]
+
+    @classmethod
+    def fit(cls, sequences: Sequence, features: Sequence[str], min_count: int) -> Tokens:
+        """Tables of the values in `sequences`, the most frequent first. Raises UserError."""
+        rows = [_columns(sequence, i) for i, sequence in enumerate(sequences)]
+        columns = next((len(row) for row in rows if row), 1)
+        if not features and columns == 1:
+            raise UserError("features must name at least one, for sequences of words alone")
+        blank = cls(features, [[EMPTY]] * (len(features) + columns - 1))
+        counts = [Counter() for _ in blank.tables]
+        for i, row in enumerate(rows):
+            for count, values in zip(counts, blank._values(row, i), strict=True):
+                count.update(values)
+        tables = []
+        for count in counts:
+            del count[EMPTY]
+            kept = [value for value, n in count.items() if n >= min_count]
+            tables.append([EMPTY, *sorted(kept, key=lambda value: (-count[value], value))])
+        return cls(features, tables)
+
+    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+        """Rows of the table, int64 (T, F) a sequence; T is at least 1. Raises UserError."""
+        encoded = []
+        for i, sequence in enumerate(sequences):
+            values = self._values(_columns(sequence, i), i)
+            if not values[0]:
+                encoded.append(self.unknown[None])
+                continue
+            ids = [
+                [index.get(value, start) for value in column]
+                for index, start, column in zip(
+                    self._index, self.unknown.tolist(), values, strict=True
+                )
+            ]
+            encoded.append(torch.tensor(ids).t().contiguous())
+        return encoded
+
+    def _values(self, columns: list[list[str]], i: int) -> list[list[str]]:
+        """One list of values a feature."""
+        columns = columns or [[]] * self.columns
+        if len(columns) != self.columns:
+            raise UserError(
+                f"X[{i}] has tokens of {len(columns)} columns, not {self.columns} as the others"
+            )
+        return [extract(columns[0]) for extract in self._extractors] + columns[1:]
+
+
+def _columns(sequence, i: int) -> list[list[str]]:
+    """The columns of a sequence of tokens, [] if it has none."""
+    tokens = sequence.split() if isinstance(sequence, str) else sequence
+    tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
+    if all(isinstance(token, str) for token in tokens):
+        return [tokens] if tokens else []
+    rows = {len(token) for token in tokens if isinstance(token, (tuple, list))}
+    if len(rows) == 1 and all(
+        isinstance(token, (tuple, list)) and token and all(isinstance(v, str) for v in token)
+        for token in tokens
+    ):
+        return [list(column) for column in zip(*tokens, strict=True)]
+    raise UserError(
+        f"X[{i}] must be a text, a list of words, a list of tuples of as many strings each, or an "
+        f"array of numbers, (T, I)"
+    )
+
+
+class Numbers:
+    """Sequences of vectors, float arrays (T, I) or, for I = 1, (T,)."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    @classmethod
+    def fit(cls, sequences: Sequence) -> Numbers:
+        return cls(_vectors(sequences[0], 0).shape[1])
+
+    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+        """float32 (T, I) a sequence. Raises UserError for another I, T = 0, NaN and infinity."""
+        encoded = [_vectors(sequence, i) for i, sequence in enumerate(sequences)]
+        for i, vectors in enumerate(encoded):
+            if vectors.shape[1] != self.size or not len(vectors) or not vectors.isfinite().all():
+                raise UserError(
+                    f"X[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
+                    f"{tuple(vectors.shape)}"
+                    + (" with some that are not finite" if not vectors.isfinite().all() else "")
+                )
+        return encoded
+
+
+def _vectors(sequence, i: int) -> torch.Tensor:
+    try:
+        vectors = torch.as_tensor(sequence).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"X[{i}] must be an array of numbers, (T, I)") from error
+    if vectors.dim() == 1:
+        vectors = vectors[:, None]
+    if vectors.dim() != 2:
+        raise UserError(f"X[{i}] must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
+    return vectors

@@ -1,0 +1,106 @@
+"""The network under every estimator: embeddings or numbers, FastRNN, pooling, a linear head."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..nn import FastRNN
+
+POOLINGS = ("last", "mean", "max")
+INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
+# So small that a rare word's few updates outweigh what chance began with (sentence polarity, one
+# fold, 8 epochs: with 1.0 accuracy 0.73, with 0.05 to 0.1 0.76 to 0.78).
+EMBEDDING_STD = 0.1
+
+
+class Embedding(nn.Module):
+    """The sum of the embeddings of a token's features.
+
+    In training a feature's value is taken for unknown with probability `word_dropout`, so that the
+    unknown ones have embeddings too, and the others are not relied on.
+
+    Args:
+        rows: of the table. unknown: int64 (F,), each feature's row for unknown values.
+    """
+
+    def __init__(self, rows: int, unknown: torch.Tensor, size: int, word_dropout: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, size) * EMBEDDING_STD / len(unknown) ** 0.5)
+        self.register_buffer("unknown", unknown, persistent=False)
+        self.word_dropout = word_dropout
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: int64 (T, B, F) -> (T, B, size)."""
+        if self.training and self.word_dropout:
+            dropped = torch.rand(ids.shape, device=ids.device) < self.word_dropout
+            ids = torch.where(dropped, self.unknown, ids)
+        bags = F.embedding_bag(ids.flatten(0, 1), self.weight, mode="sum")
+        return bags.view(*ids.shape[:2], -1)
+
+
+class SequenceNetwork(nn.Module):
+    """Outputs for a sequence, or for each of its steps, by an Elman RNN.
+
+    Args:
+        embedding: what turns the input into vectors, or None if it is vectors.
+        input_size: size of these vectors, I.
+        hidden_size, num_layers, bidirectional, nonlinearity: of the FastRNN.
+        dropout: on vectors, between layers and on what the head reads.
+        pooling: what the head reads: "last" the last state of each direction, "mean" or "max" that
+            of all steps' states, None the states of every step.
+        outputs: O.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding | None,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        nonlinearity: str,
+        dropout: float,
+        pooling: str | None,
+        outputs: int,
+    ):
+        super().__init__()
+        self.embedding = embedding
+        self.rnn = FastRNN(
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity=nonlinearity,
+            bidirectional=bidirectional,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.pooling = pooling
+        self.head = nn.Linear(hidden_size * (1 + bidirectional), outputs)
+        for name, parameter in self.rnn.named_parameters():
+            if name.startswith("weight_hh"):
+                nn.init.orthogonal_(parameter)
+            elif name.startswith("weight_ih_l0"):
+                scale = (1.0 if embedding is None else EMBEDDING_STD) * input_size**0.5
+                nn.init.normal_(parameter, std=INPUT_STD / scale)
+            elif name.startswith("bias"):
+                nn.init.zeros_(parameter)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """x: int64 (T, B, F) or float (T, B, I); lengths: int64 (B,), in [1, T]; what stands past
+        a sequence's end does not matter. Returns (B, O), or (T, B, O) if `pooling` is None."""
+        if self.embedding is not None:
+            x = self.embedding(x)
+        states, h_n = self.rnn(self.dropout(x), lengths=lengths)
+        if self.pooling == "last":
+            D = 1 + self.rnn.bidirectional
+            states = torch.cat(tuple(h_n[-D:]), -1)
+        elif self.pooling == "mean":
+            states = states.sum(0) / lengths[:, None].to(states)
+        elif self.pooling == "max":
+            steps = torch.arange(len(states), device=states.device)
+            past = steps[:, None] >= lengths.to(states.device)
+            states = states.masked_fill(past[..., None], -torch.inf).amax(0)
+        return self.head(self.dropout(states))

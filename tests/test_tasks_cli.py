@@ -1,0 +1,136 @@
+"""`rnnfast classify` and `rnnfast tag`: what they write, and what they say of bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rnnfast import cli
+from rnnfast.tasks.cli import _folds
+
+TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
+TINY += ["--threads", 1, "--dropout", 0, "--word-dropout", 0]
+GOOD = [f"a {word} film" for word in ("good", "fine", "great")] * 10
+BAD = [f"a {word} film" for word in ("bad", "dull", "poor")] * 10
+SENTENCE = "The DT B-NP\ncat NN I-NP\nsat VBD B-VP\n. . O\n\nDogs NNS B-NP\nran VBD B-VP\n\n"
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        f"{label}\t{text}\n" for label, texts in (("pos", GOOD), ("neg", BAD)) for text in texts
+    ]
+    Path("all.tsv").write_text("".join(lines) + "\n")
+    Path("pos.txt").write_text("\n".join(GOOD))
+    Path("neg.txt").write_text("\n".join(BAD) + "\n")
+    Path("tagged").write_text(SENTENCE * 20)
+    Path("columns").write_text("A DT\ndog NN\n\nThe DT\ncat NN\nran VBD\n")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rnnfast(capsys):
+    """Runs a command in this process: (status, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in argv])
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_classify(rnnfast):
+    argv = ["classify", "--train", "all.tsv", "--test", "neg.txt", "pos.txt", "--out", "model"]
+    status, out, err = rnnfast(*argv, *TINY, "--epochs", 8, "--json", "report.json")
+    assert status == 0 and "test: accuracy 1.0000 (60 sequences)" in out
+    report = json.loads(Path("report.json").read_text())
+    assert report["test_score"] == 1.0 and report["metric"] == "accuracy"
+    assert report["classes"] == ["neg", "pos"] and report["sequences"] == 60
+    assert report["params"]["hidden_size"] == 4 and len(report["history"]) == err.count("epoch")
+    status, out, err = rnnfast("classify", "--model", "model", "--predict", "pos.txt")
+    assert status == 0 and out == "".join(f"pos\t{text}\n" for text in GOOD)
+    status, out, _ = rnnfast("classify", "--model", "model", "--predict", "neg.txt", "--json", "-")
+    report = json.loads(out)
+    assert report["predictions"] == ["neg"] * 30
+    assert np.array(report["probabilities"]).argmax(1).tolist() == [0] * 30
+    before = {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    status, _, err = rnnfast(*argv, *TINY)
+    assert status == 2 and "model holds a model" in err
+    assert before == {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    status, *_ = rnnfast(*argv, *TINY, "--epochs", 1, "--overwrite")
+    assert status == 0 and before != {p.name: p.read_bytes() for p in Path("model").iterdir()}
+
+
+def test_folds(rnnfast):
+    argv = ["classify", "--train", "pos.txt", "neg.txt", "--folds", 3, "--epochs", 8, *TINY]
+    status, out, _ = rnnfast(*argv, "--patience", 0, "--json", "report.json")
+    report = json.loads(Path("report.json").read_text())
+    assert status == 0 and len(report["accuracies"]) == 3 and out.count("fold ") == 3
+    assert report["mean_accuracy"] == pytest.approx(np.mean(report["accuracies"])) == 1.0
+    assert report["params"]["patience"] is None and Path("pos.txt").exists()
+    y = ["a"] * 31 + ["b"] * 22
+    fold = _folds(y, 5, seed=1)
+    for k in range(5):
+        classes = [y[i] for i in np.flatnonzero(fold == k)]
+        assert classes.count("a") in (6, 7) and classes.count("b") in (4, 5)
+    assert not np.array_equal(fold, _folds(y, 5, seed=2))
+
+
+def test_tag(rnnfast):
+    argv = ["tag", "--train", "tagged", "--valid", "tagged", "--test", "tagged", "--out", "model"]
+    status, out, _ = rnnfast(*argv, *TINY, "--epochs", 12, "--json", "report.json")
+    assert status == 0 and "test: chunk F1 1.0000 (40 sequences)" in out
+    assert json.loads(Path("report.json").read_text())["test_score"] == 1.0
+    status, out, _ = rnnfast("tag", "--model", "model", "--predict", "columns")
+    expected = "A DT B-NP\ndog NN I-NP\n\nThe DT B-NP\ncat NN I-NP\nran VBD B-VP\n\n"
+    assert (status, out) == (0, expected)
+    status, out, _ = rnnfast("tag", "--model", "model", "--predict", "columns", "--json", "-")
+    assert json.loads(out)["predictions"] == [["B-NP", "I-NP"], ["B-NP", "I-NP", "B-VP"]]
+    status, _, err = rnnfast("classify", "--model", "model", "--test", "all.tsv")
+    assert status == 2 and "holds a SequenceTagger, not a SequenceClassifier" in err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["classify"], "give --train FILE for a new model, or --model DIR"),
+        (["classify", "--train", "all.tsv", "--model", "m"], "give --train FILE for a new model"),
+        (["classify", "--model", "m", "--out", "n"], "--out and --valid are for --train"),
+        (["classify", "--train", "all.tsv"], "give --out DIR to keep the model"),
+        (["classify", "--model", "m"], "give --out DIR to keep the model, or --test"),
+        (["classify", "--model", "m", "--test", "all.tsv"], "there is no model folder m"),
+        (["classify", "--train", "pos.txt", "--out", "m"], "pos.txt, line 1: want label<TAB>text"),
+        (["classify", "--train", "pos.txt", "pos.txt", "--out", "m"], "names that differ"),
+        (["classify", "--train", "none", "--out", "m"], "cannot read none"),
+        (
+            ["classify", "--train", "all.tsv", "--folds", "2", "--out", "m"],
+            "--folds cross-validates",
+        ),
+        (["classify", "--train", "all.tsv", "--folds", "61"], "--folds must be in [2, 60]"),
+        (["classify", "--train", "all.tsv", "--out", "m", "--lr", "-1"], "lr must be positive"),
+        (["classify", "--train", "all.tsv", "--out", "m", "--features", "x"], "features must be"),
+        (["tag", "--train", "mixed", "--out", "m"], "mixed, line 2: 1 columns, not 2 as above"),
+        (["tag", "--train", "words", "--out", "m"], "words: want a word, other columns"),
+    ],
+)
+def test_bad_input(rnnfast, argv, message):
+    Path("mixed").write_text("a X\nb\n")
+    Path("words").write_text("a\nb\n")
+    status, out, err = rnnfast(*argv)
+    assert status == 2 and message in err and out == ""
+    assert not Path("m").exists()
+
+
+def test_no_folder_is_left_of_a_training_that_failed(rnnfast):
+    Path("one.tsv").write_text("x\ta\nx\tb\n")
+    status, _, err = rnnfast("classify", "--train", "one.tsv", "--out", "m")
+    assert status == 2 and "at least 2 classes" in err and not Path("m").exists()
