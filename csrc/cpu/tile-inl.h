@@ -393,6 +393,24 @@ template <class S, class O> static Finish<S, O> finisher(Activation act) {
   return finish<S, O, Activation::kIdentity>;
 }
 
+// What `finish` will read of the caller's tensors, fetched while the product is computed: it may be
+// as far away as memory.
+template <class S, class O>
+RNNFAST_INLINE void prefetch(const Step<S, O>& s, int64_t row, int64_t rows, int64_t col,
+                             int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t i = row; i < row + rows; ++i) {
+    for (int64_t j = col; j < col + width; j += kLine) {
+      if (s.h != nullptr) {
+        __builtin_prefetch(s.h + i * s.h_stride + j);
+      }
+      if (s.addend != nullptr) {
+        __builtin_prefetch(s.addend + i * s.addend_stride + j);
+      }
+    }
+  }
+}
+
 // Columns [col, col + P panels): all rows, in blocks of nearly equal height.
 template <class S, class O, int P, int NV>
 static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) {
@@ -402,6 +420,7 @@ static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) 
   const int64_t depth = packed_rows<O>(s.K);
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t rows = (s.rows - row) / (blocks - block);
+    prefetch(s, row, rows, col, kWidth);
     accumulate_rows<S, O, P, NV>(rows, s.a + row * s.a_stride, s.a_stride, s.w + col * depth,
                                  depth * kPanel<Sum<S>>, s.K, acc);
     finish_tile(s, row, rows, col, kWidth, acc);
