@@ -25,6 +25,7 @@ from rich.table import Column, Table
 from . import bench, lm
 from ._version import __version__
 from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
+from .lm.distributed import joined, rank
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -95,6 +96,17 @@ def _check_writable(target: str, option: str) -> None:
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
+    with joined(args.device or "cpu"):
+        if rank() == 0:
+            return _train(args, output)
+        try:
+            _trainer(args).run()
+        except lm.Interrupted as interrupted:
+            return 128 + interrupted.signum
+        return 0
+
+
+def _train(args: argparse.Namespace, output: Output) -> int:
     trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
     unit = "characters" if config.level == "char" else "words"
@@ -150,6 +162,8 @@ def _trainer(args: argparse.Namespace):
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     corpus = lm.corpus.read(*paths)
+    if rank():
+        return prepare(config, corpus)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     return prepare(config, corpus, folder)
 

@@ -131,10 +131,6 @@ class Config:
         for name in ("dropout", "weight_dropout", "embedding_dropout"):
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
-        if self.accumulate > self.batch_size:
-            raise UserError(
-                f"accumulate must be at most batch-size {self.batch_size}, not {self.accumulate}"
-            )
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
         if self.model == WINDOW and self.weight_dropout:
@@ -157,7 +153,7 @@ class Config:
     @classmethod
     def from_json(cls, settings: dict) -> Config:
         """What `to_json` gave, here or in 0.1, where `cell` was `nonlinearity`."""
-        settings = dict(settings)
+        settings = {**settings}
         if "nonlinearity" in settings:
             settings["cell"] = settings.pop("nonlinearity")
         return cls(**settings)
