@@ -543,6 +543,8 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "locked_dropout", None, about, action=flag)
     _setting(model, "weight_dropout", float, "rnn: on the recurrent weights (DropConnect)")
     _setting(model, "embedding_dropout", float, "on whole words or characters")
+    about = "adaptive softmax, for large vocabularies of words; not tied"
+    _setting(model, "adaptive", None, about, action=flag)
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_helpers import PERIODIC, ROOT, SMALL, same_weights, small_config
+from lm_helpers import PERIODIC, ROOT, SMALL, same_weights, small_config, zipf
 
 from rnnfast import cli, lm
 from rnnfast.lm import storage
@@ -145,6 +145,15 @@ def work(folder):
     distributed.barrier()
     trainer = resume(folder / "parts", {}, corpus)
     trainer.run()
+    # In chunks so short that clusters have no token, and then no gradient.
+    words = lm.corpus.split(zipf(900))
+    config = small_config("word", adaptive=True, bptt=1, accumulate=2, batch_size=4, epochs=1)
+    trainer = prepare(config, words)
+    trainer.run()
+    own = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    first = own.clone()
+    distributed.broadcast(first, 0)
+    assert torch.equal(own, first)
     for changes, says in (
         ({"batch_size": 3}, "multiple of the 2 processes"),
         ({"accumulate": 3}, "at most the 2 lanes"),

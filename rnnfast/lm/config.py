@@ -45,9 +45,9 @@ class Config:
 
     `model` is "rnn" or "window", a feed-forward model of the `order` - 1 tokens before each, if
     `direct` with connections from their embeddings to the output. `cell` is the nonlinearity of the
-    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `locked_dropout` keeps the masks
-    of `dropout` for all steps of a chunk, `weight_dropout` is that of recurrent weights,
-    `embedding_dropout` that of whole tokens.
+    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `adaptive` is an adaptive softmax.
+    `locked_dropout` keeps the masks of `dropout` for all steps of a chunk, `weight_dropout` is that
+    of recurrent weights, `embedding_dropout` that of whole tokens.
 
     `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
     norm of the gradient (0: no clipping), `optimizer` "adamw" or "sgd", `lr_schedule` "cosine"
@@ -71,6 +71,7 @@ class Config:
     nlayers: int = 1
     cell: str = "tanh"
     tied: bool = False
+    adaptive: bool = False
     locked_dropout: bool = False
     weight_dropout: float = 0.0
     embedding_dropout: float = 0.0
@@ -100,7 +101,9 @@ class Config:
         if level not in _LEVEL_DEFAULTS:
             raise UserError(f"level must be char or word, not {level!r}")
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
-        return cls(**{"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **changes})
+        untied = {"tied": False} if changes.get("adaptive") else {}
+        defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
+        return cls(**{**defaults, **changes})
 
     def __post_init__(self):
         for field in fields(self):
@@ -133,6 +136,8 @@ class Config:
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
+        if self.adaptive and (self.tied or self.level == CHAR):
+            raise UserError("adaptive needs words, and output weights that are not tied")
         if self.model == WINDOW and self.weight_dropout:
             raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:

@@ -55,6 +55,7 @@ class Ranks:
                 f"accumulate must be at most the {config.batch_size // self.size} lanes of a "
                 f"process, not {config.accumulate}"
             )
+        self.adaptive = config.adaptive
         self.device = torch.device(config.device)
         if self.size > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -84,7 +85,13 @@ class Ranks:
         if self.size == 1:
             return loss
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(_Loss(model, loss), devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            _Loss(model, loss),
+            devices,
+            gradient_as_bucket_view=True,
+            # A batch may have no token of a cluster of the adaptive softmax.
+            find_unused_parameters=self.adaptive,
+        )
 
     def deferred(self, loss: Callable, last: bool) -> contextlib.AbstractContextManager:
         """Where gradients are only added up, to be averaged with those of the `last` part."""
