@@ -154,6 +154,12 @@ def work(folder):
     first = own.clone()
     distributed.broadcast(first, 0)
     assert torch.equal(own, first)
+    # Each has a clock of its own, but not a budget.
+    trainer = prepare(small_config(epochs=None, max_seconds=1.0), corpus)
+    trainer.run()
+    steps = torch.tensor([trainer.state.step, -trainer.state.step])
+    distributed.all_reduce(steps, distributed.ReduceOp.MAX)
+    assert steps[0] == -steps[1] > 0
     for changes, says in (
         ({"batch_size": 3}, "multiple of the 2 processes"),
         ({"accumulate": 3}, "at most the 2 lanes"),
