@@ -28,6 +28,7 @@ from ._version import __version__
 from .diagnostics import cli as diagnostics
 from .lm import curves
 from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
+from .lm.distributed import joined, rank
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -117,6 +118,17 @@ def _check_writable(target: str, option: str) -> None:
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
+    with joined(args.device or "cpu"):
+        if rank() == 0:
+            return _train(args, output)
+        try:
+            _trainer(args).run()
+        except lm.Interrupted as interrupted:
+            return 128 + interrupted.signum
+        return 0
+
+
+def _train(args: argparse.Namespace, output: Output) -> int:
     trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
@@ -172,6 +184,8 @@ def _trainer(args: argparse.Namespace):
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     corpus = lm.corpus.read(*paths)
+    if rank():
+        return prepare(config, corpus)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     return prepare(config, corpus, folder)
 
@@ -663,6 +677,8 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "locked_dropout", None, about, action=flag)
     _setting(model, "weight_dropout", float, "rnn: on the recurrent weights (DropConnect)")
     _setting(model, "embedding_dropout", float, "on whole words or characters")
+    about = "adaptive softmax, for large vocabularies of words; not tied"
+    _setting(model, "adaptive", None, about, action=flag)
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
 
     how = sub.add_argument_group("training")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, WORDS, same_weights, small_config, small_model
+from lm_helpers import PERIODIC, WORDS, same_weights, small_config, small_model, zipf
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,6 +72,51 @@ def test_tied_shares_the_weights():
     assert model.decoder.weight is model.encoder.weight
     with pytest.raises(lm.UserError, match="as many features as emsize 8, not 16"):
         lm.RNNLM(model.vocab, 8, 16, tied=True)
+
+
+@pytest.mark.parametrize("kind", [{}, {"cell": "gru"}, {"model": "window"}], ids=str)
+def test_adaptive_softmax(tmp_path, kind):
+    """Grave et al. (2017), token by token; and everything else agrees with it."""
+    text = zipf(2000)
+    model = small_model("word", text, adaptive=True, **kind)
+    size, decoder = len(model.vocab), model.decoder
+    ids = model.vocab.encode_stream(text)[:120]
+    inputs = torch.tensor([model.vocab.boundary, *ids[:-1].tolist()])[:, None]
+    features, _ = model.double().features(inputs)
+    logits, _ = model(inputs)
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones(120, 1).double())
+    first, second = size // 20, size // 5
+    expected = np.empty((120, size))
+    head = decoder.head(features)[:, 0].log_softmax(-1).detach().numpy()
+    expected[:, :first] = head[:, :first]
+    for k, (start, stop) in enumerate(((first, second), (second, size))):
+        down, up = (layer.weight.detach().numpy() for layer in decoder.tail[k])
+        assert down.shape[0] == 16 // 4 ** (k + 1)
+        scores = features[:, 0].detach().numpy() @ down.T @ up.T
+        within = scores - np.logaddexp.reduce(scores, 1, keepdims=True)
+        expected[:, start:stop] = head[:, first + k : first + k + 1] + within
+    np.testing.assert_allclose(logits[:, 0].detach().numpy(), expected, atol=1e-9)
+    loss, _ = model.loss(inputs, torch.from_numpy(ids)[:, None])
+    each = expected[np.arange(120), ids]
+    assert loss.item() == pytest.approx(-each.mean())
+    np.testing.assert_allclose(model.logprobs(ids), each)
+    np.testing.assert_allclose(model.float().logprobs(ids), each, rtol=1e-3)
+
+    greedy, state = [model.vocab.boundary], None
+    for _ in range(10):
+        row, state = model(torch.tensor([[greedy[-1]]]), state)
+        greedy.append(int(row[0, 0].index_fill(0, torch.tensor(model.vocab.unk), -9e9).argmax()))
+    assert model.generate(length=10, temperature=0) == model.vocab.decode(greedy[1:])
+    lm.save(model, small_config("word", adaptive=True, **kind), tmp_path / "model")
+    assert same_weights(model, lm.load(tmp_path / "model"))
+
+
+def test_adaptive_softmax_needs_many_words():
+    with pytest.raises(lm.UserError, match="20 tokens or more"):
+        small_model("word", adaptive=True)
+    for level, changes in (("char", {}), ("word", {"tied": True})):
+        with pytest.raises(lm.UserError, match="adaptive needs words"):
+            small_config(level, adaptive=True, **changes)
 
 
 WINDOWS = [
@@ -433,7 +478,7 @@ def test_models_of_the_first_release_load(tmp_path):
     path = tmp_path / "model" / "config.json"
     settings = json.loads(path.read_text())
     new = {"cell", "locked_dropout", "weight_dropout", "embedding_dropout", "checkpoint_interval"}
-    new |= {"optimizer", "average", "accumulate", "bf16", "compile", "tensorboard"}
+    new |= {"adaptive", "optimizer", "average", "accumulate", "bf16", "compile", "tensorboard"}
     old = {name: value for name, value in settings["config"].items() if name not in new}
     settings["config"] = {**old, "nonlinearity": "relu"}
     path.write_text(json.dumps(settings))

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config
+from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config, zipf
 from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
@@ -70,6 +70,14 @@ def test_report_is_what_evaluate_says(tmp_path):
     assert report["steps"] == 2 * steps and report["epochs"] == 2
     assert report["tokens"] == 2 * (len(CORPUS.train) // 4) * 4
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_adaptive_softmax_learns(tmp_path):
+    config = small_config("word", adaptive=True, epochs=3, accumulate=2, lr=0.02, bf16=True)
+    _, report = lm.train(config, lm.corpus.split(zipf(6000)), tmp_path / "model")
+    unigram = report["baselines"]["unigram"]["valid_loss"]
+    assert report["valid_loss"] < unigram - 0.1
+    assert resume(tmp_path / "model", {"epochs": 4}, lm.corpus.split(zipf(6000))).state.step
 
 
 def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):

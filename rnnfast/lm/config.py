@@ -51,9 +51,9 @@ class Config:
 
     `model` is "rnn" or "window", a feed-forward model of the `order` - 1 tokens before each, if
     `direct` with connections from their embeddings to the output. `cell` is the nonlinearity of the
-    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `locked_dropout` keeps the masks
-    of `dropout` for all steps of a chunk, `weight_dropout` is that of recurrent weights,
-    `embedding_dropout` that of whole tokens.
+    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `adaptive` is an adaptive softmax.
+    `locked_dropout` keeps the masks of `dropout` for all steps of a chunk, `weight_dropout` is that
+    of recurrent weights, `embedding_dropout` that of whole tokens.
 
     `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
     norm of the gradient (0: no clipping), `optimizer` "adamw" or "sgd", `lr_schedule` "cosine"
@@ -77,6 +77,7 @@ class Config:
     nlayers: int = 1
     cell: str = "tanh"
     tied: bool = False
+    adaptive: bool = False
     locked_dropout: bool = False
     weight_dropout: float = 0.0
     embedding_dropout: float = 0.0
@@ -106,7 +107,9 @@ class Config:
         if level not in _LEVEL_DEFAULTS:
             raise UserError(f"level must be {' or '.join(LEVELS)}, not {level!r}")
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
-        return cls(**{"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **changes})
+        untied = {"tied": False} if changes.get("adaptive") else {}
+        defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
+        return cls(**{**defaults, **changes})
 
     def __post_init__(self):
         for field in fields(self):
@@ -137,12 +140,10 @@ class Config:
         for name in ("dropout", "weight_dropout", "embedding_dropout"):
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
-        if self.accumulate > self.batch_size:
-            raise UserError(
-                f"accumulate must be at most batch-size {self.batch_size}, not {self.accumulate}"
-            )
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
+        if self.adaptive and (self.tied or self.level == CHAR):
+            raise UserError("adaptive needs words, and output weights that are not tied")
         if self.model == WINDOW and self.weight_dropout:
             raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:
@@ -163,7 +164,7 @@ class Config:
     @classmethod
     def from_json(cls, settings: dict) -> Config:
         """What `to_json` gave, here or in 0.1, where `cell` was `nonlinearity`."""
-        settings = dict(settings)
+        settings = {**settings}
         if "nonlinearity" in settings:
             settings["cell"] = settings.pop("nonlinearity")
         return cls(**settings)

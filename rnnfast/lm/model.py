@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .. import _ops, functional
 from ..nn import FastRNN
+from .adaptive import AdaptiveDecoder
 from .batches import shifted
 from .cells import CELLS
 from .config import RNN, WINDOW, Config
@@ -47,7 +48,7 @@ class NeuralLM(LanguageModel, nn.Module):
     embeddings of words: there are too few characters to overfit theirs. With `locked_dropout` its
     masks are the same at all steps of a call, one for each lane; `embedding_dropout` is the
     probability that a token's embedding is zero wherever it occurs in a call (both: Gal &
-    Ghahramani 2016).
+    Ghahramani 2016). With `adaptive` the decoder is an `AdaptiveDecoder`, and not tied.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class NeuralLM(LanguageModel, nn.Module):
         self.dropout = (LockedDropout if locked_dropout else nn.Dropout)(dropout)
         self.embedding_dropout = embedding_dropout
 
-    def _add_decoder(self, nfeatures: int, tied: bool, input_weight: torch.Tensor) -> None:
+    def _add_decoder(
+        self, nfeatures: int, tied: bool, adaptive: bool, input_weight: torch.Tensor
+    ) -> None:
         """The output layer, and the start values of all but the hidden layers.
 
         `input_weight` is what the first of these multiplies embeddings by, (H, inputs).
@@ -72,7 +75,11 @@ class NeuralLM(LanguageModel, nn.Module):
         emsize = self.encoder.embedding_dim
         if tied and nfeatures != emsize:
             raise UserError(f"tied needs as many features as emsize {emsize}, not {nfeatures}")
-        self.decoder = nn.Linear(nfeatures, len(self.vocab))
+        if adaptive:
+            self.decoder = AdaptiveDecoder(nfeatures, len(self.vocab))
+        else:
+            self.decoder = nn.Linear(nfeatures, len(self.vocab))
+            nn.init.zeros_(self.decoder.bias)
         if tied:
             self.decoder.weight = self.encoder.weight
             nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
@@ -80,7 +87,6 @@ class NeuralLM(LanguageModel, nn.Module):
         # (600 KB of Brown, 4 epochs: validation perplexity 64.2, so scaled 58.0).
         scale = (0.1 / 3**0.5 if tied else 1.0) * input_weight.shape[1] ** 0.5
         nn.init.normal_(input_weight, std=INPUT_STD / scale)
-        nn.init.zeros_(self.decoder.bias)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         embedded = self.encoder(ids)
@@ -122,10 +128,14 @@ class NeuralLM(LanguageModel, nn.Module):
     def _cross_entropy(
         self, output: torch.Tensor, targets: torch.Tensor, reduction: str = "mean"
     ) -> torch.Tensor:
+        output, targets = output.flatten(0, 1), targets.flatten()
+        if isinstance(self.decoder, AdaptiveDecoder):
+            losses = self.decoder.losses(output, targets)
+            return losses if reduction == "none" else losses.mean()
         return functional.linear_cross_entropy(
-            output.flatten(0, 1),
+            output,
             self.decoder.weight,
-            targets.flatten(),
+            targets,
             linear_bias=self.decoder.bias,
             reduction=reduction,
         )
@@ -141,7 +151,7 @@ class NeuralLM(LanguageModel, nn.Module):
         with the number of tokens done.
         """
         inputs, targets = (torch.from_numpy(a) for a in shifted(ids, self.vocab.boundary))
-        device = self.decoder.weight.device
+        device = self.encoder.weight.device
         chunk = min(CHUNK, max(1, CHUNK_LOGITS // len(self.vocab)))
         result = np.empty(len(ids))
         state = None
@@ -158,7 +168,7 @@ class NeuralLM(LanguageModel, nn.Module):
 
     @torch.inference_mode()
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        ids = torch.from_numpy(context).to(self.decoder.weight.device)
+        ids = torch.from_numpy(context).to(self.encoder.weight.device)
         with self._evaluating(), one_thread():
             output, _ = self.features(ids[:, None])
             logits = self.decoder(output[-1, 0])
@@ -195,13 +205,14 @@ class RNNLM(NeuralLM):
         locked_dropout: bool = False,
         weight_dropout: float = 0.0,
         embedding_dropout: float = 0.0,
+        adaptive: bool = False,
     ):
         super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
         cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
         # torch warns of dropout with one layer, where there is no place for it.
         between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
         self.rnn = cls(emsize, nhid, nlayers, **between, weight_dropout=weight_dropout)
-        self._add_decoder(nhid, tied, self.rnn.weight_ih_l0)
+        self._add_decoder(nhid, tied, adaptive, self.rnn.weight_ih_l0)
         self._reset_hidden_layers()
 
     @torch.no_grad()
@@ -269,8 +280,8 @@ class RNNLM(NeuralLM):
 
     @torch.inference_mode()
     def sampler(self, **options):
-        """A native one, but for gated cells."""
-        if not self._is_elman:
+        """A native one, but for gated cells and an adaptive decoder."""
+        if not self._is_elman or isinstance(self.decoder, AdaptiveDecoder):
             return RecurrentSampler(self, **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()
@@ -308,13 +319,15 @@ class WindowLM(NeuralLM):
         direct: bool = False,
         locked_dropout: bool = False,
         embedding_dropout: float = 0.0,
+        adaptive: bool = False,
     ):
         super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
         self.order, self.direct = order, direct
         inputs = (order - 1) * emsize
         self.hidden = nn.Linear(inputs, nhid)
         self.activation = getattr(torch, cell)
-        self._add_decoder(nhid + inputs if direct else nhid, tied, self.hidden.weight)
+        nfeatures = nhid + inputs if direct else nhid
+        self._add_decoder(nfeatures, tied, adaptive, self.hidden.weight)
         nn.init.zeros_(self.hidden.bias)
 
     def features(

@@ -12,6 +12,7 @@ from . import board
 from .batches import memory_map
 from .config import CHAR, Config
 from .corpus import Corpus, read
+from .distributed import rank
 from .errors import UserError
 from .model import NeuralLM, build
 from .storage import Folder, load, read_checkpoint, read_settings, weights
@@ -77,7 +78,7 @@ def resume(
         raise UserError(
             f"the text is not the one the run in {path} began with: give that one, or start anew"
         )
-    folder = Folder(path, resume=True)
+    folder = None if rank() else Folder(path, resume=True)
     streams = _streams(vocab, corpus, folder)
     trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
     try:
@@ -93,8 +94,9 @@ def resume(
             f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
             f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
         )
-    trainer.folder.write_settings(changed, vocab, _about(corpus))
-    trainer.folder.cut_log(trainer.state.step, trainer.state.validated_step)
+    if folder is not None:
+        folder.write_settings(changed, vocab, _about(corpus))
+        folder.cut_log(trainer.state.step, trainer.state.validated_step)
     return trainer
 
 
@@ -134,8 +136,11 @@ def set_up(device: str, threads: int | None) -> None:
 def train(
     config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
 ) -> tuple[NeuralLM, dict]:
-    """Train a model and return it with its report; with `out` it is saved there as well."""
-    folder = None if out is None else Folder(out, overwrite)
+    """Train a model and return it with its report; with `out` it is saved there as well.
+
+    Called by every process of torch.distributed's default group, it trains one model in all.
+    """
+    folder = None if out is None or rank() else Folder(out, overwrite)
     trainer = prepare(config, corpus, folder)
     trainer.run()
     return trainer.model, trainer.report()

@@ -16,15 +16,16 @@ from torch import nn
 
 from .batches import Lanes
 from .config import Config
+from .distributed import Ranks
 from .errors import Interrupted, UserError
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
 from .model import NeuralLM
-from .ngram import NgramLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
+from .report import baselines, report
 from .storage import Folder, weights
 
-BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
 SAVING_PART = 0.02  # checkpoints take no more of the time
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
@@ -69,27 +70,33 @@ class Trainer:
     validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
     `max_seconds` the run depends on nothing but the settings, and one that was stopped and resumed
     is bit for bit the one that was not.
+
+    With torch.distributed every process has a Trainer of the same arguments, but `folder` only that
+    of rank 0. Each reads its own lanes; the clock, the validation and whether to stop are shared.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
         if config.epochs is None and config.max_seconds is None:
             raise UserError("give epochs or max_seconds: a run needs an end")
         self.config, self.vocab = config, model.vocab
-        self.device = torch.device(config.device)
+        self.ranks = Ranks(config)
+        self.device = self.ranks.device
         self.model = model.to(self.device)
         self.train, self.valid, self.test = train, valid, test
         self.lanes = Lanes(train, self.vocab.boundary, config.batch_size, config.bptt)
         self.folder: Folder | None = folder
         self.optimizer = optimizer(model, config, self.device)
         self.average: Average | None = None
-        self._loss = torch.compile(model.loss) if config.compile else model.loss
+        loss = torch.compile(model.loss) if config.compile else model.loss
+        self._loss = self.ranks.averaging(model, loss)
+        if self.ranks.rank:  # masks of dropout that are not those of process 0
+            torch.manual_seed(config.seed + self.ranks.rank)
         self.state = State(curve=[])
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self._stop: int | None = None
         self._saved_seconds = self._saving_cost = 0.0
-        self._resumed_seconds = 0.0
-        self._resumed_step = 0
+        self.resumed_seconds, self.resumed_step = 0.0, 0
 
     # ---- the run
 
@@ -103,8 +110,8 @@ class Trainer:
         Raises Interrupted after a signal (the model and a checkpoint are saved first) and
         UserError if the loss is not finite (the last good weights are kept).
         """
-        began = time.monotonic() - self.state.seconds
-        self._clock = lambda: time.monotonic() - began
+        began = self._shared_time() - self.state.seconds
+        self._clock = lambda: self._shared_time() - began
         with self._signals():
             try:
                 while True:
@@ -119,8 +126,7 @@ class Trainer:
                     step = self.train_step()
                     if on_step:
                         on_step(step)
-                    if self._stop is not None:
-                        raise Interrupted(self._stop)
+                    self._heed_signals()
             except Interrupted:
                 self.save()
                 raise
@@ -132,16 +138,18 @@ class Trainer:
     def train_step(self) -> Step:
         """One chunk: forward, truncated back-propagation, clipping, update."""
         config, state = self.config, self.state
-        began = self._clock()
+        began = state.seconds
         chunk = state.step % len(self.lanes)
         if chunk == 0:
             self.hidden = None  # an epoch starts at the start of every lane
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs, targets = (x.to(self.device) for x in self.lanes[chunk])
+        inputs, targets = self.lanes[chunk]
 
-        value, hidden = self._backward(inputs, targets)
+        own = (self.ranks.lanes(x).to(self.device) for x in (inputs, targets))
+        value, hidden = self._backward(*own)
+        (value,) = self.ranks.sum(value / self.ranks.size)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._diverged("loss" if not math.isfinite(value) else "gradient")
@@ -161,7 +169,7 @@ class Trainer:
         return Step(state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress)
 
     def _backward(self, inputs, targets) -> tuple[float, torch.Tensor]:
-        """Gradients of the mean loss of a chunk, (T, B); the loss, and the state after the chunk.
+        """Gradients of the mean loss of this process's lanes of a chunk; the loss, the next state.
 
         The lanes are cut into `accumulate` parts, each with memory for its own forward pass alone.
         """
@@ -172,10 +180,11 @@ class Trainer:
         cut.append([None] * parts if self.hidden is None else self.hidden.tensor_split(parts, 1))
         total, states = 0.0, []
         for ids, following, state in zip(*cut, strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                loss, state = self._loss(ids, following, state)
-            loss = loss * (ids.shape[1] / inputs.shape[1])
-            loss.backward()
+            with self.ranks.deferred(self._loss, last=len(states) == parts - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    loss, state = self._loss(ids, following, state)
+                loss = loss * (ids.shape[1] / inputs.shape[1])
+                loss.backward()
             total = total + loss.detach()
             states.append(state.detach())
         return total.item(), torch.cat(states, 1)
@@ -183,9 +192,9 @@ class Trainer:
     def validate(self) -> dict:
         """Evaluate on valid, keep the model if it is the best so far, and save a checkpoint."""
         state = self.state
-        began = self._clock()
+        began = state.seconds
         with self.average.in_place() if self.average else contextlib.nullcontext():
-            loss = evaluate(self.model, self.valid, self._interruptible).loss
+            loss = self._validation_loss()
             if not math.isfinite(loss):
                 self._diverged("validation loss")
             if state.best_loss is None or loss < state.best_loss:
@@ -204,6 +213,15 @@ class Trainer:
         self.save()
         return record
 
+    def _validation_loss(self) -> float:
+        """One stream, one process; the others have its result, so that all decide alike."""
+        loss = 0.0
+        if self.ranks.rank == 0:
+            with contextlib.suppress(Interrupted):
+                loss = evaluate(self.model, self.valid, self._interruptible).loss
+        self._heed_signals()
+        return self.ranks.sum(loss)[0]
+
     def _start_averaging(self) -> None:
         patience, losses = self.config.average, [r["valid_loss"] for r in self.state.curve]
         if self.average is None and patience is not None and has_stalled(losses, patience):
@@ -211,13 +229,15 @@ class Trainer:
 
     def save(self) -> None:
         """The best model (the present one before any validation) and a checkpoint."""
-        if self.folder is None:
+        if self.folder is None and self.ranks.size == 1:
             return
-        began = time.monotonic()
-        if self.best is None or self.state.best_step == self.state.step:
-            self.folder.write_weights(self.best or weights(self.model))
-        self.folder.write_checkpoint(*self.checkpoint())
-        self._saved_seconds, self._saving_cost = self.state.seconds, time.monotonic() - began
+        began = self._shared_time()
+        checkpoint = self.checkpoint()
+        if self.folder is not None:
+            if self.best is None or self.state.best_step == self.state.step:
+                self.folder.write_weights(self.best or weights(self.model))
+            self.folder.write_checkpoint(*checkpoint)
+        self._saved_seconds, self._saving_cost = self.state.seconds, self._shared_time() - began
 
     # ---- how far, how fast
 
@@ -297,6 +317,17 @@ class Trainer:
             f"the {what} is not finite at step {self.state.step}: lower --lr or --clip{kept}"
         )
 
+    def _heed_signals(self) -> None:
+        """Raise Interrupted in every process if one of them has had a signal."""
+        seen = self.ranks.sum(*(float(self._stop == number) for number in SIGNALS))
+        for number, count in zip(SIGNALS, seen, strict=True):
+            if count:
+                raise Interrupted(number)
+
+    def _shared_time(self) -> float:
+        """The clock of rank 0."""
+        return self.ranks.sum(0.0 if self.ranks.rank else time.monotonic())[0]
+
     def _interruptible(self, _done: int) -> None:
         if self._stop is not None:
             raise Interrupted(self._stop)
@@ -311,29 +342,36 @@ class Trainer:
         def stop(signum, frame):
             self._stop = signum
 
-        caught = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, stop) for number in caught]
+        before = [signal.signal(number, stop) for number in SIGNALS]
         try:
             yield
         finally:
-            for number, handler in zip(caught, before, strict=True):
+            for number, handler in zip(SIGNALS, before, strict=True):
                 signal.signal(number, handler)
 
     # ---- checkpoints
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """Weights, optimizer state, hidden state and generators as tensors; `State` as a dict."""
+        """Weights, optimizer state, hidden state and generators as tensors; `State` as a dict.
+
+        Of all processes in rank 0, and to be called by all.
+        """
         tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
         for name, mean in self.average.tensors.items() if self.average else ():
             tensors[f"average.{name}"] = mean.cpu()
-        if self.hidden is not None:
-            tensors["hidden"] = self.hidden.cpu().contiguous()
-        tensors["rng.cpu"] = torch.get_rng_state()
+        generators = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        hidden = None if self.hidden is None else self.hidden.cpu()
+        parts = self.ranks.gather((hidden, generators))
+        if hidden is not None:
+            tensors["hidden"] = torch.cat([hidden for hidden, _ in parts], 1)
+        for rank, (_, generators) in enumerate(parts):
+            for name, tensor in generators.items():
+                tensors[f"rng{rank or ''}.{name}"] = tensor
         return tensors, dict(vars(self.state))
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict, best) -> None:
@@ -354,11 +392,14 @@ class Trainer:
             self.average = Average(self.model)
             for name, mean in self.average.tensors.items():
                 mean.copy_(groups["average"][name])
-        self.hidden = groups["hidden"][""].to(self.device) if "hidden" in groups else None
-        torch.set_rng_state(groups["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in groups["rng"]:
-            torch.cuda.set_rng_state(groups["rng"]["cuda"], self.device)
-        self._resumed_seconds, self._resumed_step = self.state.seconds, self.state.step
+        hidden = groups.get("hidden", {}).get("")
+        self.hidden = None if hidden is None else self.ranks.lanes(hidden).to(self.device)
+        generators = groups.get(f"rng{self.ranks.rank or ''}", {})  # none for one more process
+        if "cpu" in generators:
+            torch.set_rng_state(generators["cpu"])
+        if self.device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
+        self.resumed_seconds, self.resumed_step = self.state.seconds, self.state.step
         self._saved_seconds = self.state.seconds
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -370,64 +411,9 @@ class Trainer:
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
-        """Loss of the unigram and the bigram model of train, or of its first 4.2M tokens, on
-        valid, nats a token: what a model has to beat before it has learnt anything."""
-
-        def loss(order: int) -> float:
-            model = NgramLM.fit(self.vocab, self.train[:BASELINE_TOKENS], order, stream=True)
-            return float(-model.logprobs(self.valid).mean())
-
-        return {"unigram": loss(1), "bigram": loss(2)}
+        """Loss on valid of the models of `report.baselines`, nats a token."""
+        return baselines(self.vocab, self.train, self.valid)
 
     def report(self) -> dict:
-        """The figures of the run so far, of the best model, as `rnnfast train --json` has them.
-
-        Losses are nats a token; `tokens` and `seconds` are over all resumes,
-        `tokens_per_second` is of this one and includes validation.
-        """
-        state = self.state
-        tokens = _tokens(self.lanes, state.step)
-        fresh = tokens - _tokens(self.lanes, self._resumed_step)
-        seconds = max(state.seconds - self._resumed_seconds, 1e-9)
-        test = None
-        if self.test is not None and self.best is not None:
-            test = evaluate(self.model, self.test)
-        valid = None
-        if state.best_loss is not None:
-            valid = Evaluation(len(self.valid), state.best_loss)
-        return {
-            "level": self.config.level,
-            "vocab_size": len(self.vocab),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "epochs": self.epoch,
-            "steps": state.step,
-            "tokens": tokens,
-            "seconds": state.seconds,
-            "tokens_per_second": fresh / seconds,
-            "best_step": state.best_step,
-            **_figures("valid", valid),
-            **_figures("test", test),
-            "baselines": {
-                name: _figures("valid", Evaluation(len(self.valid), loss))
-                for name, loss in self.baselines.items()
-            },
-            "curve": state.curve,
-            "config": self.config.to_json(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "model_dir": None if self.folder is None else str(self.folder.final),
-        }
-
-
-def _figures(split: str, result: Evaluation | None) -> dict:
-    return {
-        f"{split}_loss": result and result.loss,
-        f"{split}_perplexity": result and result.perplexity,
-        f"{split}_bits_per_token": result and result.bits_per_token,
-    }
-
-
-def _tokens(lanes: Lanes, steps: int) -> int:
-    epochs, rest = divmod(steps, len(lanes))
-    length, batch = lanes.shape
-    return (epochs * length + min(rest * lanes.bptt, length)) * batch
+        """The figures of the run so far, of the best model; see `report.report`."""
+        return report(self)

@@ -1,0 +1,83 @@
+"""What a run comes to, in figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .batches import Lanes
+from .evaluate import Evaluation, evaluate
+from .ngram import NgramLM
+from .vocab import Vocabulary
+
+BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+def baselines(vocab: Vocabulary, train: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Loss of the unigram and the bigram model of train, or of its first 4.2M tokens, on valid,
+    nats a token: what a model has to beat before it has learnt anything."""
+
+    def loss(order: int) -> float:
+        model = NgramLM.fit(vocab, train[:BASELINE_TOKENS], order, stream=True)
+        return float(-model.logprobs(valid).mean())
+
+    return {"unigram": loss(1), "bigram": loss(2)}
+
+
+def report(trainer: Trainer) -> dict:
+    """The figures of the run so far, of the best model, as `rnnfast train --json` has them.
+
+    Losses are nats a token; `tokens` and `seconds` are over all resumes,
+    `tokens_per_second` is of this one and includes validation.
+    """
+    state = trainer.state
+    tokens = _tokens(trainer.lanes, state.step)
+    fresh = tokens - _tokens(trainer.lanes, trainer.resumed_step)
+    seconds = max(state.seconds - trainer.resumed_seconds, 1e-9)
+    test = None
+    if trainer.test is not None and trainer.best is not None:
+        test = evaluate(trainer.model, trainer.test)
+    valid = None
+    if state.best_loss is not None:
+        valid = Evaluation(len(trainer.valid), state.best_loss)
+    return {
+        "level": trainer.config.level,
+        "vocab_size": len(trainer.vocab),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "epochs": trainer.epoch,
+        "steps": state.step,
+        "tokens": tokens,
+        "seconds": state.seconds,
+        "tokens_per_second": fresh / seconds,
+        "best_step": state.best_step,
+        **_figures("valid", valid),
+        **_figures("test", test),
+        "baselines": {
+            name: _figures("valid", Evaluation(len(trainer.valid), loss))
+            for name, loss in trainer.baselines.items()
+        },
+        "curve": state.curve,
+        "config": trainer.config.to_json(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "model_dir": None if trainer.folder is None else str(trainer.folder.final),
+    }
+
+
+def _figures(split: str, result: Evaluation | None) -> dict:
+    return {
+        f"{split}_loss": result and result.loss,
+        f"{split}_perplexity": result and result.perplexity,
+        f"{split}_bits_per_token": result and result.bits_per_token,
+    }
+
+
+def _tokens(lanes: Lanes, steps: int) -> int:
+    epochs, rest = divmod(steps, len(lanes))
+    length, batch = lanes.shape
+    return (epochs * length + min(rest * lanes.bptt, length)) * batch
