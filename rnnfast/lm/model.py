@@ -128,10 +128,10 @@ class NeuralLM(LanguageModel, nn.Module):
 
     @torch.inference_mode()
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        ids = torch.from_numpy(context).to(self.decoder.weight.device)
+        ids = torch.from_numpy(context).to(self.encoder.weight.device)
         with self._evaluating(), one_thread():
             output, _ = self.features(ids[:, None])
-            logits = self.decoder(output[-1, 0])
+            logits = self.decoder(output[-1:])[0, 0]
         return logits.double().log_softmax(0).cpu().numpy()
 
     @contextlib.contextmanager
