@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -186,6 +188,17 @@ def long(monkeypatch, path, data, block=7):
 
 
 LINES = "the  cat sat\n\non the\tmat\n" * 9 + "a-very-long-word and so on " * 9 + "end"
+
+
+def test_a_pipe_with_a_name(tmp_path, monkeypatch):
+    """As the shell's `<(...)` makes them: a long text is read anew all the same."""
+    monkeypatch.setattr(text, "IN_MEMORY", 9)
+    os.mkfifo(tmp_path / "pipe")
+    for read in (lambda path: "".join(text.parts(lm.open_text(path))), lm.read_text):
+        writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=[LINES])
+        writer.start()
+        assert read(tmp_path / "pipe") == LINES
+        writer.join()
 
 
 def test_parts_end_between_words(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UserError
-from .text import Text, is_stdin, open_text, parts, read_text
+from .text import Text, is_pipe, open_text, parts, read_text
 
 TRAIN_FRACTION = 0.9
 
@@ -67,8 +67,8 @@ def read(
     paths = {"data": data, "train": train, "valid": valid, "test": test}
     given = {name: path for name, path in paths.items() if path}
     source = {name: str(Path(path).resolve()) for name, path in given.items()}
-    if any(map(is_stdin, given.values())):
-        source = {}  # which cannot be read again
+    if any(map(is_pipe, given.values())):
+        source = {}  # that cannot be read again
     if data and (train or valid):
         raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:

@@ -171,7 +171,7 @@ class NeuralLM(LanguageModel, nn.Module):
         ids = torch.from_numpy(context).to(self.encoder.weight.device)
         with self._evaluating(), one_thread():
             output, _ = self.features(ids[:, None])
-            logits = self.decoder(output[-1, 0])
+            logits = self.decoder(output[-1:])[0, 0]
         return logits.double().log_softmax(0).cpu().numpy()
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import functools
 import itertools
 import lzma
@@ -40,7 +41,7 @@ def read_text(path: str | Path) -> str:
 def open_text(path: str | Path) -> str | Text:
     """As `read_text`, but a text of more than IN_MEMORY characters stays where it is.
 
-    It must not change as long as it is used. Standard input is kept in a temporary file.
+    It must not change as long as it is used. What comes through a pipe is kept in a temporary file.
     """
     read = _reader(path)
     kept, size = [], 0
@@ -99,19 +100,23 @@ def parts(text: str | Text) -> Iterator[str]:
         yield kept
 
 
-def is_stdin(path: str | Path) -> bool:
-    return str(path) == STDIN
+def is_pipe(path: str | Path) -> bool:
+    """Whether a text can be read once alone."""
+    return str(path) == STDIN or Path(path).is_fifo()
 
 
 def _reader(path: str | Path) -> Callable[[], Iterator[str]]:
     """What reads a text, as often as it is called, in pieces that are not empty."""
-    if is_stdin(path):
+    if is_pipe(path):
+        stdin = str(path) == STDIN
         # Closed, and gone, when nobody reads it any more.
         file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
-        with writing(tempfile.gettempdir()):
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        empty = "standard input is empty: give text, and - for one text alone"
-        return functools.partial(_not_blank, empty, functools.partial(_spooled, file))
+        with writing(tempfile.gettempdir()), contextlib.ExitStack() as stack:
+            pipe = sys.stdin.buffer if stdin else stack.enter_context(open(path, "rb"))
+            shutil.copyfileobj(pipe, file)
+        name = "standard input" if stdin else str(path)
+        empty = f"{name} is empty: give text, and - for one text alone"
+        return functools.partial(_not_blank, empty, functools.partial(_spooled, name, file))
     read = _directory if Path(path).is_dir() else _file
     empty = f"{path} is empty: give a file with text"
     return functools.partial(_not_blank, empty, functools.partial(read, Path(path)))
@@ -146,9 +151,9 @@ def _file(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _spooled(file: BinaryIO) -> Iterator[str]:
+def _spooled(name: str, file: BinaryIO) -> Iterator[str]:
     file.seek(0)
-    return _text("standard input", file)
+    return _text(name, file)
 
 
 def _text(name: str, file: BinaryIO) -> Iterator[str]:
