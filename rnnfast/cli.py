@@ -25,6 +25,8 @@ from rich.table import Column, Table
 from . import bench, lm
 from ._version import __version__
 from .diagnostics import cli as diagnostics
+from .embeddings import Vectors
+from .embeddings import cli as embeddings
 from .lm.evaluate import bits, perplexity
 from .lm.files import write_atomic
 from .lm.runs import prepare, resume, set_up
@@ -96,7 +98,7 @@ def _check_writable(target: str, option: str) -> None:
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
-    trainer = _trainer(args)
+    trainer = _trainer(args, output)
     config, folder = trainer.config, trainer.folder
     unit = "characters" if config.level == "char" else "words"
     about = (
@@ -136,13 +138,15 @@ def train(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(args: argparse.Namespace):
+def _trainer(args: argparse.Namespace, output: Output):
     changes = {name: getattr(args, name) for name in _SETTINGS}
     paths = (args.data, args.train, args.valid, args.test, args.vocab)
     given = any(paths[:4])
     if args.resume:
         if args.out or args.overwrite:
             raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
+        if args.embeddings:
+            raise lm.UserError("--resume goes on with the embeddings it has: leave --embeddings")
         corpus = lm.corpus.read(*paths) if given else None
         return resume(args.resume, changes, corpus)
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -150,9 +154,22 @@ def _trainer(args: argparse.Namespace):
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
+    if args.embeddings:
+        vectors = Vectors.load(args.embeddings)
+        size = vectors.matrix.shape[1]
+        if size != config.emsize:
+            raise lm.UserError(
+                f"{args.embeddings} has vectors of size {size}, not emsize {config.emsize}"
+            )
     corpus = lm.corpus.read(*paths)
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
-    return prepare(config, corpus, folder)
+    trainer = prepare(config, corpus, folder)
+    if args.embeddings:
+        count = vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
+        output.text.print(
+            escape(f"{count:,} of {len(trainer.vocab):,} embeddings from {args.embeddings}")
+        )
+    return trainer
 
 
 def compare(args: argparse.Namespace, output: Output) -> int:
@@ -478,7 +495,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _compare_arguments(sub)
 
-    for room in (tasks, diagnostics):
+    for room in (tasks, diagnostics, embeddings):
         room.register(command)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
@@ -523,6 +540,10 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(model, "nonlinearity", None, "", choices=("tanh", "relu"))
     _setting(model, "dropout", float, "on embeddings of words, between layers, on the output")
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
+
+    model.add_argument(
+        "--embeddings", metavar="FILE", help="vectors for them to begin with (rnnfast embed)"
+    )
 
     how = sub.add_argument_group("training")
     _setting(how, "batch_size", int, "lanes the text is cut into")
