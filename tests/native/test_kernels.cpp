@@ -714,7 +714,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
   const int64_t size = V * 2 * (D + 1);
   std::vector<int64_t> starts{0}, shifts, row, column;
   for (int64_t p = 0; p < P; ++p) {
-    shifts.push_back((p * 3 + 1) % P);
+    shifts.push_back((p * 5 + 1) % P);
     for (int64_t q = 0; q < P; ++q) {
       for (int64_t i = p; i < V; i += P) {
         for (int64_t j = q; j < V; j += P) {
