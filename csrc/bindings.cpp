@@ -16,6 +16,7 @@
 
 #include "cpu/isa.h"
 #include "generate.h"
+#include "glove.h"
 #include "loss.h"
 #include "rnn.h"
 #include "tensor.h"
@@ -412,6 +413,53 @@ std::vector<int64_t> py_generate(Sampler& sampler, int64_t n) {
   return tokens;
 }
 
+// starts [P * P + 1], shifts [P]; row, column, log_x, weight [N]; words, contexts [V, 2, D + 1].
+// Returns the sum of the entries' terms.
+double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, py::handle column_,
+                      py::handle log_x_, py::handle weight_, py::handle words_,
+                      py::handle contexts_, double lr, int threads) {
+  const Tensor starts("starts", starts_), shifts("shifts", shifts_), row("row", row_),
+      column("column", column_), log_x("log_x", log_x_), weight("weight", weight_),
+      words("words", words_), contexts("contexts", contexts_);
+  if (words.dim() != 3 || words.size(0) < 1 || words.size(1) != 2 || words.size(2) < 2) {
+    words.refuse("(V, 2, D + 1)");
+  }
+  if (shifts.dim() != 1 || shifts.size(0) < 1) {
+    shifts.refuse("(P)");
+  }
+  if (row.dim() != 1 || row.size(0) < 1) {
+    row.refuse("(N)");
+  }
+  if (threads < 1) {
+    throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
+  }
+  const int64_t V = words.size(0), D = words.size(2) - 1, P = shifts.size(0), N = row.size(0);
+  starts.expect_contiguous(Dtype::kInt64, {P * P + 1});
+  shifts.expect_contiguous(Dtype::kInt64, {P});
+  row.expect_contiguous(Dtype::kInt64, {N});
+  column.expect_contiguous(Dtype::kInt64, {N});
+  log_x.expect_contiguous(Dtype::kFloat32, {N});
+  weight.expect_contiguous(Dtype::kFloat32, {N});
+  words.expect_contiguous(Dtype::kFloat32, {V, 2, D + 1});
+  contexts.expect_contiguous(Dtype::kFloat32, {V, 2, D + 1});
+  const Glove call{N,
+                   V,
+                   D,
+                   P,
+                   starts.data<const int64_t>(),
+                   shifts.data<const int64_t>(),
+                   row.data<const int64_t>(),
+                   column.data<const int64_t>(),
+                   log_x.data<const float>(),
+                   weight.data<const float>(),
+                   words.data<float>(),
+                   contexts.data<float>(),
+                   float(lr),
+                   threads};
+  py::gil_scoped_release release;
+  return glove_epoch(call);
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -419,6 +467,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
   m.def("linear_cross_entropy", &py_linear_cross_entropy);
+  m.def("glove_epoch", &py_glove_epoch);
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Isa* isa : available_isas()) {

@@ -46,6 +46,19 @@ def linear_cross_entropy(
     db: Tensor | None,
     /,
 ) -> float: ...
+def glove_epoch(
+    starts: Tensor,
+    shifts: Tensor,
+    row: Tensor,
+    column: Tensor,
+    log_x: Tensor,
+    weight: Tensor,
+    words: Tensor,
+    contexts: Tensor,
+    lr: float,
+    threads: int,
+    /,
+) -> float: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str, /) -> None: ...

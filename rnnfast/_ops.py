@@ -266,3 +266,15 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
     tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
     stop = -1 if stop is None else stop
     return _C.Sampler(*tensors, relu, temperature, top_k, top_p, stop, seed)
+
+
+def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
+    """One epoch of GloVe, as csrc/glove.h says, `words` and `contexts` updated in place.
+
+    Contiguous tensors on the CPU: int64 starts (P * P + 1), shifts (P), row and column (N); float32
+    log_x and weight (N), words and contexts (V, 2, D + 1). Returns the sum of the squared errors,
+    weighted. Raises RuntimeError for a tensor of another shape, dtype or device, IndexError for a
+    row or column that is not in [0, V) or not in its block, ValueError for starts and shifts.
+    """
+    tensors = (starts, shifts, row, column, log_x, weight, words, contexts)
+    return _C.glove_epoch(*tensors, lr, torch.get_num_threads())

@@ -26,6 +26,8 @@ from rich.table import Column, Table
 from . import bench, lm
 from ._version import __version__
 from .diagnostics import cli as diagnostics
+from .embeddings import Vectors
+from .embeddings import cli as embeddings
 from .lm import curves
 from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
 from .lm.distributed import joined, rank
@@ -122,14 +124,14 @@ def train(args: argparse.Namespace, output: Output) -> int:
         if rank() == 0:
             return _train(args, output)
         try:
-            _trainer(args).run()
+            _trainer(args, output).run()
         except lm.Interrupted as interrupted:
             return 128 + interrupted.signum
         return 0
 
 
 def _train(args: argparse.Namespace, output: Output) -> int:
-    trainer = _trainer(args)
+    trainer = _trainer(args, output)
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
     about = (
@@ -169,13 +171,15 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(args: argparse.Namespace):
+def _trainer(args: argparse.Namespace, output: Output):
     changes = {name: getattr(args, name) for name in _SETTINGS}
     paths = (args.data, args.train, args.valid, args.test, args.vocab)
     given = any(paths[:4])
     if args.resume:
         if args.out or args.overwrite:
             raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
+        if args.embeddings:
+            raise lm.UserError("--resume goes on with the embeddings it has: leave --embeddings")
         corpus = lm.corpus.read(*paths) if given else None
         return resume(args.resume, changes, corpus)
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -183,11 +187,25 @@ def _trainer(args: argparse.Namespace):
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
+    if args.embeddings:
+        vectors = Vectors.load(args.embeddings)
+        size = vectors.matrix.shape[1]
+        if size != config.emsize:
+            raise lm.UserError(
+                f"{args.embeddings} has vectors of size {size}, not emsize {config.emsize}"
+            )
     corpus = lm.corpus.read(*paths)
-    if rank():
-        return prepare(config, corpus)
-    folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
-    return prepare(config, corpus, folder)
+    folder = None
+    if rank() == 0:
+        folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
+    trainer = prepare(config, corpus, folder)
+    if args.embeddings:
+        count = vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
+        if rank() == 0:
+            output.text.print(
+                escape(f"{count:,} of {len(trainer.vocab):,} embeddings from {args.embeddings}")
+            )
+    return trainer
 
 
 def compare(args: argparse.Namespace, output: Output) -> int:
@@ -625,7 +643,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--x", choices=curves.AXES, default="steps", help="axis to draw over (steps)")
 
-    for room in (tasks, diagnostics):
+    for room in (tasks, diagnostics, embeddings):
         room.register(command)
 
     sub = command("bench", bench.run, "Time FastRNN against torch.nn.RNN on the CPU.", device=False)
@@ -680,6 +698,10 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     about = "adaptive softmax, for large vocabularies of words; not tied"
     _setting(model, "adaptive", None, about, action=flag)
     _setting(model, "tied", None, "share embedding and output weights", action=flag)
+
+    model.add_argument(
+        "--embeddings", metavar="FILE", help="vectors for them to begin with (rnnfast embed)"
+    )
 
     how = sub.add_argument_group("training")
     _setting(how, "batch_size", int, "lanes the text is cut into")

@@ -96,6 +96,9 @@ struct Tables {
   Kernels<double> f64;
   Kernels<bfloat16, float> bf16;
   Kernels<float16, float> f16;
+  // One update of GloVe, with an entry's vectors [2, D + 1]; see glove.h.
+  float (*glove_update)(float* word, float* context, int64_t D, float log_x, float weight,
+                        float lr);
 };
 
 struct Isa {

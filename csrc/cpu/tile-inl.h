@@ -686,6 +686,8 @@ template <class S, class O> static void outer(const Outer<S, O>& o) {
   }
 }
 
+#include "glove-inl.h"
+
 template <class S, class O> constexpr Kernels<S, O> table() {
   return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_row<S, O>, widen_row<S, O>,
           narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>};
@@ -693,7 +695,7 @@ template <class S, class O> constexpr Kernels<S, O> table() {
 
 template <class = void> constexpr Tables tables() {
   return {table<float, float>(), table<double, double>(), table<bfloat16, float>(),
-          table<float16, float>()};
+          table<float16, float>(), glove_update<float>};
 }
 
 #undef RNNFAST_INLINE

@@ -60,8 +60,8 @@ class SequenceEstimator:
 
     features: Sequence[str] = ("word",)
     min_count: int = 1
-    embedding_size: int = 100
-    hidden_size: int = 100
+    embedding_size: int = 64
+    hidden_size: int = 64
     num_layers: int = 1
     nonlinearity: str = "tanh"
     bidirectional: bool = True
@@ -69,7 +69,7 @@ class SequenceEstimator:
     word_dropout: float = 0.1
     epochs: int = 10
     batch_size: int = 32
-    lr: float = 2e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     patience: int | None = 3
@@ -592,6 +592,9 @@ class SequenceTagger(_Labels):
     `score` is the F1 of chunks if the labels are IOB tags ("B-NP", "I-NP", "O"), as conlleval and
     seqeval count it, else the accuracy over all steps. `class_weight` as in SequenceClassifier.
     """
+
+    features: Sequence[str] = ("word", "prefix3", "suffix2", "suffix3", "shape")
+    hidden_size: int = 100
 
     _every_step = True
 

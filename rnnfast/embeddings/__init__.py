@@ -1,0 +1,17 @@
+"""Vectors of words: GloVe and skip-gram, files of them, neighbours and analogies.
+
+from rnnfast import embeddings, lm
+
+text = lm.corpus.builtin().train
+vocab = lm.Vocabulary.build("word", [text], min_count=5)
+vectors = embeddings.glove(text, vocab)
+print(vectors.neighbours("class"))
+vectors.save("vectors.txt")
+"""
+
+from .cooccurrence import cooccurrences
+from .glove import glove
+from .skipgram import skipgram
+from .vectors import Vectors
+
+__all__ = ["Vectors", "cooccurrences", "glove", "skipgram"]

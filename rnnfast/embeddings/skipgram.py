@@ -1,0 +1,72 @@
+"""Skip-gram with negative sampling (Mikolov et al. 2013), by gensim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..lm.errors import UserError
+from ..lm.vocab import Vocabulary
+from .vectors import Vectors
+
+
+def skipgram(
+    text: str,
+    vocab: Vocabulary,
+    dim: int = 100,
+    window: int = 5,
+    epochs: int = 10,
+    lr: float = 0.025,
+    seed: int = 1,
+    progress: Callable[[dict], None] | None = None,
+) -> Vectors:
+    """Vectors of the words of `vocab` from a text, a sentence a line, with 5 negative samples.
+
+    `progress` is called after each epoch with a dict: epoch, loss (a sum, gensim's). Threads are
+    torch's; with one thread the same seed gives the same vectors. Raises UserError without gensim
+    (the extra `embeddings`) and for settings out of range.
+    """
+    try:
+        from gensim.models import Word2Vec
+        from gensim.models.callbacks import CallbackAny2Vec
+    except ImportError as error:
+        raise UserError("skip-gram needs gensim: pip install 'rnnfast[embeddings]'") from error
+    settings = {"dim": dim, "window": window, "epochs": epochs, "lr": lr}
+    for name, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be positive, not {value}")
+
+    class Progress(CallbackAny2Vec):
+        epoch, total = 0, 0.0
+
+        def on_epoch_end(self, model):
+            self.epoch += 1
+            total = model.get_latest_training_loss()
+            if progress:
+                progress({"epoch": self.epoch, "loss": total - self.total})
+            self.total = total
+
+    known = set(vocab.tokens)
+    unk = vocab.tokens[vocab.unk]
+    sentences = [[w if w in known else unk for w in line.split()] for line in text.split("\n")]
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise UserError("the text has no words")
+    model = Word2Vec(
+        sentences,
+        vector_size=dim,
+        window=window,
+        epochs=epochs,
+        alpha=lr,
+        sg=1,
+        negative=5,
+        min_count=1,
+        seed=seed,
+        workers=torch.get_num_threads(),
+        compute_loss=True,
+        callbacks=[Progress()],
+    )
+    seen = [token for token in vocab.tokens if token in model.wv.key_to_index]
+    return Vectors(seen, np.stack([model.wv[token] for token in seen]))

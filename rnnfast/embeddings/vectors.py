@@ -1,0 +1,196 @@
+"""Vectors of words: in memory, in files, near one another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_bytes
+
+from ..lm.errors import UserError
+from ..lm.files import write_atomic
+from ..lm.storage import read_tensors
+from ..lm.vocab import Vocabulary
+
+SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
+
+
+class Vectors:
+    """Words and their vectors.
+
+    Args:
+        tokens: V different words.
+        matrix: float32 (V, D).
+    """
+
+    def __init__(self, tokens: list[str], matrix: np.ndarray):
+        matrix = np.asarray(matrix, np.float32)
+        self.index = {token: i for i, token in enumerate(tokens)}
+        if matrix.ndim != 2 or len(self.index) != len(tokens) or len(matrix) != len(tokens):
+            raise UserError(
+                f"vectors need words that differ and a row for each, not {len(tokens)} words, "
+                f"{len(self.index)} of them different, and {matrix.shape}"
+            )
+        self.tokens, self.matrix = list(tokens), matrix
+
+    @classmethod
+    def of(cls, vocab: Vocabulary, matrix: np.ndarray) -> Vectors:
+        """Those of a vocabulary's words, (V, D), without its boundary, which is no word."""
+        kept = [i for i in range(len(vocab)) if i != vocab.boundary]
+        return cls([vocab.tokens[i] for i in kept], matrix[kept])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, token: str) -> np.ndarray:
+        """The vector, (D,). Raises UserError for a word that has none."""
+        if token not in self.index:
+            raise UserError(f"there is no vector of {token!r} among {len(self)}")
+        return self.matrix[self.index[token]]
+
+    # ---- near one another
+
+    def neighbours(self, token: str, n: int = 10) -> list[tuple[str, float]]:
+        """The n words of the largest cosine with a word, the largest first. Raises UserError."""
+        return self._nearest(self[token], [token], n)
+
+    def analogy(self, a: str, b: str, c: str, n: int = 10) -> list[tuple[str, float]]:
+        """a is to b as c is to what: the n words of the largest cosine with b - a + c, of vectors
+        of length 1 (3CosAdd; Mikolov et al. 2013), the three left out. Raises UserError."""
+        unit = {token: self[token] / _length(self[token]) for token in (a, b, c)}
+        return self._nearest(unit[b] - unit[a] + unit[c], [a, b, c], n)
+
+    def _nearest(self, vector, without, n):
+        if n < 1:
+            raise UserError(f"n must be at least 1, not {n}")
+        cosines = self.matrix @ vector / (_length(self.matrix) * _length(vector))
+        cosines[[self.index[token] for token in without]] = -np.inf
+        best = np.argsort(-cosines, kind="stable")[: min(n, len(self) - len(set(without)))]
+        return [(self.tokens[i], float(cosines[i])) for i in best]
+
+    def initialise(self, weight: torch.Tensor, vocab: Vocabulary) -> int:
+        """Copy the vectors into an embedding's rows, (len(vocab), D), in place.
+
+        They are scaled so that their elements vary as much as the embedding's do, whose start fits
+        the layers after it. Rows of other words stay. Returns how many were copied; raises
+        UserError for vectors of another size.
+        """
+        if weight.shape != (len(vocab), self.matrix.shape[1]):
+            raise UserError(
+                f"vectors of size {self.matrix.shape[1]} cannot begin embeddings of size "
+                f"{weight.shape[1]}"
+            )
+        rows = [(i, self.index[t]) for i, t in enumerate(vocab.tokens) if t in self.index]
+        if rows:
+            to, of = zip(*rows, strict=True)
+            new = torch.from_numpy(self.matrix[list(of)]).to(weight)
+            with torch.no_grad():
+                scale = weight.std() / new.std().clamp_min(torch.finfo(new.dtype).tiny)
+                weight[list(to)] = scale * new
+        return len(rows)
+
+    # ---- files
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, whole or not at all, in the format that its name ends with.
+
+        .txt or .vec: word2vec's text; .bin: word2vec's binary; .safetensors: `vectors` (V, D), and
+        `tokens`, a list in JSON, in the metadata. Raises UserError.
+        """
+        suffix = check_suffix(path)
+        if suffix == ".safetensors":
+            metadata = {"tokens": json.dumps(self.tokens)}
+            write_atomic(path, to_bytes({"vectors": torch.from_numpy(self.matrix)}, metadata))
+            return
+        for token in self.tokens:
+            if not token or token.split() != [token]:
+                raise UserError(
+                    f"word2vec's formats cannot hold the word {token!r}: give a .safetensors"
+                )
+        write_atomic(path, self._word2vec(suffix == ".bin"))
+
+    def _word2vec(self, binary: bool):
+        yield f"{len(self)} {self.matrix.shape[1]}\n".encode()
+        for token, vector in zip(self.tokens, self.matrix, strict=True):
+            if binary:
+                yield token.encode() + b" " + vector.astype("<f4").tobytes() + b"\n"
+            else:
+                # str of a float32 is the shortest that reads back as the same number.
+                yield f"{token} {' '.join(map(str, vector))}\n".encode()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vectors:
+        """Read a file such as `save` writes, or word2vec and gensim. Raises UserError."""
+        suffix = check_suffix(path)
+        if not Path(path).is_file():
+            raise UserError(f"cannot read {path}: there is no such file")
+        if suffix == ".safetensors":
+            tensors, metadata = read_tensors(Path(path))
+            try:
+                return cls(json.loads(metadata["tokens"]), tensors["vectors"].float().numpy())
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(f"{path} has no vectors with their tokens ({error})") from error
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            tokens, matrix = (_read_binary if suffix == ".bin" else _read_text)(data)
+            return cls(tokens, matrix)
+        except (ValueError, IndexError) as error:
+            kind = "binary" if suffix == ".bin" else "text"
+            raise UserError(f"{path} is not word2vec's {kind} format: {error}") from error
+
+
+def check_suffix(path: str | Path) -> str:
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path} must end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    return suffix
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """Never 0: the cosine with a vector of zeros is 0."""
+    return np.maximum(np.linalg.norm(vectors, axis=-1), np.finfo(np.float32).tiny)
+
+
+def _header(line: bytes) -> tuple[int, int]:
+    words = line.split()
+    if len(words) != 2:
+        raise ValueError("the first line is not the number of words and their size")
+    V, D = map(int, words)
+    if V < 0 or D < 1:
+        raise ValueError(f"{V} words of size {D}")
+    return V, D
+
+
+def _read_text(data: bytes) -> tuple[list[str], np.ndarray]:
+    lines = data.split(b"\n")
+    V, D = _header(lines[0])
+    rows = [line.split() for line in lines[1:] if line.strip()]
+    if len(rows) != V:
+        raise ValueError(f"{len(rows)} words, not {V} as the first line says")
+    for row in rows:
+        if len(row) != D + 1:
+            raise ValueError(f"{row[0]!r} has {len(row) - 1} numbers, not {D}")
+    matrix = np.array([row[1:] for row in rows], dtype=np.float32).reshape(V, D)
+    return [row[0].decode() for row in rows], matrix
+
+
+def _read_binary(data: bytes) -> tuple[list[str], np.ndarray]:
+    end = data.index(b"\n")
+    V, D = _header(data[:end])
+    if len(data) < V * D * 4:
+        raise ValueError("the file is too short for what its first line says")
+    tokens, matrix, at = [], np.empty((V, D), np.float32), end + 1
+    for i in range(V):
+        space = data.index(b" ", at)
+        # Some writers put a newline after a vector, others do not.
+        tokens.append(data[at:space].lstrip(b"\n").decode())
+        at = space + 1 + 4 * D
+        if at > len(data):
+            raise ValueError("the last vector is cut short")
+        matrix[i] = np.frombuffer(data, "<f4", D, space + 1)
+    return tokens, matrix
