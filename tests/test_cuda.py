@@ -12,6 +12,7 @@ import pytest
 import rule
 import torch
 from rule import Case
+from test_kernels import check
 
 import rnnfast
 from rnnfast import _C, _ops_cuda, functional
@@ -206,10 +207,8 @@ def precision():
 @pytest.mark.parametrize("size", GPU_SIZES, ids=lambda c: f"T{c.T}-B{c.B}-H{c.H}")
 def test_rule_on_a_gpu(cuda_kernel, precision, size, layout, dtype):
     case = replace(size, layout=layout, dtype=precision(dtype))
-    results = [
-        rule.run(call, case, rule.make(case, "cuda")) for call in (rule.baseline, functional.rnn)
-    ]
-    rule.check(results[1], results[0], rule.run_reference(case, rule.make(case)), case.dtype)
+    # torch may do without TF32 where the sizes do not suit it. float16 has as many bits.
+    check(case, "cuda", torch.float16 if dtype == "tf32" else None)
 
 
 def inference(case, data):
