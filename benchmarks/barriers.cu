@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) grid_flags(uint32_t* flags, long lon
   *clocks = clock64() - begin;
 }
 
-void measure(const char* name, void (*kernel)(uint32_t*, long long*), device::Launch how) {
+void measured(const char* name, void (*kernel)(uint32_t*, long long*), device::Launch how) {
   uint32_t* flags;
   long long *clocks, cycles;
   device::check(cudaMalloc(&flags, how.blocks * sizeof *flags), name);
@@ -75,6 +75,7 @@ void measure(const char* name, void (*kernel)(uint32_t*, long long*), device::La
   device::check(cudaEventCreate(&begin), name);
   device::check(cudaEventCreate(&end), name);
   std::vector<float> times;
+  device::allow(name, kernel, how);
   for (int i = 0; i < 7; ++i) {
     device::check(cudaMemset(flags, 0, how.blocks * sizeof *flags), name);
     device::check(cudaEventRecord(begin), name);
@@ -91,6 +92,15 @@ void measure(const char* name, void (*kernel)(uint32_t*, long long*), device::La
               how.cluster > 1 ? how.cluster : how.blocks, times[times.size() / 2] * 1e6 / kRounds,
               double(cycles) / kRounds);
   cudaFree(flags), cudaFree(clocks);
+}
+
+// One that the device cannot do says so, and the others follow.
+void measure(const char* name, void (*kernel)(uint32_t*, long long*), device::Launch how) {
+  try {
+    measured(name, kernel, how);
+  } catch (const Error& error) {
+    std::printf("%s %d blocks: %s\n", name, how.blocks, error.what());
+  }
 }
 
 } // namespace

@@ -4,9 +4,10 @@
 
 Samples of the two alternate in one run, timed by CUDA events, with the L2 cache flushed before
 each; medians. Both hold the same weights and must agree before they are timed. The ceilings, a copy
-in device memory and a large product in each dtype, are measured in the same run. Writes the JSON,
-and beside it the table (.md) and, with matplotlib, the plot (.png). When the seconds are over, the
-cases that are left are named in the JSON as not run. Notes, such as what tests printed, are kept.
+in device memory and a large product in each dtype, are measured in the same run. Writes the JSON
+after every case, and at the end beside it the table (.md) and, with matplotlib, the plot (.png).
+Cases that fail are named there with the reason, and so are those that were not run because the
+seconds were over or the device did not answer any more. Notes, such as what tests printed, stay.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import datetime
 import io
 import itertools
 import json
-import math
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -80,10 +81,11 @@ def ceilings():
 
 
 def difference(ours, theirs):
-    return max(
-        ((a.float() - b.float()).abs().max() / (b.float().abs().max() + 1e-30)).item()
+    relative = [
+        (a.float() - b.float()).abs().max() / (b.float().abs().max() + 1e-30)
         for a, b in zip(ours, theirs, strict=True)
-    )
+    ]
+    return torch.stack(relative).max().item()  # NaN if one is
 
 
 def measure(T, B, H, layers, packed, dtype, flush):
@@ -122,7 +124,7 @@ def measure(T, B, H, layers, packed, dtype, flush):
         found, expected = call(ours), call(theirs)
         deviation = difference(found, expected)
         if not deviation <= TOLERANCE[dtype]:
-            raise AssertionError(f"{result}: {mode} differs from nn.RNN by {deviation:.3g}")
+            raise AssertionError(f"{mode} differs from nn.RNN by {deviation:.3g}")
         samples = {"rnnfast": [], "nn.RNN": []}
         for i in range(ROUNDS):
             pair = [("rnnfast", ours), ("nn.RNN", theirs)]
@@ -139,6 +141,15 @@ def measure(T, B, H, layers, packed, dtype, flush):
             "deviation": deviation,
         }
     return result
+
+
+def answers():
+    """Whether the device still runs anything: after some errors it does not in this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def describe(case):
@@ -167,10 +178,14 @@ def markdown(report):
             steps = r[mode]["us_a_step"]
             row += [f"{steps['rnnfast']:.2f}", f"{steps['nn.RNN']:.2f}", f"{r[mode]['ratio']:.2f}"]
         lines.append(f"| {' | '.join([*row, r['plan'].split(' kernel')[0]])} |")
-    for mode, mean in report["geometric_mean"].items():
-        lines += ["", f"Geometric mean of the ratios, {mode}: {mean:.2f}"]
+    for mode in ("forward", "training"):
+        if report["cases"]:
+            mean = statistics.geometric_mean(r[mode]["ratio"] for r in report["cases"])
+            lines += ["", f"Geometric mean of the ratios, {mode}: {mean:.2f}"]
+    if report["failed"]:
+        lines += ["", "Failed:", "", *(f"- {c}: {why}" for c, why in report["failed"].items())]
     if report["not_run"]:
-        lines += ["", f"Not run, for lack of time: {', '.join(report['not_run'])}"]
+        lines += ["", f"Not run: {', '.join(report['not_run'])}"]
     for name, text in report["notes"].items():
         lines += ["", f"{name}:", "", "```", text.strip(), "```"]
     return "\n".join(lines) + "\n"
@@ -209,11 +224,11 @@ def main():
         sys.exit("gpu.py: there is no CUDA device")
     rnnfast.set_cuda_kernel("auto")
     properties = torch.cuda.get_device_properties(0)
-    smi = Path("/proc/driver/nvidia/version")
-    version = re.search(r"\d+\.\d+\.\d+", smi.read_text()) if smi.exists() else None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
     report = {
         "gpu": properties.name,
-        "driver": version[0] if version else "unknown",
+        "driver": driver,
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),
@@ -223,28 +238,33 @@ def main():
         "notes": {path.stem: path.read_text() for path in arguments.notes},
         "ceilings": ceilings(),
         "cases": [],
-        "not_run": [],
+        "failed": {},
+        "not_run": [describe(case) for case in cases()],
     }
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     start = time.monotonic()
     for case in cases():
-        if time.monotonic() - start > arguments.seconds:
-            report["not_run"].append(describe(case))
-            continue
-        result = measure(*case, flush)
-        report["cases"].append(result)
-        ratios = ", ".join(f"{m} {result[m]['ratio']:.2f}" for m in ("forward", "training"))
-        print(f"{describe(case)}: {ratios}; {result['plan']}", flush=True)
-    report["geometric_mean"] = {
-        mode: math.exp(statistics.mean(math.log(r[mode]["ratio"]) for r in report["cases"]))
-        for mode in ("forward", "training")
-    }
-    write_atomic(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+        if time.monotonic() - start > arguments.seconds or not answers():
+            break
+        name = describe(case)
+        report["not_run"].remove(name)
+        try:
+            result = measure(*case, flush)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            report["failed"][name] = str(error).split("\n")[0]
+            print(f"{name}: {error}", flush=True)
+        else:
+            report["cases"].append(result)
+            ratios = ", ".join(f"{m} {result[m]['ratio']:.2f}" for m in ("forward", "training"))
+            print(f"{name}: {ratios}; {result['plan']}", flush=True)
+        write_atomic(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(arguments.json.with_suffix(".md"), markdown(report).encode())
     try:
         plot(report, arguments.json.with_suffix(".png"))
     except ImportError:
         print("gpu.py: no plot without matplotlib")
+    if report["failed"] or not report["cases"]:
+        sys.exit(f"gpu.py: {len(report['failed'])} cases failed, {len(report['cases'])} were timed")
 
 
 if __name__ == "__main__":

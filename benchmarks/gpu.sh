@@ -1,70 +1,117 @@
 #!/usr/bin/env bash
-# All there is to do when a GPU is at hand, in 20 minutes: builds in place, runs the tests of the
-# device, compute-sanitizer on small cases, barriers.cu and gpu.py, and writes
-# benchmarks/results/<gpu>.{json,md,png}, with what each stage printed last as notes.
+# All there is to do when a GPU is at hand, in 20 minutes:
 #
-#   benchmarks/gpu.sh [stage...]       of: build test sanitize barriers bench; all of them
+#   build      in place                                                       3 minutes at most
+#   test       the tests of the device, each kernel's in a process of its own  5
+#   barriers   barriers.cu                                                     1
+#   bench      gpu.py: benchmarks/results/<gpu>.{json,md,png}                  7
+#   sanitize   compute-sanitizer on small cases                                4
 #
-# PYTHON names another python3 than the first on the PATH; it needs torch with CUDA, pytest,
-# setuptools, pybind11 and ninja. A stage that fails does not stop the others, but the script fails.
+#   benchmarks/gpu.sh [stage...]       some of them, after build; all by default
+#
+# A stage that fails or hangs takes nothing from the others, but the script fails. Logs are in
+# build/gpu; OUT names another folder for logs and results together. PYTHON names another python3
+# than the first on the PATH; it needs torch with CUDA, pytest, setuptools, pybind11 and ninja.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-python3}
-export PYTHONPATH=. PYTHONUNBUFFERED=1
-logs=build/gpu
-mkdir -p "$logs"
+export PATH=$PATH:/usr/local/cuda/bin PYTHONPATH=. PYTHONUNBUFFERED=1 python=${PYTHON:-python3}
+export notes=build/gpu
+export logs=${OUT:-$notes}
+results=${OUT:-benchmarks/results}
+mkdir -p "$logs" "$notes" "$results"
 failed=()
 
 stage() { # name, seconds, command...
-  local name=$1 seconds=$2 start=$SECONDS
+  local name=$1 seconds=$2 start=$SECONDS status
   shift 2
   printf '=== %s\n' "$name"
-  timeout "$seconds" "$@" 2>&1 | tee "$logs/$name.log"
-  local status=${PIPESTATUS[0]}
-  tail -n 25 "$logs/$name.log" >"$logs/$name.txt"
+  timeout -s INT -k 20 "$seconds" "$@" 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  # For the notes of the results.
+  tail -n 25 "$logs/$name.log" >"$notes/$name.txt"
   printf '%s: exit status %d after %d s\n' "$name" "$status" $((SECONDS - start)) |
-    tee -a "$logs/$name.txt"
+    tee -a "$notes/$name.txt"
   [ "$status" = 0 ] || failed+=("$name")
 }
 
-sanitize() {
-  local tool status=0
-  for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 5 "$python" -m pytest -q -p no:cacheprovider \
-      tests/test_cuda.py -k 'rule_on_a_gpu and T7 and (bfloat16 or float32) and not batch' || status=1
+build() {
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv,noheader
+  nvcc --version | tail -n 2
+  RNNFAST_CUDA=1 "$python" setup.py -q build_ext --inplace
+}
+
+# At the same time; one that hangs, or breaks the device for its process, leaves the others theirs.
+tests() {
+  local kernel which status=0 others='not cuda-auto and not [auto'
+  local -A pids
+  export OMP_NUM_THREADS=$(($(nproc) / 5 + 1))
+  for kernel in step grid cluster; do
+    others+=" and not cuda-$kernel and not [$kernel"
+  done
+  for kernel in torch step grid cluster auto; do
+    which="cuda-$kernel or [$kernel"
+    [ "$kernel" = torch ] && which="(cuda or gpu) and $others"
+    timeout -s INT -k 10 270 "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 \
+      -o faulthandler_timeout=60 -k "$which" tests/test_{cuda,kernels,module}.py \
+      >"$logs/test-$kernel.log" 2>&1 &
+    pids[$kernel]=$!
+  done
+  for kernel in "${!pids[@]}"; do
+    wait "${pids[$kernel]}" || status=1
+    grep -E '^(FAILED|ERROR) ' "$logs/test-$kernel.log" | head -n 4
+    printf '%s: %s\n' "$kernel" "$(tail -n 1 "$logs/test-$kernel.log")"
   done
   return $status
 }
 
 barriers() {
-  nvcc -std=c++17 -O3 -arch=native -I csrc benchmarks/barriers.cu -o "$logs/barriers" &&
-    "$logs/barriers"
+  nvcc -std=c++17 -O3 -arch=native -I csrc benchmarks/barriers.cu -o "$notes/barriers" &&
+    "$notes/barriers"
 }
 
-export -f sanitize barriers
-export python logs
-for name in "${@:-build test sanitize barriers bench}"; do
-  for one in $name; do
-    case $one in
-    build) stage build 300 env RNNFAST_CUDA=1 "$python" setup.py -q build_ext --inplace ;;
-    test) stage test 420 "$python" -m pytest -q tests/test_cuda.py tests/test_kernels.py -k 'cuda or gpu' ;;
-    sanitize) stage sanitize 300 bash -c sanitize ;;
-    barriers) stage barriers 60 bash -c barriers ;;
-    bench)
-      gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') ||
-        exit 1
-      notes=()
-      for note in test sanitize barriers; do
-        [ -f "$logs/$note.txt" ] && notes+=("$logs/$note.txt")
-      done
-      stage bench 480 "$python" benchmarks/gpu.py "benchmarks/results/$gpu.json" --seconds 400 \
-        --notes "${notes[@]}"
-      ;;
-    *)
-      echo "gpu.sh: no stage $one" >&2
-      exit 2
-      ;;
-    esac
+# Of one block and of clusters; dense and packed.
+sanitize() {
+  local tool status=0
+  local -A pids
+  for tool in memcheck racecheck; do
+    timeout -s INT -k 10 220 compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 5 \
+      "$python" -m pytest -v -p no:cacheprovider --tb=short tests/test_cuda.py \
+      -k 'rule_on_a_gpu and (bfloat16 or torch.float32) and (T7 and not batch or T3-B5 and time)' \
+      >"$logs/$tool.log" 2>&1 &
+    pids[$tool]=$!
   done
+  for tool in "${!pids[@]}"; do
+    wait "${pids[$tool]}" || status=1
+    grep -A 8 -m 3 -E '========= (Invalid|Error|Warning|Race)' "$logs/$tool.log"
+    printf '%s: %s\n' "$tool" "$(tail -n 1 "$logs/$tool.log")"
+  done
+  return $status
+}
+
+bench() {
+  local gpu note kept=()
+  gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') ||
+    return
+  for note in test sanitize barriers; do
+    [ -f "$notes/$note.txt" ] && kept+=("$notes/$note.txt")
+  done
+  "$python" benchmarks/gpu.py "$1/$gpu.json" --seconds 360 --notes "${kept[@]}"
+}
+
+export -f build tests barriers sanitize bench
+[ $# -gt 0 ] || set -- test barriers bench sanitize
+for name in build "${@#build}"; do
+  case $name in
+  '') ;; # build comes first anyway
+  build) stage build 180 bash -c build ;;
+  test) stage test 290 bash -c tests ;;
+  barriers) stage barriers 45 bash -c barriers ;;
+  bench) stage bench 420 bash -c 'bench "$1"' _ "$results" ;;
+  sanitize) stage sanitize 240 bash -c sanitize ;;
+  *)
+    echo "gpu.sh: no stage $name" >&2
+    exit 2
+    ;;
+  esac
 done
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" && exit 1; }

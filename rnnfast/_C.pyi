@@ -89,6 +89,7 @@ def cuda_run(
     stream: int,
     /,
 ) -> None: ...
+def cuda_upload(numbers: list[int], to: Tensor, stream: int, /) -> None: ...
 
 cuda: bool
 openmp: bool

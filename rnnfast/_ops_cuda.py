@@ -5,7 +5,7 @@ over all time steps are torch's: the input projection, dx and the weight gradien
 waits for the device, and nothing adds up in an order that changes from run to run.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -70,23 +70,24 @@ class _Layout:
                 f"batch_sizes must sum to the {len(x)} rows of input, got {sum(sizes)}"
             )
         self.T, self.B, N = len(sizes), sizes[0], len(x)
-        starts = torch.zeros(self.T + 1, dtype=torch.int64)
-        torch.cumsum(batch_sizes, 0, out=starts[1:])
-        parts = [starts]
+        self.starts = starts = _upload([0, *accumulate(sizes)], x.device)
         if backward:
             # Of each row but those of the first step, where the one of the step before is; and the
             # last row of each sequence.
-            rows = torch.arange(self.B, N)
-            parts.append(rows - torch.repeat_interleave(batch_sizes[:-1], batch_sizes[1:]))
-            sequences = torch.arange(self.B)
-            lengths = (batch_sizes[None] > sequences[:, None]).sum(1)
-            parts.append(starts[lengths - 1] + sequences)
-        together = torch.cat(parts)
-        together = together.pin_memory() if x.is_cuda else together
-        on_device = together.to(x.device, non_blocking=True)
-        self.starts, *rest = on_device.split([len(part) for part in parts])
-        if backward:
-            self.earlier, self.last = rest
+            sizes = starts.diff()
+            rows = torch.arange(self.B, N, device=x.device)
+            self.earlier = rows - sizes[:-1].repeat_interleave(sizes[1:], output_size=len(rows))
+            sequences = torch.arange(self.B, device=x.device)
+            lengths = torch.searchsorted(-sizes, -sequences)
+            self.last = starts[lengths - 1] + sequences
+
+
+def _upload(numbers, device):
+    """An int64 tensor on the device, without a copy that a CUDA graph would repeat."""
+    tensor = torch.empty(len(numbers), dtype=torch.int64, device=device)
+    with torch.cuda.device(device):
+        _C.cuda_upload(numbers, tensor, torch.cuda.current_stream().cuda_stream)
+    return tensor
 
 
 def _launch(layout, H, backward, relu, dtype, directions, device):
@@ -199,8 +200,15 @@ def _dw_hh(layout, dpre, h, h0, reverse):
     return dw if h0 is None else dw.addmm_(first.t(), h0)
 
 
-def gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
+def gradients(dy, dh_n, outs, x, *arguments):
     """(dx or None, dh0 or None, dw or [])."""
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # the products, if backward() is called there
+        return _gradients(dy, dh_n, outs, x, *arguments)
+
+
+def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
     num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
     H, D, dtype = _check(x, weights, batch_sizes, num_layers, bias)
     per, one_hot = 4 if bias else 2, x.dtype is torch.int64

@@ -4,6 +4,11 @@ import pytest
 import torch
 
 
+def pytest_configure(config):
+    # The rule compares float32 with float32; test_cuda.py asks for TF32 where it means it.
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def pytest_generate_tests(metafunc):
     # Imported here and not above: only the tests that ask need the native module.
     if {"target", "isa"} & set(metafunc.fixturenames):

@@ -45,28 +45,30 @@ def judged(case):
     return rule.run(rule.baseline, case, data), rule.run_reference(case, data)
 
 
-def check(case, device="cpu"):
-    if case.nonlinearity == "relu" and case.dtype in rule.HALF:
-        return check_at_own_states(replace(case, num_layers=1), device)
+def check(case, device="cpu", torchs_dtype=None):
+    """The rule; nn.RNN runs in ``torchs_dtype`` if that is given."""
+    baseline = replace(case, dtype=torchs_dtype or case.dtype)
+    if case.nonlinearity == "relu" and baseline.dtype in rule.HALF:
+        return check_at_own_states(*(replace(c, num_layers=1) for c in (case, baseline)), device)
     if device == "cpu":
         torchs, truth = judged(case)
     else:
-        torchs = rule.run(rule.baseline, case, rule.make(case, device))
+        torchs = rule.run(rule.baseline, baseline, rule.make(baseline, device))
         truth = judged(case)[1]
     rule.check(rule.run(rnn, case, rule.make(case, device)), torchs, truth, case.dtype)
 
 
-def check_at_own_states(case, device):
+def check_at_own_states(case, baseline, device):
     """The rule, where the gradients are those of a function that takes the states as given.
 
     Rounded to 16 bits, every thousandth input of a ReLU or so gets another sign, and its derivative
     is wrong altogether, with nn.RNN as with us.
     """
     results, truths = [], []
-    for implementation in (rnn, rule.baseline):
-        data = rule.make(case, device)
-        results.append(rule.run(implementation, case, data))
-        truths.append(rule.run_reference(case, data, results[-1]["output"]))
+    for implementation, its in ((rnn, case), (rule.baseline, baseline)):
+        data = rule.make(its, device)
+        results.append(rule.run(implementation, its, data))
+        truths.append(rule.run_reference(its, data, results[-1]["output"]))
     rule.check(*results, truths[0], case.dtype, truths[1])
 
 

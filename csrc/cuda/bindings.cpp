@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../tensor.h"
 #include "recurrence.h"
@@ -138,9 +139,17 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
             reinterpret_cast<void*>(stream));
 }
 
+void py_upload(const std::vector<int64_t>& numbers, py::handle to_, uintptr_t stream) {
+  const Tensor to("to", to_, dlpack::kCuda);
+  to.expect_contiguous(Dtype::kInt64, {int64_t(numbers.size())});
+  cuda::upload(numbers.data(), int64_t(numbers.size()), to.data<int64_t>(),
+               reinterpret_cast<void*>(stream));
+}
+
 } // namespace
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_choose", &py_choose);
   m.def("cuda_run", &py_run);
+  m.def("cuda_upload", &py_upload);
 }

@@ -220,10 +220,10 @@ struct Config {
   Config(const Config&) = delete;
 };
 
+// Of more than 48 KiB of shared memory, or 8 blocks a cluster, after `allow` for that kernel.
 template <class... A>
 void launch(const char* name, void (*kernel)(A...), int threads, const Launch& how,
             A... arguments) {
-  allow(name, kernel, how);
   const Config config(how, threads);
   check(cudaLaunchKernelEx(&config.config, kernel, arguments...), name);
 }

@@ -15,6 +15,7 @@ template <class E> struct KernelsOf {
                              plan.kernel == Kernel::kCluster ? g.members : 1,
                              plan.kernel == Kernel::kGrid, plan.shared, stream};
     const auto kernel = g.tiles == 1 ? &recur<E, Exchange, 1> : &recur<E, Exchange, 2>;
+    device::allow(name, kernel, how);
     device::launch(name, kernel, kThreads, how, call);
   }
 
@@ -34,15 +35,16 @@ template <class E> struct KernelsOf {
         start<Grid>("grid kernel", plan, call, stream);
       }
       return;
-    case Kernel::kStep:
+    case Kernel::kStep: {
+      const Geometry& g = plan.geometry;
+      const device::Launch how{g.directions * g.groups * g.members, 1, false, plan.shared, stream};
+      device::allow("step kernel", &recur<E, Launches, 2>, how);
       for (int i = call.first; i < call.last; ++i) {
         Call step = call;
         step.first = i, step.last = i + 1;
-        device::launch("step kernel", &recur<E, Launches, 2>, kThreads,
-                       {plan.geometry.directions * plan.geometry.groups * plan.geometry.members, 1,
-                        false, plan.shared, stream},
-                       step);
+        device::launch("step kernel", &recur<E, Launches, 2>, kThreads, how, step);
       }
+    }
     }
   }
 

@@ -178,6 +178,18 @@ const char* name_of(Kernel kernel) {
   return kernel == Kernel::kCluster ? "cluster" : kernel == Kernel::kGrid ? "grid" : "step";
 }
 
+// As many as the 4 KiB of a kernel's arguments hold.
+struct Numbers {
+  int32_t values[1000];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    store(const __grid_constant__ Numbers numbers, int count, int64_t* to) {
+  for (int i = device::thread(); i < count; i += kThreads) {
+    to[i] = numbers.values[i];
+  }
+}
+
 size_t align(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 } // namespace
@@ -298,6 +310,16 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
                                           size_t(2) * device::machine().processors));
   of.prepare(call, blocks, stream);
   of.recur(plan, call, stream);
+}
+
+void upload(const int64_t* numbers, int64_t n, int64_t* to, void* stream) {
+  constexpr int kMost = sizeof(Numbers) / sizeof(int32_t);
+  for (int64_t i = 0; i < n; i += kMost) {
+    const int count = int(std::min<int64_t>(kMost, n - i));
+    Numbers part{};
+    std::copy_n(numbers + i, count, part.values);
+    device::launch("upload", &store, kThreads, {1, 1, false, 0, stream}, part, count, to + i);
+  }
 }
 
 } // namespace rnnfast::cuda

@@ -69,4 +69,8 @@ Choice choose(const Problem&, const Kernel* force);
 void run(const Problem&, const Kernel* force, const Direction* directions, void* workspace,
          void* stream);
 
+// Writes n numbers, each in [0, 2^31), to device memory, on `stream`. They travel as arguments of
+// kernels: a copy, captured in a CUDA graph, would read the host's memory again at every replay.
+void upload(const int64_t* numbers, int64_t n, int64_t* to, void* stream);
+
 } // namespace rnnfast::cuda

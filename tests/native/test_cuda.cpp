@@ -373,6 +373,19 @@ void check_choice() {
   }
 }
 
+void check_upload() {
+  for (const int64_t n : {1, 1000, 1001, 2500}) {
+    std::vector<int64_t> numbers(n), found(n + 1, -1);
+    for (int64_t i = 0; i < n; ++i) {
+      numbers[i] = i * 858993;
+    }
+    upload(numbers.data(), n, found.data(), nullptr);
+    if (!std::equal(numbers.begin(), numbers.end(), found.begin()) || found[n] != -1) {
+      fail("upload of " + std::to_string(n));
+    }
+  }
+}
+
 // On 132 multiprocessors of 227 KiB.
 void print_table() {
   device::host.machine = {132, 227 << 10, 16};
@@ -417,6 +430,7 @@ int main(int count, char** arguments) {
   check_maps();
   check_rounding();
   check_choice();
+  check_upload();
   const int64_t sizes[][4] = {
       // T, B, H, multiprocessors
       {1, 1, 1, 1},   // nothing but edges
