@@ -98,7 +98,7 @@ def _check_writable(target: str, option: str) -> None:
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
-    trainer = _trainer(args, output)
+    trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
     unit = "characters" if config.level == "char" else "words"
     about = (
@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(args: argparse.Namespace, output: Output):
+def _trainer(args: argparse.Namespace):
     changes = {name: getattr(args, name) for name in _SETTINGS}
     paths = (args.data, args.train, args.valid, args.test, args.vocab)
     given = any(paths[:4])
@@ -165,10 +165,11 @@ def _trainer(args: argparse.Namespace, output: Output):
     folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     trainer = prepare(config, corpus, folder)
     if args.embeddings:
-        count = vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
-        output.text.print(
-            escape(f"{count:,} of {len(trainer.vocab):,} embeddings from {args.embeddings}")
-        )
+        try:
+            vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
+        except lm.UserError:
+            folder.discard()
+            raise
     return trainer
 
 
