@@ -124,14 +124,14 @@ def train(args: argparse.Namespace, output: Output) -> int:
         if rank() == 0:
             return _train(args, output)
         try:
-            _trainer(args, output).run()
+            _trainer(args).run()
         except lm.Interrupted as interrupted:
             return 128 + interrupted.signum
         return 0
 
 
 def _train(args: argparse.Namespace, output: Output) -> int:
-    trainer = _trainer(args, output)
+    trainer = _trainer(args)
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
     about = (
@@ -171,7 +171,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(args: argparse.Namespace, output: Output):
+def _trainer(args: argparse.Namespace):
     changes = {name: getattr(args, name) for name in _SETTINGS}
     paths = (args.data, args.train, args.valid, args.test, args.vocab)
     given = any(paths[:4])
@@ -200,11 +200,12 @@ def _trainer(args: argparse.Namespace, output: Output):
         folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
     trainer = prepare(config, corpus, folder)
     if args.embeddings:
-        count = vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
-        if rank() == 0:
-            output.text.print(
-                escape(f"{count:,} of {len(trainer.vocab):,} embeddings from {args.embeddings}")
-            )
+        try:
+            vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
+        except lm.UserError:
+            if folder is not None:
+                folder.discard()
+            raise
     return trainer
 
 

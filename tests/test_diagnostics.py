@@ -228,4 +228,4 @@ def test_diagnose(tmp_path, monkeypatch, capsys):
         assert cli.main([*argv, *change]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["diagnose", "window", "--data", "text"]) == 2
-    assert "window is no RNN" in capsys.readouterr().err
+    assert "window is no Elman RNN" in capsys.readouterr().err

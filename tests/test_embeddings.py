@@ -374,8 +374,16 @@ def test_embeddings_begin_a_language_model(rnnfast):
         known.initialise(ours[:, :15], VOCAB)
     argv = ["train", "--train", "text", "--valid", "text", "--level", "word", "--epochs", 1]
     argv += ["--nhid", 16, "--batch-size", 4, "--bptt", 10, "--threads", 1]
-    status, out, _ = rnnfast(*argv, "--out", "m", "--emsize", 16, "--embeddings", "v.safetensors")
-    assert status == 0 and "6 of 11 embeddings from v.safetensors" in out
+    argv += ["--emsize", 16]
+    losses = []
+    for out, more in (("m", ["--embeddings", "v.safetensors"]), ("o", [])):
+        status, *_ = rnnfast(*argv, "--out", out, *more, "--json", "report.json")
+        assert status == 0
+        losses.append(json.loads(Path("report.json").read_text())["valid_loss"])
+    assert losses[0] != losses[1]
+    Vectors(["zebra"], np.ones((1, 16))).save("w.txt")
+    status, _, err = rnnfast(*argv, "--out", "n", "--embeddings", "w.txt")
+    assert status == 2 and "none of the 11 tokens" in err and not Path("n").exists()
     argv += ["--out", "n", "--no-tied"]
     status, _, err = rnnfast(*argv, "--emsize", 8, "--embeddings", "v.safetensors")
     assert status == 2 and "vectors of size 16, not emsize 8" in err and not Path("n").exists()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import bench, lm
 from ..lm.runs import set_up
+from ..nn import FastRNN
 from . import gradient_norms, jacobian_norms, spectral_radius
 
 LANES = 32  # places of the text that gradients are summed over
@@ -36,8 +37,8 @@ def diagnose(args: argparse.Namespace, output) -> int:
         raise lm.UserError(f"--steps must be at least 1, not {args.steps}")
     set_up(args.device or "cpu", args.threads)
     model = lm.load(args.model, args.device or "cpu")
-    if not isinstance(model, lm.RNNLM):
-        raise lm.UserError(f"{args.model} is no RNN: diagnose needs a model of rnnfast train")
+    if not isinstance(getattr(model, "rnn", None), FastRNN):
+        raise lm.UserError(f"{args.model} is no Elman RNN, which diagnose is for")
     report = {"model": args.model, **flow(model, lm.corpus.read_text(args.data), args.steps)}
     output.text.print(_table(report))
     for layer, radius in enumerate(report["spectral_radius"], 1):
@@ -66,7 +67,7 @@ def flow(model: lm.RNNLM, text: str, steps: int) -> dict:
         raise lm.UserError(f"the text has {len(ids)} tokens, too few for --steps {steps}")
     lanes = min(LANES, len(ids) - steps)
     starts = np.linspace(0, len(ids) - steps - 1, lanes).astype(int)
-    device = model.decoder.weight.device
+    device = model.encoder.weight.device
     ids = torch.from_numpy(ids[starts + np.arange(steps + 1)[:, None]]).to(device)
     with torch.no_grad():
         x = model.embed(ids[:-1])

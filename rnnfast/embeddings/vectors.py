@@ -75,7 +75,7 @@ class Vectors:
 
         They are scaled so that their elements vary as much as the embedding's do, whose start fits
         the layers after it. Rows of other words stay. Returns how many were copied; raises
-        UserError for vectors of another size.
+        UserError for vectors of another size, or of no word that is in `vocab`.
         """
         if weight.shape != (len(vocab), self.matrix.shape[1]):
             raise UserError(
@@ -83,12 +83,13 @@ class Vectors:
                 f"{weight.shape[1]}"
             )
         rows = [(i, self.index[t]) for i, t in enumerate(vocab.tokens) if t in self.index]
-        if rows:
-            to, of = zip(*rows, strict=True)
-            new = torch.from_numpy(self.matrix[list(of)]).to(weight)
-            with torch.no_grad():
-                scale = weight.std() / new.std().clamp_min(torch.finfo(new.dtype).tiny)
-                weight[list(to)] = scale * new
+        if not rows:
+            raise UserError(f"none of the {len(vocab)} tokens is among those that have vectors")
+        to, of = zip(*rows, strict=True)
+        new = torch.from_numpy(self.matrix[list(of)]).to(weight)
+        with torch.no_grad():
+            scale = weight.std() / new.std().clamp_min(torch.finfo(new.dtype).tiny)
+            weight[list(to)] = scale * new
         return len(rows)
 
     # ---- files
