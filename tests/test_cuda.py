@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import rule
+import test_ops
 import torch
 from rule import Case
 from test_kernels import check
@@ -299,6 +300,16 @@ def test_autocast_on_a_gpu(cuda_kernel):
         with torch.autocast("cuda", torch.bfloat16, enabled=inside):
             found.append(torch.autograd.grad(output.float().square().sum(), data.weights))
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("layout", ["time", "packed"])
+def test_operators_on_a_gpu(cuda_kernel, layout):
+    test_ops.check_operators(Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout), "cuda")
+
+
+def test_compile_on_a_gpu(cuda_kernel):
+    """Forward and backward in one graph each."""
+    test_ops.compare_compiled(Case(20, 5, 16, 128, bidirectional=True), "inductor", "cuda")
 
 
 def test_compile_with_graphs(cuda_kernel):
