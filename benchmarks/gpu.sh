@@ -44,7 +44,7 @@ build() {
 tests() {
   local kernel which status=0 others='not cuda-auto and not [auto'
   local -A pids
-  export OMP_NUM_THREADS=$(($(nproc) / 5 + 1))
+  export OMP_NUM_THREADS=$(($(nproc) / 5 + 1)) TORCHINDUCTOR_COMPILE_THREADS=1
   for kernel in step grid cluster; do
     others+=" and not cuda-$kernel and not [$kernel"
   done

@@ -51,7 +51,8 @@ def rnn(
     with float32 arithmetic, and under autocast its dtype; after :func:`rnnfast.set_cuda_kernel` so
     do they on CUDA devices, where a token that is not in [0, I) fails an assertion on the device.
     Other dtypes and devices, torch.func transforms and forward-mode AD run on torch's own
-    operators, with the same results; vmap step by step. Differentiable, twice as well.
+    operators, with the same results; vmap step by step. Differentiable, twice as well; on cuDNN
+    once.
 
     Raises:
         ValueError: an unknown nonlinearity, or a number of weights that does not fit.
@@ -207,7 +208,9 @@ def _torch_rnn(input, hx, weights, batch_sizes, num_layers, batch_first, relu, b
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros(num_layers * D, B, weights[1].shape[-1])
     call = _VF.rnn_relu if relu else _VF.rnn_tanh
-    common = (hx, weights, bias, num_layers, dropout, dropout > 0, D == 2)
+    # cuDNN has a backward only of its forward for training; without dropout the two agree.
+    training = dropout > 0 or torch.is_grad_enabled()
+    common = (hx, weights, bias, num_layers, dropout, training, D == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)
     return call(input, batch_sizes, *common)
@@ -261,9 +264,18 @@ class _Stack(torch.autograd.Function):
 
 def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """The same gradients as a graph of torch operators, from a second forward."""
+
+    def call():
+        cudnn = torch.backends.cudnn
+        enabled, cudnn.enabled = cudnn.enabled, False  # its backward has no derivative
+        try:
+            return _torch_rnn(x, h0, weights, batch_sizes, *ctx.options)
+        finally:
+            cudnn.enabled = enabled
+
     return _differentiable_gradients(
         ctx,
-        lambda: _torch_rnn(x, h0, weights, batch_sizes, *ctx.options),
+        call,
         (x, h0, None, None, *weights),
         (dy, dh_n),
     )

@@ -67,9 +67,12 @@ class Data:
 
 def baseline(
     input, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=False,
-    batch_first=False, dropout=0.0, training=False, batch_sizes=None,
+    batch_first=False, dropout=0.0, training=True, batch_sizes=None,
 ):  # fmt: skip
-    """What ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``."""
+    """What ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``.
+
+    In training, as a new module is: on cuDNN only that has a backward.
+    """
     directions = 2 if bidirectional else 1
     if hx is None:
         rows = batch_sizes[0] if batch_sizes is not None else input.shape[0 if batch_first else 1]

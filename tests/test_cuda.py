@@ -7,9 +7,11 @@ GPU. What holds for every device is in test_kernels.py.
 import functools
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import rule
+import test_ops
 import torch
 from rule import Case
 from test_kernels import check
@@ -100,6 +102,33 @@ def test_one_hot(on_cpu, layout):
         found.append([output, h_n, *gradients])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
+    """cuDNN refuses the backward of a forward that was not called for training."""
+    data = rule.make(Case(2, 3, 4, 5))
+    seen = []
+    call = torch._VF.rnn_tanh
+    fake = SimpleNamespace(rnn_tanh=lambda *a: seen.append(a[6]) or call(*a), rnn_relu=None)
+    monkeypatch.setattr(functional, "_VF", fake)
+    monkeypatch.setattr(functional, "_has_kernel", lambda *_: False)
+    with torch.set_grad_enabled(gradients):
+        functional.rnn(data.input, data.hx, data.weights)
+    assert seen == [gradients]
+
+
+def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
+    """It has none; and afterwards it is what it was."""
+    data = rule.make(Case(2, 3, 4, 5))
+    seen = []
+    call = functional._torch_rnn
+    monkeypatch.setattr(
+        functional, "_torch_rnn", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
+    )
+    output, _ = functional.rnn(data.input, data.hx, data.weights)
+    torch.autograd.grad(output.sum(), data.input, create_graph=True)
+    assert seen == [False] and torch.backends.cudnn.enabled
 
 
 def test_rnn_without_a_gradient_of_the_input(on_cpu):
@@ -285,6 +314,16 @@ def test_cuda_graph_of_training(cuda_kernel):
             assert torch.equal(found[name], tensor), name
 
 
+def test_second_derivatives_on_a_gpu(cuda_kernel):
+    case = Case(3, 3, 2, 5, dtype=torch.float64)
+    data = rule.make(case, "cuda")
+
+    def call(input, hx, *weights):
+        return functional.rnn(input, hx, weights)
+
+    assert torch.autograd.gradgradcheck(call, (data.input, data.hx, *data.weights))
+
+
 def test_autocast_on_a_gpu(cuda_kernel):
     """Runs on the kernels in its dtype; the backward is called inside as well as outside."""
     case = Case(20, 5, 16, 128)
@@ -299,6 +338,16 @@ def test_autocast_on_a_gpu(cuda_kernel):
         with torch.autocast("cuda", torch.bfloat16, enabled=inside):
             found.append(torch.autograd.grad(output.float().square().sum(), data.weights))
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("layout", ["time", "packed"])
+def test_operators_on_a_gpu(cuda_kernel, layout):
+    test_ops.check_operators(Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout), "cuda")
+
+
+def test_compile_on_a_gpu(cuda_kernel):
+    """Forward and backward in one graph each."""
+    test_ops.compare_compiled(Case(20, 5, 16, 128, bidirectional=True), "inductor", "cuda")
 
 
 def test_compile_with_graphs(cuda_kernel):

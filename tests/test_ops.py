@@ -27,9 +27,9 @@ CASES = [
 ]
 
 
-def operator_arguments(case):
+def operator_arguments(case, device="cpu"):
     """The arguments of ``rnnfast::rnn`` but for `keep`; it has no gradient of its own."""
-    data = rule.make(case)
+    data = rule.make(case, device)
     hx = None if data.hx is None else data.hx.detach()
     options = (
         case.num_layers,
@@ -46,11 +46,8 @@ def operator_arguments(case):
     )
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}-{c.num_layers}"
-)
-def test_opcheck(case):
-    data, arguments = operator_arguments(case)
+def check_operators(case, device="cpu"):
+    data, arguments = operator_arguments(case, device)
     for keep in (False, True):
         torch.library.opcheck(torch.ops.rnnfast.rnn.default, (*arguments, keep))
     outs, _ = torch.ops.rnnfast.rnn(*arguments, True)
@@ -62,6 +59,13 @@ def test_opcheck(case):
         torch.library.opcheck(
             torch.ops.rnnfast.rnn_backward.default, (dy, dh_n, outs, *arguments, *needs)
         )
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}-{c.num_layers}"
+)
+def test_opcheck(case):
+    check_operators(case)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +93,9 @@ def differentiated(call, data):
     return [output, h_n, *torch.autograd.grad((output, h_n), wanted, (data.dy, data.dh_n))]
 
 
-def compare_compiled(case, backend):
+def compare_compiled(case, backend, device="cpu"):
     case = replace(case, num_layers=2)
-    data = rule.make(case)
+    data = rule.make(case, device)
 
     def call(input, hx, weights):
         return rnn(
