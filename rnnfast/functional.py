@@ -208,9 +208,10 @@ def _torch_rnn(input, hx, weights, batch_sizes, num_layers, batch_first, relu, b
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros(num_layers * D, B, weights[1].shape[-1])
     call = _VF.rnn_relu if relu else _VF.rnn_tanh
-    # cuDNN has a backward only of its forward for training; without dropout the two agree.
+    # cuDNN has a backward only of its forward for training; without dropout the two agree. And it
+    # refuses an hx of other strides.
     training = dropout > 0 or torch.is_grad_enabled()
-    common = (hx, weights, bias, num_layers, dropout, training, D == 2)
+    common = (hx.contiguous(), weights, bias, num_layers, dropout, training, D == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)
     return call(input, batch_sizes, *common)

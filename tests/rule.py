@@ -71,7 +71,7 @@ def baseline(
 ):  # fmt: skip
     """What ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``.
 
-    In training, as a new module is: on cuDNN only that has a backward.
+    In training, as a new module is: on cuDNN only that has a backward. It wants hx contiguous.
     """
     directions = 2 if bidirectional else 1
     if hx is None:
@@ -81,8 +81,8 @@ def baseline(
     bias = len(weights) == 4 * num_layers * directions
     options = (list(weights), bias, num_layers, dropout, training, bidirectional)
     if batch_sizes is not None:
-        return rnn(input, batch_sizes, hx, *options)
-    return rnn(input, hx, *options, batch_first)
+        return rnn(input, batch_sizes, hx.contiguous(), *options)
+    return rnn(input, hx.contiguous(), *options, batch_first)
 
 
 def lengths_of(case):

@@ -106,16 +106,22 @@ def test_one_hot(on_cpu, layout):
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
-    """cuDNN refuses the backward of a forward that was not called for training."""
-    data = rule.make(Case(2, 3, 4, 5))
+    """cuDNN refuses the backward of a forward that was not called for training, and strides."""
+    data = rule.make(Case(2, 3, 4, 5, memory="transposed"))
+    assert not data.hx.is_contiguous()
     seen = []
     call = torch._VF.rnn_tanh
-    fake = SimpleNamespace(rnn_tanh=lambda *a: seen.append(a[6]) or call(*a), rnn_relu=None)
+
+    def rnn_tanh(*arguments):
+        seen.append((arguments[6], arguments[1].is_contiguous()))
+        return call(*arguments)
+
+    fake = SimpleNamespace(rnn_tanh=rnn_tanh, rnn_relu=None)
     monkeypatch.setattr(functional, "_VF", fake)
     monkeypatch.setattr(functional, "_has_kernel", lambda *_: False)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
-    assert seen == [gradients]
+    assert seen == [(gradients, True)]
 
 
 def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
