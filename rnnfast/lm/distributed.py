@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -31,6 +32,9 @@ def joined(device: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # A group that a trainer holds on to outlives this, and its threads the interpreter: an
+        # abort now and then (pytorch/pytorch#179291).
+        gc.collect()
         distributed.destroy_process_group()
 
 
