@@ -1,7 +1,12 @@
 """What every test file shares: the devices and instruction sets a test runs on."""
 
+import hypothesis
 import pytest
 import torch
+
+# No test asserts a time; a busy machine would fail it.
+hypothesis.settings.register_profile("rnnfast", deadline=None)
+hypothesis.settings.load_profile("rnnfast")
 
 
 def pytest_configure(config):

@@ -38,7 +38,7 @@ def test_weights_of_components_that_are_useless_or_alike():
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_cache_counts_what_was_last(ids, size):
     expected = []
     for t, token in enumerate(ids):

@@ -73,7 +73,7 @@ def test_larger_text_by_the_definitions(smoothing, stream):
     smoothing=st.sampled_from(list(SMOOTHINGS)),
     stream=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_by_the_definitions(text, other, order, smoothing, stream):
     check_against_reference(text, other, order, smoothing, stream)
 
