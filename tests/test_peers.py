@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -135,6 +136,10 @@ def test_the_dead_are_left_out_and_come_back(everyone):
 def test_the_silent_are_left_out(everyone, monkeypatch):
     numpy = everyone[bench.NUMPY]
     monkeypatch.setattr(contest, "PATIENCE", 0)
+    send = numpy._process.send_signal
+    monkeypatch.setattr(  # it stays stopped
+        numpy._process, "send_signal", lambda number: number == signal.SIGCONT or send(number)
+    )
     with pytest.raises(peers.NotRunError, match="no answer in 0 s"):
         numpy.ask("prepare", Case(200, 1, 64, 64), "forward")
 
