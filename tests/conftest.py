@@ -65,6 +65,22 @@ def num_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def rnnfast(capsys):
+    """Runs a command in this process: (status, stdout, stderr)."""
+    from rnnfast import cli
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in argv])
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
 def _existing(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("this machine, or this build of torch, has no CUDA device")

@@ -31,21 +31,6 @@ def somewhere(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def rnnfast(capsys):
-    """Runs a command in this process: (status, stdout, stderr)."""
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in argv])
-        except SystemExit as stopped:
-            status = stopped.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A small model trained by the command line, and its report. Copied by who changes it."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_helpers import small_config
 
-from rnnfast import _ops, cli, embeddings, lm
+from rnnfast import _ops, embeddings, lm
 from rnnfast.embeddings import Vectors, cooccurrences
 from rnnfast.embeddings.glove import Glove
 
@@ -303,19 +303,11 @@ def test_what_files_cannot_hold(tmp_path):
 
 
 @pytest.fixture
-def rnnfast(tmp_path, monkeypatch, capsys):
+def rnnfast(rnnfast, tmp_path, monkeypatch):
+    """In a folder of its own, with the text in it."""
     monkeypatch.chdir(tmp_path)
     Path("text").write_text(TEXT)
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in argv])
-        except SystemExit as stopped:
-            status = stopped.code
-        return status, *capsys.readouterr()
-
-    return run
+    return rnnfast
 
 
 def test_embed(rnnfast):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rnnfast import cli
 from rnnfast.tasks.cli import _folds
 
 TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
@@ -31,21 +30,6 @@ def somewhere(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def rnnfast(capsys):
-    """Runs a command in this process: (status, stdout, stderr)."""
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(argument) for argument in argv])
-        except SystemExit as stopped:
-            status = stopped.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_classify(rnnfast):
