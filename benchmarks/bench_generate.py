@@ -41,7 +41,8 @@ def loop(embedding, rnn, decoder, length, temperature):
 def measure(H, V, length, repeats):
     """Medians of tokens a second, by implementation, and the ratios of ours to theirs."""
     # The boundary is token 0, where the loop begins too.
-    vocab = lm.Vocabulary("char", ["\n", *(chr(0x4E00 + i) for i in range(V - 1))])
+    tokens = ["\n", *(chr(0x4E00 + i) for i in range(V - 1))]
+    vocab = lm.Vocabulary.from_json({"level": "char", "tokens": tokens})
     torch.manual_seed(0)
     model = lm.RNNLM(vocab, emsize=min(H, 128), nhid=H).eval()
     rnn = nn.RNN(model.rnn.input_size, H).eval()

@@ -82,7 +82,8 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
         tokens[:2] = ["<eos>", "<unk>"]
     torch.manual_seed(0)
     tied = level == "word" and emsize == H
-    ours = lm.RNNLM(lm.Vocabulary(level, tokens), emsize, H, layers, tied=tied)
+    vocab = lm.Vocabulary.from_json({"level": level, "tokens": tokens})
+    ours = lm.RNNLM(vocab, emsize, H, layers, tied=tied)
     theirs = Torchs(ours)
     inputs, targets = torch.randint(V, (2, T, B))
     check(ours, theirs, inputs, targets)

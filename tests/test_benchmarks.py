@@ -1,0 +1,33 @@
+"""The benchmarks of the language models run, and refuse to time what computes something else."""
+
+import bench_generate
+import bench_training
+import pytest
+
+
+@pytest.mark.parametrize("case", [("word", 9, 5, 5, 2, 2, 3), ("char", 7, 5, 6, 1, 2, 3)], ids=str)
+def test_training(case):
+    result = bench_training.measure(*case, repeats=1)
+    assert tuple(result["case"].values()) == case
+    assert result["ratio"] == result["ms"]["nn.RNN"] / result["ms"]["rnnfast"] > 0
+
+
+def test_training_refuses(monkeypatch):
+    loss = bench_training.Torchs.loss
+    monkeypatch.setattr(
+        bench_training.Torchs, "loss", lambda *args: (2 * loss(*args)[0], loss(*args)[1])
+    )
+    with pytest.raises(RuntimeError, match=r"differ by .* nothing was timed"):
+        bench_training.measure("char", 7, 5, 6, 1, 2, 3, repeats=1)
+
+
+def test_generation():
+    result = bench_generate.measure(6, 7, length=5, repeats=1)
+    assert result["tokens_per_second"].keys() == {"rnnfast", "loop", "loop, 1 thread"}
+
+
+def test_generation_refuses(monkeypatch):
+    loop = bench_generate.loop
+    monkeypatch.setattr(bench_generate, "loop", lambda *args: [(t + 1) % 7 for t in loop(*args)])
+    with pytest.raises(RuntimeError, match="differ at H=6 V=7: nothing was timed"):
+        bench_generate.measure(6, 7, length=5, repeats=1)
