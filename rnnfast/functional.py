@@ -384,7 +384,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 [dloss],
             )
         if gradients:
-            gradients = [g * dloss for g in gradients]
+            # A loss is mostly where the backward begins, with 1: no pass over all gradients then.
+            reading = not torch.compiler.is_compiling() and dloss.device.type == "cpu"
+            if not (reading and dloss.item() == 1):
+                gradients = [g * dloss for g in gradients]
         else:
             _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, False, *ctx.needs)
         dx, dw, db = (g if need else None for g, need in zip(gradients, ctx.needs, strict=True))

@@ -167,6 +167,16 @@ def test_second_backward():
         loss.backward()
 
 
+def test_gradients_accumulate():
+    leaves, target = make(5, 65, 17)
+    expected = run(linear_cross_entropy, leaves, target)
+    loss = linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2])
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    for name, leaf in zip(NAMES, leaves, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * expected[name])
+
+
 def test_tied_weight():
     (_, weight, _), target = make(40, 8, 17)
     results = []

@@ -50,6 +50,7 @@ template <class S, class O = S> struct Step {
   int64_t sums_stride;
   S* out; // [rows, N]
   int64_t out_stride;
+  bool far; // w and sums are not in the nearer caches: to be fetched ahead
 };
 
 // The most rows that Outer sums at a time: those of its factors stay in cache beside one another.

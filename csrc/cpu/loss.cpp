@@ -93,7 +93,7 @@ private:
       s.a = c_.x + (n0 + r0) * c_.x_row, s.a_stride = c_.x_row, s.w = up_.get() + k * up_size_;
       s.act = Activation::kIdentity;
       s.sums_before = c_.b != nullptr ? c_.b + first(k) : nullptr;
-      s.sums = at(k, r0), s.sums_stride = ld_;
+      s.sums = at(k, r0), s.sums_stride = ld_, s.far = true;
       kernels_.step(s);
       for (int64_t r = r0; r < r1; ++r) {
         const int64_t target = c_.target[n0 + r] - first(k);

@@ -411,6 +411,25 @@ RNNFAST_INLINE void prefetch(const Step<S, O>& s, int64_t row, int64_t rows, int
   }
 }
 
+// Of a Step that is `far`: what `finish` will write, and a block's share of the panels after these,
+// which the first block to use them would have to wait for.
+template <class S, class O>
+RNNFAST_INLINE void prefetch_far(const Step<S, O>& s, int64_t row, int64_t rows, int64_t col,
+                                 int64_t width, int64_t block, int64_t blocks) {
+  for (int64_t i = row; i < row + rows; ++i) {
+    for (int64_t j = col; j < col + width; j += 64 / sizeof(Sum<S>)) {
+      __builtin_prefetch(s.sums + i * s.sums_stride + j, 1);
+    }
+  }
+  if (col + width < s.col_end) {
+    const int64_t size = packed_rows<O>(s.K) * width;
+    const S* const next = s.w + (col + width) * packed_rows<O>(s.K);
+    for (int64_t i = size * block / blocks; i < size * (block + 1) / blocks; i += 64 / sizeof(S)) {
+      __builtin_prefetch(next + i, 0, 2);
+    }
+  }
+}
+
 // Columns [col, col + P panels): all rows, in blocks of nearly equal height.
 template <class S, class O, int P, int NV>
 static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) {
@@ -421,6 +440,9 @@ static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) 
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t rows = (s.rows - row) / (blocks - block);
     prefetch(s, row, rows, col, kWidth);
+    if (s.far) {
+      prefetch_far(s, row, rows, col, kWidth, block, blocks);
+    }
     accumulate_rows<S, O, P, NV>(rows, s.a + row * s.a_stride, s.a_stride, s.w + col * depth,
                                  depth * kPanel<Sum<S>>, s.K, acc);
     finish_tile(s, row, rows, col, kWidth, acc);
