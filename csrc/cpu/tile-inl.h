@@ -312,10 +312,10 @@ RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, 
 
 // The n elements at p, or the first vector of them; zeros past the end.
 template <class S> RNNFAST_INLINE V<Sum<S>> load_edge(const S* p, int64_t n) {
-  S edge[kVector<Sum<S>>] = {};
   if (n >= kVector<Sum<S>>) {
     return load_as_sum<S>(p);
   }
+  S edge[kVector<Sum<S>>] = {};
   std::memcpy(edge, p, n * sizeof(S));
   return load_as_sum<S>(edge);
 }
