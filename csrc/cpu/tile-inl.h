@@ -330,31 +330,39 @@ template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, V<Sum<S>> v) 
   }
 }
 
+template <bool kWhole, class S> RNNFAST_INLINE V<Sum<S>> load_part(const S* p, int64_t n) {
+  return kWhole ? load_as_sum<S>(p) : load_edge<S>(p, n);
+}
+template <bool kWhole, class S> RNNFAST_INLINE void store_part(S* p, int64_t n, V<Sum<S>> v) {
+  kWhole ? store_sum<S>(p, v) : store_edge<S>(p, n, v);
+}
+
 // What becomes of the product `acc` [rows, width] of rows [row, row + rows) and columns
-// [col, col + width): addends, activation, and where it goes.
-template <class S, class O, Activation A>
+// [col, col + width): addends, activation, and where it goes. kWhole: all these columns exist. Then
+// nothing calls memcpy, and GCC keeps the constants of the activation in registers.
+template <class S, class O, Activation A, bool kWhole>
 static void finish(const Step<S, O>& s, int64_t row, int64_t rows, int64_t col, int64_t width,
                    const Sum<S>* acc) {
   using C = Sum<S>;
   constexpr int VL = kVector<C>;
   constexpr bool kNeedsH = A == Activation::kTanhGrad || A == Activation::kReluGrad;
   for (int64_t i = row; i < row + rows; ++i, acc += width) {
-    for (int64_t j = 0; j < width && col + j < s.N; j += VL) {
+    for (int64_t j = 0; j < width && (kWhole || col + j < s.N); j += VL) {
       const int64_t c = col + j;
       const int64_t n = s.N - c;
       V<C> v = load<C>(acc + j);
       V<C> h = {};
       if (s.sums_before != nullptr) {
-        v += load_edge<C>(s.sums_before + i * s.sums_before_stride + c, n);
+        v += load_part<kWhole, C>(s.sums_before + i * s.sums_before_stride + c, n);
       }
       if (s.addend != nullptr) {
-        v += load_edge<S>(s.addend + i * s.addend_stride + c, n);
+        v += load_part<kWhole, S>(s.addend + i * s.addend_stride + c, n);
       }
       if (s.addend2 != nullptr) {
-        v += load_edge<S>(s.addend2 + i * s.addend2_stride + c, n);
+        v += load_part<kWhole, S>(s.addend2 + i * s.addend2_stride + c, n);
       }
       if constexpr (kNeedsH) {
-        h = load_edge<S>(s.h + i * s.h_stride + c, n);
+        h = load_part<kWhole, S>(s.h + i * s.h_stride + c, n);
       }
       v = activate<C, A>(v, h);
       if (s.operand != nullptr) {
@@ -368,29 +376,33 @@ static void finish(const Step<S, O>& s, int64_t row, int64_t rows, int64_t col, 
         store<C>(s.sums + i * s.sums_stride + c, v);
       }
       if (s.out != nullptr) {
-        store_edge<S>(s.out + i * s.out_stride + c, n, v);
+        store_part<kWhole, S>(s.out + i * s.out_stride + c, n, v);
       }
     }
   }
 }
 
-template <class S, class O>
-using Finish = void (*)(const Step<S, O>&, int64_t, int64_t, int64_t, int64_t, const Sum<S>*);
+template <class S, class O> struct Finish {
+  using Function = void (*)(const Step<S, O>&, int64_t, int64_t, int64_t, int64_t, const Sum<S>*);
+  Function whole, edge;
+};
+template <class S, class O, Activation A>
+constexpr Finish<S, O> kFinish = {finish<S, O, A, true>, finish<S, O, A, false>};
 
-template <class S, class O> static Finish<S, O> finisher(Activation act) {
+template <class S, class O> static const Finish<S, O>& finisher(Activation act) {
   switch (act) {
   case Activation::kTanh:
-    return finish<S, O, Activation::kTanh>;
+    return kFinish<S, O, Activation::kTanh>;
   case Activation::kRelu:
-    return finish<S, O, Activation::kRelu>;
+    return kFinish<S, O, Activation::kRelu>;
   case Activation::kTanhGrad:
-    return finish<S, O, Activation::kTanhGrad>;
+    return kFinish<S, O, Activation::kTanhGrad>;
   case Activation::kReluGrad:
-    return finish<S, O, Activation::kReluGrad>;
+    return kFinish<S, O, Activation::kReluGrad>;
   case Activation::kIdentity:
     break;
   }
-  return finish<S, O, Activation::kIdentity>;
+  return kFinish<S, O, Activation::kIdentity>;
 }
 
 // What `finish` will read of the caller's tensors, fetched while the product is computed: it may be
@@ -432,8 +444,9 @@ RNNFAST_INLINE void prefetch_far(const Step<S, O>& s, int64_t row, int64_t rows,
 
 // Columns [col, col + P panels): all rows, in blocks of nearly equal height.
 template <class S, class O, int P, int NV>
-static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) {
+static void columns(const Step<S, O>& s, int64_t col, const Finish<S, O>& finish) {
   constexpr int64_t kWidth = int64_t(P) * NV * kVector<Sum<S>>;
+  const auto finish_tile = col + kWidth <= s.N ? finish.whole : finish.edge;
   alignas(64) Sum<S> acc[RNNFAST_MAX_ROWS * kWidth];
   const int64_t blocks = (s.rows + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
   const int64_t depth = packed_rows<O>(s.K);
@@ -451,7 +464,7 @@ static void columns(const Step<S, O>& s, int64_t col, Finish<S, O> finish_tile) 
 }
 
 template <class S, class O> static void step(const Step<S, O>& s) {
-  const Finish<S, O> finish_tile = finisher<S, O>(s.act);
+  const Finish<S, O>& finish = finisher<S, O>(s.act);
   constexpr int64_t kWide = kPanel<Sum<S>>;
   int64_t c = s.col_begin;
   if (s.col_end - s.col_begin <
@@ -464,22 +477,22 @@ template <class S, class O> static void step(const Step<S, O>& s) {
   }
   if (panels_at_once(s.rows) == 4) {
     for (; c + 4 * kWide <= s.col_end; c += 4 * kWide) {
-      columns<S, O, 4, 2>(s, c, finish_tile);
+      columns<S, O, 4, 2>(s, c, finish);
     }
   }
   if (panels_at_once(s.rows) >= 2) {
     for (; c + 2 * kWide <= s.col_end; c += 2 * kWide) {
-      columns<S, O, 2, 2>(s, c, finish_tile);
+      columns<S, O, 2, 2>(s, c, finish);
     }
   }
   for (; c < s.col_end; c += kWide) {
     if constexpr (!kWidened<S, O>) {
       if (c + kVector<Sum<S>> >= s.col_end) {
-        columns<S, O, 1, 1>(s, c, finish_tile);
+        columns<S, O, 1, 1>(s, c, finish);
         return;
       }
     }
-    columns<S, O, 1, 2>(s, c, finish_tile);
+    columns<S, O, 1, 2>(s, c, finish);
   }
 }
 
