@@ -141,6 +141,13 @@ def test_standard_input(stdin):
         lm.read_text("-")
 
 
+@pytest.mark.parametrize("name", ["data", "vocab"])
+def test_processes_do_not_share_a_pipe(monkeypatch, name):
+    monkeypatch.setattr(lm.corpus, "size", lambda: 2)
+    with pytest.raises(lm.UserError, match=rf"--{name} - can be read once, and all 2 processes"):
+        lm.corpus.read(**{name: "-"})
+
+
 def test_commands_read_all_of_them(tmp_path, monkeypatch, stdin, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "words").mkdir()

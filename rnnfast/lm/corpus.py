@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .distributed import size
 from .errors import UserError
 from .text import Text, is_pipe, open_text, parts, read_text
 
@@ -67,6 +68,11 @@ def read(
     paths = {"data": data, "train": train, "valid": valid, "test": test}
     given = {name: path for name, path in paths.items() if path}
     source = {name: str(Path(path).resolve()) for name, path in given.items()}
+    for name, path in (*given.items(), ("vocab", vocab)):
+        if path and size() > 1 and is_pipe(path):
+            raise UserError(
+                f"--{name} {path} can be read once, and all {size()} processes read it: give a file"
+            )
     if any(map(is_pipe, given.values())):
         source = {}  # that cannot be read again
     if data and (train or valid):

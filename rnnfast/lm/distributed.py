@@ -43,12 +43,16 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 class Ranks:
     """The processes of torch.distributed's default group, or this one alone if there is none."""
 
     def __init__(self, config: Config):
-        self.rank = rank()
-        self.size = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.rank, self.size = rank(), size()
         if config.batch_size % self.size:
             raise UserError(
                 f"batch-size must be a multiple of the {self.size} processes, not "
