@@ -496,12 +496,46 @@ template <class S, class O> static void step(const Step<S, O>& s) {
   }
 }
 
+// The vectors at `from`, `stride` bytes from one to the next, as many as each has lanes: the i-th
+// lanes of all become the i-th vector of `to`.
+template <class T>
+RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int64_t to_stride) {
+  constexpr int VL = kVector<T>;
+  V<T> rows[VL];
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    std::memcpy(&rows[i], static_cast<const char*>(from) + i * stride, sizeof rows[i]);
+  }
+#pragma GCC unroll 4
+  for (int step = 1; step < VL; step *= 2) {
+    typename Lanes<T>::Bits low{}, high{}; // lanes of b are numbered after those of a
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) {
+      low[i] = i & step ? VL + i - step : i;
+      high[i] = i & step ? VL + i : i + step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) {
+      if ((i & step) == 0) {
+        const V<T> a = rows[i], b = rows[i + step];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + step] = __builtin_shuffle(a, b, high);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    store<T>(to + i * to_stride, rows[i]);
+  }
+}
+
 // Panel p holds columns [p * kPanel, ...); its elements are where packed_at says, and begin at
 // packed + column * packed_rows. The last is one vector wide where that is enough.
 template <class S, class O>
 static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
                  int64_t col_end, S* packed) {
-  constexpr int64_t kLine = 64 / sizeof(S), kWide = kPanel<Sum<S>>;
+  using C = Sum<S>;
+  constexpr int64_t kLine = 64 / sizeof(S), kWide = kPanel<C>;
   for (int64_t c = col_begin; c < col_end; c += kWide) {
     const int64_t used = N - c < kWide ? N - c : kWide;
     const int64_t width = panel_width<S, O>(used), depth = packed_rows<O>(K);
@@ -509,23 +543,47 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
     if (used < width || K < depth) {
       std::memset(static_cast<void*>(to), 0, depth * width * sizeof(S));
     }
+    int64_t k_done = 0, j_done = 0; // so many rows of so many columns by whole vectors
     if (!transpose) {
+      if constexpr (kPair<O> == 2) {
+        using Unsigned = typename Lanes<float>::Unsigned;
+        k_done = K / 2 * 2, j_done = used / kVector<C> * kVector<C>;
+        for (int64_t k = 0; k < k_done; k += 2) {
+          for (int64_t j = 0; j < j_done; j += kVector<C>) {
+            const S* const from = w + k * N + c + j;
+            const Unsigned first = (Unsigned)load_as_sum<S>(from) >> 16;
+            const Unsigned pairs = first | (Unsigned)load_as_sum<S>(from + N);
+            store<C>(reinterpret_cast<C*>(to + packed_at<S, O>(k, j, width)), (V<C>)pairs);
+          }
+        }
+      }
       for (int64_t k = 0; k < K; ++k) {
         if constexpr (std::is_same_v<S, O> && kPair<O> == 1) {
           std::memcpy(to + k * width, w + k * N + c, used * sizeof(S));
         } else {
-          for (int64_t j = 0; j < used; ++j) {
+          for (int64_t j = k < k_done ? j_done : 0; j < used; ++j) {
             to[packed_at<S, O>(k, j, width)] = w[k * N + c + j];
           }
         }
       }
       continue;
     }
+#if !defined(__clang__)              // has no __builtin_shuffle
+    if constexpr (!kWidened<S, O>) { // an element, or a pair, is packed as it stands
+      k_done = K / kLine * kLine, j_done = used / kVector<C> * kVector<C>;
+      for (int64_t k = 0; k < k_done; k += kVector<C> * kPair<O>) {
+        for (int64_t j = 0; j < j_done; j += kVector<C>) {
+          transpose_block<C>(w + (c + j) * K + k, K * sizeof(S),
+                             reinterpret_cast<C*>(to + packed_at<S, O>(k, j, width)), width);
+        }
+      }
+    }
+#endif
     // A cache line of each column at a time: with a power of two for K whole columns share a few
     // cache sets, and a line would be gone before its second element is read.
     for (int64_t k0 = 0; k0 < K; k0 += kLine) {
       const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
-      for (int64_t j = 0; j < used; ++j) {
+      for (int64_t j = k0 < k_done ? j_done : 0; j < used; ++j) {
         for (int64_t k = k0; k < k1; ++k) {
           to[packed_at<S, O>(k, j, width)] = w[(c + j) * K + k];
         }
