@@ -65,13 +65,13 @@ def _rows(t):
 
 def _inputs(x, h0, weights, batch_sizes, num_layers, bias):
     """The layout that the kernels want, without a copy where it is the layout already."""
-    weights = [w if w.is_contiguous() else w.contiguous() for w in weights]
-    if is_one_hot(x):
-        first = len(weights) // num_layers
+    if is_one_hot(x):  # the first W_ih as tables
+        weights, first = list(weights), len(weights) // num_layers
         for n in range(0, first, 4 if bias else 2):
-            weights[n] = weights[n].t().contiguous()
+            weights[n] = weights[n].t()
     else:
         x = _rows(x)
+    weights = [w if w.is_contiguous() else w.contiguous() for w in weights]
     return x, _contiguous(h0), weights, _contiguous(batch_sizes)
 
 
