@@ -13,19 +13,13 @@ from rnnfast import _ops, embeddings, lm
 from rnnfast.embeddings import Vectors, cooccurrences
 from rnnfast.embeddings.glove import Glove
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 GROUPS = [["cat", "dog", "cow"], ["red", "blue", "green"], ["one", "two", "six"]]
 # Each line keeps to one group: words of a group are near one another and to no others.
 TEXT = "\n".join(" ".join(RNG.choice(GROUPS[k % 3], 6)) for k in range(300)) + "\n"
 VOCAB = lm.Vocabulary.build("word", [TEXT])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def group_of(word):

@@ -16,6 +16,8 @@ from rnnfast.tasks.inputs import Numbers, Tokens, extractor, shape
 from rnnfast.tasks.metrics import chunk_f1, chunks, is_iob
 from rnnfast.tasks.network import Embedding, SequenceNetwork
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {
     "embedding_size": 8,
     "hidden_size": 8,
@@ -30,15 +32,6 @@ RNG = np.random.default_rng(0)
 # Which of two words comes first is the class: no bag of words tells it.
 TEXTS = [" ".join(RNG.permutation(["a", "b", *"xyz"[: RNG.integers(4)]])) for _ in range(120)]
 ORDER = ["ab" if text.index("a") < text.index("b") else "ba" for text in TEXTS]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As small as these are, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
