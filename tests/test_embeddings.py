@@ -350,14 +350,17 @@ def test_embeddings_begin_a_language_model(rnnfast):
     config = small_config("word", emsize=16, nhid=16)
     plain = lm.prepare(config, lm.Corpus(TEXT, TEXT)).model.encoder.weight.detach()
     ours = plain.clone()
-    assert known.initialise(ours, VOCAB) == 6
+    returned = known.initialise(ours, VOCAB.tokens)
     rows = [VOCAB.tokens.index(token) for token in known.tokens]
     others = [i for i in range(len(VOCAB)) if i not in rows]
     assert torch.equal(ours[others], plain[others])
-    scale = float(plain.std()) / float(known.matrix.std(ddof=1))
+    scale = np.sqrt(np.mean(plain.numpy() ** 2.0) / np.mean(known.matrix**2.0))
+    assert returned == pytest.approx(scale, rel=1e-5)
     np.testing.assert_allclose(ours[rows], scale * known.matrix, rtol=1e-5)
     with pytest.raises(lm.UserError, match="vectors of size 16 cannot begin embeddings of size 15"):
-        known.initialise(ours[:, :15], VOCAB)
+        known.initialise(ours[:, :15], VOCAB.tokens)
+    with pytest.raises(lm.UserError, match="are all 0"):
+        Vectors(VOCAB.tokens, np.zeros((len(VOCAB), 16))).initialise(ours, VOCAB.tokens)
     argv = ["train", "--train", "text", "--valid", "text", "--level", "word", "--epochs", 1]
     argv += ["--nhid", 16, "--batch-size", 4, "--bptt", 10, "--threads", 1]
     argv += ["--emsize", 16]

@@ -69,6 +69,30 @@ def test_folds(rnnfast):
     assert not np.array_equal(fold, _folds(y, 5, seed=2))
 
 
+def test_embeddings(rnnfast):
+    """Vectors that `rnnfast embed` made, and a model that does without their file."""
+    assert rnnfast("embed", "--train", "pos.txt", "--out", "v.txt", "--dim", 4)[0] == 0
+    argv = ["classify", "--train", "all.tsv", "--embeddings", "v.txt", *TINY, "--epochs", 2]
+    status, *_ = rnnfast(*argv, "--out", "model", "--json", "report.json")
+    report = json.loads(Path("report.json").read_text())
+    assert status == 0 and report["params"]["embeddings"] == "v.txt"
+    status, *_ = rnnfast(*argv[:3], *TINY, "--epochs", 2, "--test", "all.tsv", "--json", "r.json")
+    assert status == 0 and json.loads(Path("r.json").read_text())["history"] != report["history"]
+    embed = ["embed", "--train", "words", "--out", "w.bin", "--dim", 5, "--min-count", 1]
+    Path("words").write_text("the cat sat .\ndogs ran away\n")
+    assert rnnfast(*embed)[0] == 0
+    argv[3:5] = ["--embeddings", "w.bin"]
+    status, _, err = rnnfast(*argv, "--out", "other")
+    assert status == 2 and "w.bin has vectors of size 5, not embedding_size 4" in err
+    assert not Path("other").exists()
+    argv = ["tag", "--train", "tagged", *TINY, "--epochs", 2, "--out", "tagger"]
+    status, *_ = rnnfast(*argv, "--embeddings", "w.bin", "--embedding-size", 5)
+    assert status == 0 and "away" in json.loads(Path("tagger/vocab.json").read_text())["tables"][0]
+    Path("v.txt").unlink(), Path("w.bin").unlink()
+    assert rnnfast("classify", "--model", "model", "--predict", "pos.txt")[0] == 0
+    assert rnnfast("tag", "--model", "tagger", "--predict", "columns")[0] == 0
+
+
 def test_tag(rnnfast):
     argv = ["tag", "--train", "tagged", "--valid", "tagged", "--test", "tagged", "--out", "model"]
     status, out, _ = rnnfast(*argv, *TINY, "--epochs", 12, "--json", "report.json")

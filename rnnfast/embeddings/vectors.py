@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,27 +71,29 @@ class Vectors:
         best = np.argsort(-cosines, kind="stable")[: min(n, len(self) - len(set(without)))]
         return [(self.tokens[i], float(cosines[i])) for i in best]
 
-    def initialise(self, weight: torch.Tensor, vocab: Vocabulary) -> int:
-        """Copy the vectors into an embedding's rows, (len(vocab), D), in place.
+    def initialise(self, weight: torch.Tensor, tokens: Sequence[str]) -> float:
+        """Copy the vectors into an embedding's rows, (len(tokens), D), in place.
 
-        They are scaled so that their elements vary as much as the embedding's do, whose start fits
-        the layers after it. Rows of other words stay. Returns how many were copied; raises
-        UserError for vectors of another size, or of no word that is in `vocab`.
+        They are scaled to the root mean square of the embedding's elements, whose start fits the
+        layers after it. Rows of other words stay. Returns the scale; raises UserError for vectors
+        of another size, of none of the `tokens`, or of nothing but zeros.
         """
-        if weight.shape != (len(vocab), self.matrix.shape[1]):
+        if weight.shape != (len(tokens), self.matrix.shape[1]):
             raise UserError(
                 f"vectors of size {self.matrix.shape[1]} cannot begin embeddings of size "
                 f"{weight.shape[1]}"
             )
-        rows = [(i, self.index[t]) for i, t in enumerate(vocab.tokens) if t in self.index]
+        rows = [(i, self.index[t]) for i, t in enumerate(tokens) if t in self.index]
         if not rows:
-            raise UserError(f"none of the {len(vocab)} tokens is among those that have vectors")
+            raise UserError(f"none of the {len(tokens)} tokens is among those that have vectors")
         to, of = zip(*rows, strict=True)
         new = torch.from_numpy(self.matrix[list(of)]).to(weight)
+        if not new.any():
+            raise UserError("the vectors of these tokens are all 0")
         with torch.no_grad():
-            scale = weight.std() / new.std().clamp_min(torch.finfo(new.dtype).tiny)
+            scale = float(weight.square().mean().sqrt() / new.square().mean().sqrt())
             weight[list(to)] = scale * new
-        return len(rows)
+        return scale
 
     # ---- files
 

@@ -209,6 +209,11 @@ def _setting_arguments(sub, cls: type[SequenceEstimator]):
             help=f"{about} {_default(cls, name)}".rstrip(),
         )
     group.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="vectors for those of words to begin with (rnnfast embed)",
+    )
+    group.add_argument(
         "--nonlinearity", choices=("tanh", "relu"), help=_default(cls, "nonlinearity")
     )
     group.add_argument(

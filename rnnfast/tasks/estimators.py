@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .._version import __version__
+from ..embeddings import Vectors
 from ..lm.errors import UserError
 from ..lm.files import write_atomic
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
-from .inputs import Numbers, Tokens, is_numeric, steps
+from .inputs import WORDS, Numbers, Tokens, is_numeric, steps
 from .metrics import chunk_f1, is_iob
 from .network import POOLINGS, Embedding, SequenceNetwork
 
@@ -39,6 +41,11 @@ class SequenceEstimator:
             features by themselves.
         min_count: values of a feature that are rarer in the training data count as unknown.
         embedding_size: of a token; its features' embeddings are added up.
+        embeddings: file of vectors, of that size, which the embeddings of words begin with
+            (`rnnfast.embeddings.Vectors.load`), those of the feature "word" or "form", the first
+            if both are there. A word that has a vector and is rarer than `min_count` keeps it, and
+            so does one that only the file has, for the texts to come, once training is over. A
+            saved model does without the file.
         hidden_size, num_layers, nonlinearity, bidirectional: of the FastRNN.
         dropout: on embeddings, between layers and before the head.
         word_dropout: probability that a feature's value is taken for unknown in training.
@@ -61,6 +68,7 @@ class SequenceEstimator:
     features: Sequence[str] = ("word",)
     min_count: int = 1
     embedding_size: int = 64
+    embeddings: str | Path | None = None
     hidden_size: int = 64
     num_layers: int = 1
     nonlinearity: str = "tanh"
@@ -162,10 +170,12 @@ class SequenceEstimator:
         """
         self._check()
         X, y = self._pairs(X, y, "X", "y")
+        vectors = None if self.embeddings is None else self._vectors(X)
         if is_numeric(X):
             self._inputs = Numbers.fit(X)
         else:
-            self._inputs = Tokens.fit(X, self.features, self.min_count)
+            known = () if vectors is None else vectors.index
+            self._inputs = Tokens.fit(X, self.features, self.min_count, known)
         self._fit_targets(y)
         if valid is not None:
             valid = self._pairs(*valid, "valid[0]", "valid[1]")
@@ -175,7 +185,7 @@ class SequenceEstimator:
                 " or patience None"
             )
         data = list(zip(self._inputs.encode(X), self._encode_targets(y), strict=True))
-        networks, self.history_ = [], []
+        networks, scales, self.history_ = [], [], []
         began = time.monotonic()
         gpu = torch.device(self.device)
         with torch.random.fork_rng(devices=[gpu] if gpu.type == "cuda" else []):
@@ -194,10 +204,31 @@ class SequenceEstimator:
                     if progress:
                         progress(record)
 
-                network = self._network().to(self.device)
+                network = self._network()
+                if vectors is not None:
+                    tokens = self._inputs
+                    weight = network.embedding.weight.detach()[tokens.word_rows]
+                    scales.append(vectors.initialise(weight, tokens.tables[tokens.word]))
+                network.to(self.device)
                 networks.append(self._train(network, [data[i] for i in train], held, report))
+        if vectors is not None:
+            self._add_words(vectors, networks, scales)
         self._networks = networks
         return self
+
+    def _add_words(self, vectors: Vectors, networks: list, scales: list[float]) -> None:
+        """Give the words that only the vectors have their rows. In training these would cost
+        every update the time of all the vectors there are, and change by weight decay alone."""
+        tokens = self._inputs
+        table = set(tokens.tables[tokens.word])
+        new = [i for i, token in enumerate(vectors.tokens) if token not in table]
+        self._inputs = tokens.with_words(vectors.tokens[i] for i in new)
+        end = tokens.word_rows.stop
+        for network, scale in zip(networks, scales, strict=True):
+            embedding, weight = network.embedding, network.embedding.weight.detach()
+            rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
+            embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
+            embedding.unknown = self._inputs.unknown.to(weight.device)
 
     def _check(self) -> None:
         counts = ["min_count", "embedding_size", "hidden_size", "num_layers", "epochs"]
@@ -214,6 +245,7 @@ class SequenceEstimator:
             "weight_decay": (numbers.Real, lambda v: 0 <= v < np.inf, "zero or more"),
             "validation_fraction": (numbers.Real, lambda v: 0 < v < 1, "in (0, 1)"),
             "seed": (numbers.Integral, lambda v: 0 <= v < 2**63, "in [0, 2**63)"),
+            "embeddings": ((str, Path, type(None)), lambda v: True, "the name of a file"),
             "nonlinearity": (str, lambda v: v in ("tanh", "relu"), "tanh or relu"),
             "pooling": (str, lambda v: v in POOLINGS, "last, mean or max"),
             "bidirectional": ((bool, np.bool_), lambda v: True, "True or False"),
@@ -245,6 +277,24 @@ class SequenceEstimator:
         if not kept:
             raise UserError(f"{name_x} must have a sequence that is not empty")
         return [X[i] for i in kept], [y[i] for i in kept]
+
+    def _vectors(self, X: list) -> Vectors:
+        """What the embeddings are to begin with."""
+        if is_numeric(X):
+            raise UserError("embeddings are of words: leave them out where X has numbers")
+        if not set(WORDS) & set(self.features):
+            raise UserError(
+                f"embeddings are of the feature word or form: features must have one, not "
+                f"{', '.join(self.features)}"
+            )
+        vectors = Vectors.load(self.embeddings)
+        size = vectors.matrix.shape[1]
+        if size != self.embedding_size:
+            raise UserError(
+                f"embeddings: {self.embeddings} has vectors of size {size}, not embedding_size "
+                f"{self.embedding_size}"
+            )
+        return vectors
 
     def _encode_targets(self, y: list) -> list[torch.Tensor]:
         return [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
@@ -295,7 +345,7 @@ class SequenceEstimator:
                 loss = (losses * weights).sum() / weights.sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+                nn.utils.clip_grad_norm_(network.parameters(), self.clip)
                 optimizer.step()
                 schedule.step()
                 share = float(weights.sum())
@@ -379,7 +429,8 @@ class SequenceEstimator:
         folder = path if isinstance(path, Folder) else new_folder(path, overwrite)
         params = {name: _plain(value) for name, value in self.get_params().items()}
         if isinstance(params.get("class_weight"), dict):
-            params["class_weight"] = list(params["class_weight"].items())
+            items = params["class_weight"].items()
+            params["class_weight"] = [[_plain(label), _plain(w)] for label, w in items]
         tokens = isinstance(self._inputs, Tokens)
         settings = {
             "format": FORMAT,
@@ -708,8 +759,11 @@ def _classes(labels: list) -> np.ndarray:
     return np.array(sorted(set(labels)))
 
 
-def _plain(label):
-    return label.item() if isinstance(label, np.generic) else label
+def _plain(value):
+    """For JSON."""
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _CLASSES = {cls.__name__: cls for cls in (SequenceClassifier, SequenceRegressor, SequenceTagger)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from ..lm.errors import UserError
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
+WORDS = ("word", "form")  # the features whose values are whole words
 EMPTY = ""  # stands first in every feature's table, for the values that have no entry of their own
 
 
@@ -76,13 +77,15 @@ class Tokens:
     A sequence is a text, cut at whitespace, a list of words, or a list of tuples of strings: a word
     and other columns, such as its part of speech, each of which is one feature more. The first row
     of a block is for values that were not in the training data (or in it less than `min_count`
-    times); a sequence of no tokens is read as one unknown token.
+    times); a sequence of no tokens is read as one unknown token. `word` is which feature's values
+    are words, the first if there are several, or None.
     """
 
     def __init__(self, features: Sequence[str], tables: list[list[str]]):
         self.features = tuple(features)
         self.tables = tables
         self.columns = 1 + len(tables) - len(self.features)
+        self.word = next((k for k, name in enumerate(self.features) if name in WORDS), None)
         self._extractors = [extractor(name) for name in self.features]
         starts = np.cumsum([0, *map(len, tables)])
         self.rows = int(starts[-1])
@@ -93,8 +96,17 @@ class Tokens:
         ]
 
     @classmethod
-    def fit(cls, sequences: Sequence, features: Sequence[str], min_count: int) -> Tokens:
-        """Tables of the values in `sequences`, the most frequent first. Raises UserError."""
+    def fit(
+        cls,
+        sequences: Sequence,
+        features: Sequence[str],
+        min_count: int,
+        known: Collection[str] = (),
+    ) -> Tokens:
+        """Tables of the values in `sequences`, the most frequent first. Raises UserError.
+
+        The words in `known` have entries of the feature `word` however rare they are.
+        """
         rows = [_columns(sequence, i) for i, sequence in enumerate(sequences)]
         columns = next((len(row) for row in rows if row), 1)
         if not features and columns == 1:
@@ -105,11 +117,24 @@ class Tokens:
             for count, values in zip(counts, blank._values(row, i), strict=True):
                 count.update(values)
         tables = []
-        for count in counts:
+        for k, count in enumerate(counts):
             del count[EMPTY]
-            kept = [value for value, n in count.items() if n >= min_count]
+            also = known if k == blank.word else ()
+            kept = [value for value, n in count.items() if n >= min_count or value in also]
             tables.append([EMPTY, *sorted(kept, key=lambda value: (-count[value], value))])
         return cls(features, tables)
+
+    def with_words(self, words: Iterable[str]) -> Tokens:
+        """These with more words, whose rows come right after those of the other words."""
+        tables = list(self.tables)
+        tables[self.word] = [*tables[self.word], *words]
+        return Tokens(self.features, tables)
+
+    @property
+    def word_rows(self) -> slice:
+        """The rows of the feature `word`."""
+        start = int(self.unknown[self.word])
+        return slice(start, start + len(self.tables[self.word]))
 
     def encode(self, sequences: Sequence) -> list[torch.Tensor]:
         """Rows of the table, int64 (T, F) a sequence; T is at least 1. Raises UserError."""
