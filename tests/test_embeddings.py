@@ -291,6 +291,33 @@ def test_what_files_cannot_hold(tmp_path):
         (tmp_path / "bad.txt").write_bytes(data)
         with pytest.raises(lm.UserError, match=r"bad\.txt is not word2vec's text"):
             Vectors.load(tmp_path / "bad.txt")
+    for number in ("nan", "inf", "1e39"):
+        (tmp_path / "bad.txt").write_text(f"2 2\na 1 2\nb 1 {number}\n")
+        with pytest.raises(lm.UserError, match=r"bad\.txt .* must be finite, not that of 'b'"):
+            Vectors.load(tmp_path / "bad.txt")
+    good = Vectors(["a", "b"], np.ones((2, 3)))
+    good.save(tmp_path / "bad.bin")
+    data = (tmp_path / "bad.bin").read_bytes()
+    for wrong in (b"1 3", b"2 2", b"3 3", b"99999999999 3", b"2", b"2 -3", b"two 3"):
+        (tmp_path / "bad.bin").write_bytes(data.replace(b"2 3", wrong))
+        with pytest.raises(lm.UserError, match=r"bad\.bin is not word2vec's binary format"):
+            Vectors.load(tmp_path / "bad.bin")
+    with pytest.raises(lm.UserError, match="must be strings"):
+        Vectors([1, 2], np.ones((2, 3)))
+    with pytest.raises(lm.UserError, match="must be finite, not that of 'b'"):
+        Vectors(["a", "b"], [[1.0], [np.nan]])
+
+
+def test_files_of_glove(tmp_path):
+    """Stanford's have no first line, and a blank line is none."""
+    (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2 3\n\n3 4 5 6\n")
+    loaded = Vectors.load(tmp_path / "glove.txt")
+    assert loaded.tokens == ["the", ",", "3"]
+    expected = np.array([[0.5, -1, 2e-3], [1, 2, 3], [4, 5, 6]], np.float32)
+    assert np.array_equal(loaded.matrix, expected)
+    (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2\n")
+    with pytest.raises(lm.UserError, match="has 2 numbers, not 3"):
+        Vectors.load(tmp_path / "glove.txt")
 
 
 # ---- the command line
