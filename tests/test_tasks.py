@@ -490,6 +490,8 @@ def test_bad_input_names_the_argument(settings, X, y, message):
 def test_other_bad_input(classifier):
     with pytest.raises(UserError, match="call fit first"):
         SequenceClassifier().predict(["a"])
+    with pytest.raises(UserError, match="call fit first"):
+        SequenceTagger().score(["a"], [["b"]])
     with pytest.raises(UserError, match="tokens or numbers"):
         classifier.predict([np.ones((2, 1))])
     with pytest.raises(UserError, match="has no setting 'size'"):
@@ -502,6 +504,83 @@ def test_other_bad_input(classifier):
         SequenceRegressor(**QUICK).fit([np.ones(2), np.ones(3)], [1.0, np.nan])
     with pytest.raises(UserError, match="y must have as many numbers"):
         SequenceRegressor(**QUICK).fit([np.ones(2), np.ones(3)], [[1.0], [1.0, 2.0]])
+    with pytest.raises(UserError, match="X must be sequences, in a list, not 'a b'"):
+        classifier.predict("a b")
+    with pytest.raises(UserError, match="y must be sequences, in a list, not 3"):
+        classifier.score(["a b"], 3)
+
+
+def test_targets_to_score(classifier):
+    """A label that training has not seen is missed; what cannot be compared is refused."""
+    assert classifier.score(["a b", "b a"], ["ab", "zz"]) == 0.5
+    with pytest.raises(UserError, match=r"y must have labels of the kind .* str, not 1"):
+        classifier.score(["a b", "b a"], ["ab", 1])
+    tagger = SequenceTagger(**FROZEN).fit([["a", "b"]], [["B-X", "O"]])
+    assert tagger.score([["a"], ["b"]], [["B-Y"], ["O"]]) < 1
+    with pytest.raises(UserError, match="y must have labels of the kind"):
+        tagger.score([["a"]], [[1]])
+    X = [np.ones(2), np.zeros(3)]
+    regressor = SequenceRegressor(**FROZEN).fit(X, [[1.0, 2.0], [3.0, 4.0]])
+    with pytest.raises(UserError, match=r"y\[1\] must have 2 numbers, as in training, not 1"):
+        regressor.score(X, [[1.0, 2.0], 3.0])
+    with pytest.raises(UserError, match=r"y\[0\] must be a number, or some, not 'x'"):
+        regressor.score(X, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "valid, message",
+    [
+        ((FILMS, [1] * len(FILMS)), r"valid\[1\] must have labels of the kind"),
+        (([[("a", "DT")]], ["pos"]), r"valid\[0\]\[0\] has tokens of 2 columns, not 1"),
+        ((FILMS, SIDES, None), "valid must be a pair"),
+        (([], []), r"valid\[0\] must be sequences, at least one"),
+    ],
+)
+def test_bad_validation_data_is_found_before_training(valid, message):
+    records = []
+    with pytest.raises(UserError, match=message):
+        SequenceClassifier(**QUICK).fit(FILMS, SIDES, valid, records.append)
+    assert records == []
+
+
+def test_sequences_need_not_be_numbered_from_0():
+    """As those of pandas, cut into training and test data, are not."""
+
+    class Series:
+        def __init__(self, values):
+            self.by_label = dict(enumerate(values, 7))
+
+        def __len__(self):
+            return len(self.by_label)
+
+        def __iter__(self):
+            return iter(self.by_label.values())
+
+        def __getitem__(self, label):
+            return self.by_label[label]
+
+    model = SequenceClassifier(**FROZEN).fit(Series(FILMS), Series(SIDES))
+    expected = SequenceClassifier(**FROZEN).fit(FILMS, SIDES)
+    assert np.array_equal(model.predict_proba(Series(FILMS)), expected.predict_proba(FILMS))
+    assert model.score(Series(FILMS), Series(SIDES)) == expected.score(FILMS, SIDES)
+
+
+def test_what_an_interrupted_training_leaves_is_not_fitted():
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    model = SequenceClassifier(**FROZEN).fit(FILMS, SIDES)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(["x y z"] * 9, [1, 2, 3] * 3, progress=interrupt)
+    with pytest.raises(UserError, match="is not fitted"):
+        model.predict(FILMS)
+
+
+def test_settings_of_numpy_and_torch_are_saved(tmp_path):
+    settings = {**FROZEN, "hidden_size": np.int64(3), "device": torch.device("cpu")}
+    model = SequenceClassifier(**settings, class_weight={np.int64(1): np.float32(2)})
+    model.fit(["a", "b"], np.array([0, 1])).save(tmp_path / "m")
+    assert tasks.load(tmp_path / "m").class_weight == {1: 2.0}
 
 
 # ---- scikit-learn

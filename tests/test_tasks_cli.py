@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rnnfast.tasks import SequenceClassifier
 from rnnfast.tasks.cli import _folds
 
 TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
@@ -127,10 +128,19 @@ def test_tag(rnnfast):
         (["classify", "--train", "all.tsv", "--out", "m", "--lr", "-1"], "lr must be positive"),
         (["classify", "--train", "all.tsv", "--out", "m", "--features", "x"], "features must be"),
         (["tag", "--train", "mixed", "--out", "m"], "mixed, line 2: 1 columns, not 2 as above"),
+        (["classify", "--train", "blank", "--out", "m"], "blank is empty"),
+        (["classify", "--train", "pos.txt", "blank", "--out", "m"], "blank is empty"),
+        (["classify", "--model", "m", "--test", "all.tsv", "--batch-size", "4"], "--batch-size is"),
+        (["tag", "--train", "blank", "--out", "m"], "blank is empty"),
+        (
+            ["tag", "--train", "tagged", "--out", "m", "--predict", "words"],
+            "words has 1 columns without tags, not 2 as tagged",
+        ),
         (["tag", "--train", "words", "--out", "m"], "words: want a word, other columns"),
     ],
 )
 def test_bad_input(rnnfast, argv, message):
+    Path("blank").write_text("\n  \n")
     Path("mixed").write_text("a X\nb\n")
     Path("words").write_text("a\nb\n")
     status, out, err = rnnfast(*argv)
@@ -142,3 +152,22 @@ def test_no_folder_is_left_of_a_training_that_failed(rnnfast):
     Path("one.tsv").write_text("x\ta\nx\tb\n")
     status, _, err = rnnfast("classify", "--train", "one.tsv", "--out", "m")
     assert status == 2 and "at least 2 classes" in err and not Path("m").exists()
+
+
+def test_ctrl_c(rnnfast, monkeypatch):
+    """No folder is left, and of a model that --overwrite was to replace everything."""
+
+    def fit(self, X, y, valid, progress):
+        real(self, X, y, valid, lambda record: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    argv = ["classify", "--train", "all.tsv", *TINY, "--epochs", 1, "--out"]
+    assert rnnfast(*argv, "model")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    names = sorted(path.name for path in Path().iterdir())
+    real = SequenceClassifier.fit
+    monkeypatch.setattr(SequenceClassifier, "fit", fit)
+    for out in (["other"], ["model", "--overwrite"]):
+        status, _, err = rnnfast(*argv, *out)
+        assert status == 130 and err.endswith("rnnfast: interrupted\n")
+    assert names == sorted(path.name for path in Path().iterdir())
+    assert before == {path.name: path.read_bytes() for path in Path("model").iterdir()}

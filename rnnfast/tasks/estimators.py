@@ -19,7 +19,7 @@ from ..embeddings import Vectors
 from ..lm.errors import UserError
 from ..lm.files import write_atomic
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
-from .inputs import WORDS, Numbers, Tokens, is_numeric, steps
+from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
 from .network import POOLINGS, Embedding, SequenceNetwork
 
@@ -151,6 +151,10 @@ class SequenceEstimator:
     def _decode(self, activated: np.ndarray):
         raise NotImplementedError
 
+    def _check_targets(self, y: list, name: str) -> None:
+        """Raises UserError for targets that no prediction can be compared with."""
+        raise NotImplementedError
+
     def _score(self, y: Sequence, predicted: Sequence) -> float:
         raise NotImplementedError
 
@@ -169,6 +173,7 @@ class SequenceEstimator:
         Raises UserError (a ValueError) that names the argument for what cannot be used.
         """
         self._check()
+        self._networks = None  # what is left of a training that fails fits no other
         X, y = self._pairs(X, y, "X", "y")
         vectors = None if self.embeddings is None else self._vectors(X)
         if is_numeric(X):
@@ -178,7 +183,12 @@ class SequenceEstimator:
             self._inputs = Tokens.fit(X, self.features, self.min_count, known)
         self._fit_targets(y)
         if valid is not None:
-            valid = self._pairs(*valid, "valid[0]", "valid[1]")
+            if not isinstance(valid, (tuple, list)) or len(valid) != 2:
+                raise UserError("valid must be a pair, of sequences and their targets")
+            valid_X, valid_y = self._pairs(*valid, "valid[0]", "valid[1]")
+            # Now, not after the first epoch, comes out whether they are like those of X.
+            self._check_targets(valid_y, "valid[1]")
+            valid = self._inputs.encode(valid_X, "valid[0]"), valid_y
         elif self.patience is not None and len(X) < 2:
             raise UserError(
                 "X must have at least 2 sequences, one of them to validate on: give more, or valid,"
@@ -195,7 +205,7 @@ class SequenceEstimator:
                 if self.patience is not None and valid is None:
                     order = torch.randperm(len(X)).tolist()
                     cut = min(max(1, round(self.validation_fraction * len(X))), len(X) - 1)
-                    held = [X[i] for i in order[:cut]], [y[i] for i in order[:cut]]
+                    held = [data[i][0] for i in order[:cut]], [y[i] for i in order[:cut]]
                     train = order[cut:]
 
                 def report(record, network=k):
@@ -258,8 +268,9 @@ class SequenceEstimator:
                     raise UserError(f"{name} must be {what}, not {value!r}")
 
     def _pairs(self, X: Sequence, y: Sequence, name_x: str, name_y: str) -> tuple[list, list]:
-        is_numeric(X)  # says so if these are no sequences
-        X, y = list(X), list(y)
+        X, y = as_list(X, name_x), as_list(y, name_y)
+        if not X:
+            raise UserError(f"{name_x} must be sequences, at least one")
         if len(X) != len(y):
             raise UserError(
                 f"{name_x} and {name_y} must be of one length, not {len(X)} and {len(y)}"
@@ -389,23 +400,29 @@ class SequenceEstimator:
     def score(self, X: Sequence, y: Sequence) -> float:
         """How good the predictions are; see the class."""
         X, y = self._pairs(X, y, "X", "y")
-        return self._score(y, list(self.predict(X)))
+        predicted = list(self.predict(X))
+        self._check_targets(y, "y")
+        return self._score(y, predicted)
 
     def _activated(self, X: Sequence) -> list[np.ndarray]:
         if self._networks is None:
             raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
-        if not len(X):
+        X = as_list(X)
+        if not X:
             return []
         if is_numeric(X) != isinstance(self._inputs, Numbers):
             raise UserError("X must be tokens or numbers as what the estimator was fitted to")
-        return self._predict_activated(X, self._networks)
+        activated = self._predict_activated(self._inputs.encode(X), self._networks)
+        if not self._every_step:
+            return activated
+        # An empty sequence was read as one unknown token.
+        return [part[: steps(x)] for part, x in zip(activated, X, strict=True)]
 
     @torch.inference_mode()
-    def _predict_activated(self, X, networks) -> list[np.ndarray]:
+    def _predict_activated(self, encoded: list[torch.Tensor], networks: list) -> list[np.ndarray]:
         """The mean of the networks' activated outputs: (O,) a sequence, or (T, O)."""
-        encoded = self._inputs.encode(X)
-        order = sorted(range(len(X)), key=lambda i: len(encoded[i]))
-        results: list = [None] * len(X)
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        results: list = [None] * len(encoded)
         while order:
             rows = max(1, PREDICT_STEPS // len(encoded[order[-1]]))
             batch, order = order[-rows:], order[:-rows]
@@ -413,8 +430,7 @@ class SequenceEstimator:
             mean = sum(self._activate(self._run(n, x)).double() for n in networks) / len(networks)
             parts = mean.split([len(one) for one in x]) if self._every_step else mean
             for i, part in zip(batch, parts, strict=True):
-                part = part.cpu().numpy()
-                results[i] = part[: steps(X[i])] if self._every_step else part
+                results[i] = part.cpu().numpy()
         return results
 
     # ---- on disk
@@ -565,7 +581,7 @@ class _Labels(SequenceEstimator):
                         f"class_weight must have positive weights of classes in y, not "
                         f"{weight!r} of {label!r}"
                     )
-                self._weights[self._number[label]] = weight
+                self._weights[self._number[label]] = float(weight)
         elif given is not None:
             raise UserError(f"class_weight must be None, 'balanced' or a dict, not {given!r}")
 
@@ -576,6 +592,17 @@ class _Labels(SequenceEstimator):
             raise UserError(
                 f"{where} must be a class of the training data, not {label!r}"
             ) from None
+
+    def _check_labels(self, labels: list, name: str) -> None:
+        """A label that training has not seen is one that predictions miss; another kind of label
+        is a mistake."""
+        kind = type(self.classes_.tolist()[0])
+        for label in map(_plain, labels):
+            if type(label) is not kind:
+                raise UserError(
+                    f"{name} must have labels of the kind of the training data's, "
+                    f"{kind.__name__}, not {label!r}"
+                )
 
     def _losses(self, outputs, targets):
         weights = self._weights.to(targets.device)[targets]
@@ -632,6 +659,9 @@ class SequenceClassifier(_Labels):
     def _decode(self, activated):
         return self.classes_[activated.argmax()]
 
+    def _check_targets(self, y, name):
+        self._check_labels(y, name)
+
     def _score(self, y, predicted):
         return float(np.mean([a == b for a, b in zip(y, predicted, strict=True)]))
 
@@ -665,6 +695,9 @@ class SequenceTagger(_Labels):
 
     def _decode(self, activated):
         return self.classes_[activated.argmax(1)]
+
+    def _check_targets(self, y, name):
+        self._check_labels([label for labels in y for label in labels], name)
 
     def _score(self, y, predicted):
         if self.metric == "chunk F1":
@@ -709,13 +742,17 @@ class SequenceRegressor(SequenceEstimator):
         self._std = rows.std(0, correction=0).clamp_min(torch.finfo(rows.dtype).tiny)
 
     def _encode_target(self, y, where):
+        target = self._numbers(y, where)
+        return target if self._mean is None else (target - self._mean) / self._std
+
+    def _numbers(self, y, where: str) -> torch.Tensor:
         try:
             target = torch.as_tensor(y, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{where} must be a number, or some, not {y!r}") from error
         if not target.isfinite().all():
             raise UserError(f"{where} must be finite, not {y!r}")
-        return target if self._mean is None else (target - self._mean) / self._std
+        return target
 
     def _losses(self, outputs, targets):
         targets = targets.reshape(outputs.shape).to(outputs)
@@ -728,6 +765,14 @@ class SequenceRegressor(SequenceEstimator):
         if self.every_step:
             return activated[:, 0]
         return activated[0] if self._single else activated
+
+    def _check_targets(self, y, name):
+        for i, one in enumerate(y):
+            found = len(self._numbers(one, f"{name}[{i}]"))
+            if not self.every_step and found != self._outputs:
+                raise UserError(
+                    f"{name}[{i}] must have {self._outputs} numbers, as in training, not {found}"
+                )
 
     def _score(self, y, predicted):
         y, predicted = (

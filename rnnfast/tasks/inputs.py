@@ -55,13 +55,18 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
     return lambda words: [word.lower()[cut] for word in words]
 
 
-def is_numeric(sequences: Sequence) -> bool:
-    """Whether these are sequences of numbers; else they are of tokens.
+def as_list(sequences: Iterable, name: str = "X") -> list:
+    """Anything that can be gone through, whatever its indices mean (pandas).
 
-    Raises UserError for none at all, or for a single text in place of a list of texts.
+    Raises UserError for what is no sequences, such as a single text.
     """
-    if isinstance(sequences, str) or not len(sequences):
-        raise UserError(f"X must be sequences, at least one, not {sequences!r}")
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+        raise UserError(f"{name} must be sequences, in a list, not {sequences!r}")
+    return list(sequences)
+
+
+def is_numeric(sequences: list) -> bool:
+    """Whether these, at least one, are sequences of numbers; else they are of tokens."""
     first = sequences[0]
     return isinstance(first, (np.ndarray, torch.Tensor)) and not isinstance(first, np.str_)
 
@@ -107,14 +112,14 @@ class Tokens:
 
         The words in `known` have entries of the feature `word` however rare they are.
         """
-        rows = [_columns(sequence, i) for i, sequence in enumerate(sequences)]
+        rows = [_columns(sequence, f"X[{i}]") for i, sequence in enumerate(sequences)]
         columns = next((len(row) for row in rows if row), 1)
         if not features and columns == 1:
             raise UserError("features must name at least one, for sequences of words alone")
         blank = cls(features, [[EMPTY]] * (len(features) + columns - 1))
         counts = [Counter() for _ in blank.tables]
         for i, row in enumerate(rows):
-            for count, values in zip(counts, blank._values(row, i), strict=True):
+            for count, values in zip(counts, blank._values(row, f"X[{i}]"), strict=True):
                 count.update(values)
         tables = []
         for k, count in enumerate(counts):
@@ -136,11 +141,12 @@ class Tokens:
         start = int(self.unknown[self.word])
         return slice(start, start + len(self.tables[self.word]))
 
-    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+    def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """Rows of the table, int64 (T, F) a sequence; T is at least 1. Raises UserError."""
         encoded = []
         for i, sequence in enumerate(sequences):
-            values = self._values(_columns(sequence, i), i)
+            where = f"{name}[{i}]"
+            values = self._values(_columns(sequence, where), where)
             if not values[0]:
                 encoded.append(self.unknown[None])
                 continue
@@ -153,17 +159,17 @@ class Tokens:
             encoded.append(torch.tensor(ids).t().contiguous())
         return encoded
 
-    def _values(self, columns: list[list[str]], i: int) -> list[list[str]]:
+    def _values(self, columns: list[list[str]], where: str) -> list[list[str]]:
         """One list of values a feature."""
         columns = columns or [[]] * self.columns
         if len(columns) != self.columns:
             raise UserError(
-                f"X[{i}] has tokens of {len(columns)} columns, not {self.columns} as the others"
+                f"{where} has tokens of {len(columns)} columns, not {self.columns} as the others"
             )
         return [extract(columns[0]) for extract in self._extractors] + columns[1:]
 
 
-def _columns(sequence, i: int) -> list[list[str]]:
+def _columns(sequence, where: str) -> list[list[str]]:
     """The columns of a sequence of tokens, [] if it has none."""
     tokens = sequence.split() if isinstance(sequence, str) else sequence
     tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
@@ -176,7 +182,7 @@ def _columns(sequence, i: int) -> list[list[str]]:
     ):
         return [list(column) for column in zip(*tokens, strict=True)]
     raise UserError(
-        f"X[{i}] must be a text, a list of words, a list of tuples of as many strings each, or an "
+        f"{where} must be a text, a list of words, a list of tuples of as many strings each, or an "
         f"array of numbers, (T, I)"
     )
 
@@ -189,28 +195,28 @@ class Numbers:
 
     @classmethod
     def fit(cls, sequences: Sequence) -> Numbers:
-        return cls(_vectors(sequences[0], 0).shape[1])
+        return cls(_vectors(sequences[0], "X[0]").shape[1])
 
-    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+    def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """float32 (T, I) a sequence. Raises UserError for another I, T = 0, NaN and infinity."""
-        encoded = [_vectors(sequence, i) for i, sequence in enumerate(sequences)]
+        encoded = [_vectors(sequence, f"{name}[{i}]") for i, sequence in enumerate(sequences)]
         for i, vectors in enumerate(encoded):
             if vectors.shape[1] != self.size or not len(vectors) or not vectors.isfinite().all():
                 raise UserError(
-                    f"X[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
+                    f"{name}[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
                     f"{tuple(vectors.shape)}"
                     + (" with some that are not finite" if not vectors.isfinite().all() else "")
                 )
         return encoded
 
 
-def _vectors(sequence, i: int) -> torch.Tensor:
+def _vectors(sequence, where: str) -> torch.Tensor:
     try:
         vectors = torch.as_tensor(sequence).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"X[{i}] must be an array of numbers, (T, I)") from error
+        raise UserError(f"{where} must be an array of numbers, (T, I)") from error
     if vectors.dim() == 1:
         vectors = vectors[:, None]
     if vectors.dim() != 2:
-        raise UserError(f"X[{i}] must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
+        raise UserError(f"{where} must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
     return vectors
