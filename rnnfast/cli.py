@@ -201,7 +201,7 @@ def _trainer(args: argparse.Namespace):
     trainer = prepare(config, corpus, folder)
     if args.embeddings:
         try:
-            vectors.initialise(trainer.model.encoder.weight, trainer.vocab)
+            vectors.initialise(trainer.model.encoder.weight, trainer.vocab.tokens)
         except lm.UserError:
             if folder is not None:
                 folder.discard()

@@ -65,6 +65,15 @@ def num_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For a module whose models are so small that threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def rnnfast(capsys):
     """Runs a command in this process: (status, stdout, stderr)."""

@@ -13,19 +13,13 @@ from rnnfast import _ops, embeddings, lm
 from rnnfast.embeddings import Vectors, cooccurrences
 from rnnfast.embeddings.glove import Glove
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 GROUPS = [["cat", "dog", "cow"], ["red", "blue", "green"], ["one", "two", "six"]]
 # Each line keeps to one group: words of a group are near one another and to no others.
 TEXT = "\n".join(" ".join(RNG.choice(GROUPS[k % 3], 6)) for k in range(300)) + "\n"
 VOCAB = lm.Vocabulary.build("word", [TEXT])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def group_of(word):
@@ -297,6 +291,33 @@ def test_what_files_cannot_hold(tmp_path):
         (tmp_path / "bad.txt").write_bytes(data)
         with pytest.raises(lm.UserError, match=r"bad\.txt is not word2vec's text"):
             Vectors.load(tmp_path / "bad.txt")
+    for number in ("nan", "inf", "1e39"):
+        (tmp_path / "bad.txt").write_text(f"2 2\na 1 2\nb 1 {number}\n")
+        with pytest.raises(lm.UserError, match=r"bad\.txt .* must be finite, not that of 'b'"):
+            Vectors.load(tmp_path / "bad.txt")
+    good = Vectors(["a", "b"], np.ones((2, 3)))
+    good.save(tmp_path / "bad.bin")
+    data = (tmp_path / "bad.bin").read_bytes()
+    for wrong in (b"1 3", b"2 2", b"3 3", b"99999999999 3", b"2", b"2 -3", b"two 3"):
+        (tmp_path / "bad.bin").write_bytes(data.replace(b"2 3", wrong))
+        with pytest.raises(lm.UserError, match=r"bad\.bin is not word2vec's binary format"):
+            Vectors.load(tmp_path / "bad.bin")
+    with pytest.raises(lm.UserError, match="must be strings"):
+        Vectors([1, 2], np.ones((2, 3)))
+    with pytest.raises(lm.UserError, match="must be finite, not that of 'b'"):
+        Vectors(["a", "b"], [[1.0], [np.nan]])
+
+
+def test_files_of_glove(tmp_path):
+    """Stanford's have no first line, and a blank line is none."""
+    (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2 3\n\n3 4 5 6\n")
+    loaded = Vectors.load(tmp_path / "glove.txt")
+    assert loaded.tokens == ["the", ",", "3"]
+    expected = np.array([[0.5, -1, 2e-3], [1, 2, 3], [4, 5, 6]], np.float32)
+    assert np.array_equal(loaded.matrix, expected)
+    (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2\n")
+    with pytest.raises(lm.UserError, match="has 2 numbers, not 3"):
+        Vectors.load(tmp_path / "glove.txt")
 
 
 # ---- the command line
@@ -340,6 +361,8 @@ def test_embed(rnnfast):
         (["--train", "text", "--out", "v.txt", "--dim", "0"], "dim must be positive"),
         (["--train", "text", "--out", "v.txt", "--window", "0"], "window must be at least 1"),
         (["--train", "text", "--out", "v.txt", "--epochs", "0"], "epochs must be at least 1"),
+        (["--train", "text", "--out", "v.txt", "--top", "0"], "--top must be at least 1, not 0"),
+        (["--train", "text", "--out", "v.txt", "--neighbours", "a"], "'a' is not seen --min-count"),
         (["--train", "one", "--out", "v.txt"], "no words near one another"),
     ],
 )
@@ -356,14 +379,17 @@ def test_embeddings_begin_a_language_model(rnnfast):
     config = small_config("word", emsize=16, nhid=16)
     plain = lm.prepare(config, lm.Corpus(TEXT, TEXT)).model.encoder.weight.detach()
     ours = plain.clone()
-    assert known.initialise(ours, VOCAB) == 6
+    returned = known.initialise(ours, VOCAB.tokens)
     rows = [VOCAB.tokens.index(token) for token in known.tokens]
     others = [i for i in range(len(VOCAB)) if i not in rows]
     assert torch.equal(ours[others], plain[others])
-    scale = float(plain.std()) / float(known.matrix.std(ddof=1))
+    scale = np.sqrt(np.mean(plain.numpy() ** 2.0) / np.mean(known.matrix**2.0))
+    assert returned == pytest.approx(scale, rel=1e-5)
     np.testing.assert_allclose(ours[rows], scale * known.matrix, rtol=1e-5)
     with pytest.raises(lm.UserError, match="vectors of size 16 cannot begin embeddings of size 15"):
-        known.initialise(ours[:, :15], VOCAB)
+        known.initialise(ours[:, :15], VOCAB.tokens)
+    with pytest.raises(lm.UserError, match="are all 0"):
+        Vectors(VOCAB.tokens, np.zeros((len(VOCAB), 16))).initialise(ours, VOCAB.tokens)
     argv = ["train", "--train", "text", "--valid", "text", "--level", "word", "--epochs", 1]
     argv += ["--nhid", 16, "--batch-size", 4, "--bptt", 10, "--threads", 1]
     argv += ["--emsize", 16]

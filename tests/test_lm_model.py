@@ -17,11 +17,7 @@ from rnnfast.lm import evaluate as evaluate_function
 from rnnfast.lm.evaluate import bits, perplexity
 from rnnfast.lm.model import build
 
-
-@pytest.fixture(autouse=True)
-def one_thread(num_threads):
-    """Threads of models this small only wait for one another."""
-    num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def step_by_step(model, ids):

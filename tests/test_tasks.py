@@ -10,11 +10,14 @@ from lm_helpers import DATA
 from torch import nn
 
 from rnnfast import tasks
+from rnnfast.embeddings import Vectors
 from rnnfast.lm import UserError
 from rnnfast.tasks import SequenceClassifier, SequenceRegressor, SequenceTagger
 from rnnfast.tasks.inputs import Numbers, Tokens, extractor, shape
 from rnnfast.tasks.metrics import chunk_f1, chunks, is_iob
 from rnnfast.tasks.network import Embedding, SequenceNetwork
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = {
     "embedding_size": 8,
@@ -30,15 +33,6 @@ RNG = np.random.default_rng(0)
 # Which of two words comes first is the class: no bag of words tells it.
 TEXTS = [" ".join(RNG.permutation(["a", "b", *"xyz"[: RNG.integers(4)]])) for _ in range(120)]
 ORDER = ["ab" if text.index("a") < text.index("b") else "ba" for text in TEXTS]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As small as these are, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +262,115 @@ def test_early_stopping_keeps_the_best_and_stops():
     assert held_out.history_[0]["valid_score"] in {k / 6 for k in range(7)}
 
 
+# ---- vectors of words
+
+GOOD, BAD = ("good", "fine", "great"), ("bad", "dull", "poor")
+FILMS = [f"a {word} film" for word in (*GOOD, *BAD)] * 10
+SIDES = (["pos"] * 3 + ["neg"] * 3) * 10
+FROZEN = {**QUICK, "epochs": 1, "lr": 1e-30}  # training that changes nothing
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    """Of size 8, in a file: the good near one another and the bad, two no training text has."""
+    rng = np.random.default_rng(8)
+    words = [*GOOD, *BAD, "superb", "awful"]
+    side = np.array([1.0] * 3 + [-1.0] * 3 + [1.0, -1.0])[:, None]
+    matrix = side * rng.normal(size=8) + 0.3 * rng.normal(size=(8, 8))
+    path = tmp_path / "vectors.bin"
+    Vectors(words, matrix).save(path)
+    return path
+
+
+def rows_of(model, words, k=0):
+    """The rows of words' embeddings, feature k: those before it have all theirs before its own."""
+    tables = model._inputs.tables
+    start = sum(map(len, tables[:k]))
+    return (
+        model._networks[0]
+        .embedding.weight.detach()[[start + tables[k].index(word) for word in words]]
+        .numpy()
+    )
+
+
+@pytest.mark.parametrize("features", [("word",), ("prefix2", "form", "suffix1", "word")])
+def test_embeddings_begin_with_the_vectors_of_the_file(vectors, features):
+    k = 0 if features == ("word",) else 1
+    plain = SequenceClassifier(**FROZEN, features=features).fit(FILMS, SIDES)
+    model = SequenceClassifier(**FROZEN, features=features, embeddings=vectors).fit(FILMS, SIDES)
+    file = Vectors.load(vectors)
+    before = rows_of(plain, plain._inputs.tables[k], k)
+    known = [*GOOD, *BAD]
+    matrix = np.stack([file[word] for word in known])
+    scale = np.sqrt(np.mean(before**2.0) / np.mean(matrix**2.0))
+    np.testing.assert_allclose(rows_of(model, known, k), scale * matrix, rtol=1e-5)
+    new = np.stack([file[word] for word in ("superb", "awful")])
+    np.testing.assert_allclose(rows_of(model, ["superb", "awful"], k), scale * new, rtol=1e-5)
+    # All else is as it was: words that have none, the unknown, other features, other layers.
+    for j, table in enumerate(plain._inputs.tables):
+        others = [value for value in table if j != k or value not in known]
+        assert np.array_equal(rows_of(model, others, j), rows_of(plain, others, j))
+    ours, theirs = (dict(m._networks[0].named_parameters()) for m in (model, plain))
+    for name in ours.keys() - {"embedding.weight"}:
+        assert torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-25), name
+    unknown = model._networks[0].embedding.unknown
+    assert unknown.tolist() == np.cumsum([0, *map(len, model._inputs.tables)])[:-1].tolist()
+
+
+def test_words_are_known_by_their_vectors_alone(vectors):
+    """Those that are too rare, and those that come only after training."""
+    settings = {**QUICK, "embeddings": vectors, "min_count": 2, "features": ("word", "suffix1")}
+    model = SequenceClassifier(**settings).fit([*FILMS, "superb zzz"], [*SIDES, "pos"])
+    assert "superb" in model._inputs.tables[0] and "zzz" not in model._inputs.tables[0]
+    model = SequenceClassifier(**settings, ensemble=2).fit(FILMS, SIDES)
+    assert model.predict(["a superb film", "a awful film"]).tolist() == ["pos", "neg"]
+    # Training saw nothing of them: what it does to the others is what it does without them.
+    file = Vectors.load(vectors)
+    Vectors(file.tokens[:6], file.matrix[:6]).save(vectors)
+    fewer = SequenceClassifier(**settings, ensemble=2).fit(FILMS, SIDES)
+    assert fewer.history_ != [] and [r["train_loss"] for r in fewer.history_] == [
+        r["train_loss"] for r in model.history_
+    ]
+    assert np.array_equal(fewer.predict_proba(FILMS), model.predict_proba(FILMS))
+
+
+def test_embeddings_of_a_tagger_and_a_regressor_and_on_disk(vectors, tmp_path):
+    X = [[(word, "X") for word in film.split()] for film in FILMS]
+    tagger = SequenceTagger(**QUICK, embeddings=str(vectors), ensemble=2)
+    tagger.fit(X, [["O", side, "O"] for side in SIDES])
+    regressor = SequenceRegressor(**QUICK, embeddings=vectors)
+    regressor.fit(FILMS, [1.0 if side == "pos" else -1.0 for side in SIDES])
+    good, bad = regressor.predict(["a superb film", "a awful film"])
+    assert good > 0 > bad
+    new = [[("a", "X"), ("superb", "X"), ("film", "X")], [("awful", "X")]]
+    for k, (model, some) in enumerate([(tagger, new), (regressor, ["superb", "awful a"])]):
+        model.save(tmp_path / str(k))
+        vectors.rename(tmp_path / "away")
+        loaded = tasks.load(tmp_path / str(k))
+        assert loaded.embeddings == str(vectors)
+        for ours, theirs in zip(loaded.predict(some), model.predict(some), strict=True):
+            assert np.array_equal(ours, theirs)
+        with pytest.raises(UserError, match=r"cannot read .*vectors\.bin"):
+            loaded.fit(some, [[1.0] * len(one) for one in some])
+        (tmp_path / "away").rename(vectors)
+
+
+@pytest.mark.parametrize(
+    "settings, X, message",
+    [
+        ({"embedding_size": 9}, FILMS, r"vectors\.bin has vectors of size 8, not embedding_size 9"),
+        ({"features": ("prefix2",)}, FILMS, "features must have one, not prefix2"),
+        ({"embeddings": 5}, FILMS, "embeddings must be the name of a file, not 5"),
+        ({"embeddings": "none.bin"}, FILMS, r"cannot read none\.bin"),
+        ({}, ["x y", "z"] * 30, r"none of the 4 tokens is among those that have vectors"),
+        ({}, [np.ones(2)] * 60, "embeddings are of words"),
+    ],
+)
+def test_embeddings_that_do_not_fit(vectors, settings, X, message):
+    with pytest.raises(UserError, match=message):
+        SequenceClassifier(**{**QUICK, "embeddings": vectors, **settings}).fit(X, SIDES)
+
+
 # ---- on disk
 
 
@@ -387,6 +490,8 @@ def test_bad_input_names_the_argument(settings, X, y, message):
 def test_other_bad_input(classifier):
     with pytest.raises(UserError, match="call fit first"):
         SequenceClassifier().predict(["a"])
+    with pytest.raises(UserError, match="call fit first"):
+        SequenceTagger().score(["a"], [["b"]])
     with pytest.raises(UserError, match="tokens or numbers"):
         classifier.predict([np.ones((2, 1))])
     with pytest.raises(UserError, match="has no setting 'size'"):
@@ -399,12 +504,89 @@ def test_other_bad_input(classifier):
         SequenceRegressor(**QUICK).fit([np.ones(2), np.ones(3)], [1.0, np.nan])
     with pytest.raises(UserError, match="y must have as many numbers"):
         SequenceRegressor(**QUICK).fit([np.ones(2), np.ones(3)], [[1.0], [1.0, 2.0]])
+    with pytest.raises(UserError, match="X must be sequences, in a list, not 'a b'"):
+        classifier.predict("a b")
+    with pytest.raises(UserError, match="y must be sequences, in a list, not 3"):
+        classifier.score(["a b"], 3)
+
+
+def test_targets_to_score(classifier):
+    """A label that training has not seen is missed; what cannot be compared is refused."""
+    assert classifier.score(["a b", "b a"], ["ab", "zz"]) == 0.5
+    with pytest.raises(UserError, match=r"y must have labels of the kind .* str, not 1"):
+        classifier.score(["a b", "b a"], ["ab", 1])
+    tagger = SequenceTagger(**FROZEN).fit([["a", "b"]], [["B-X", "O"]])
+    assert tagger.score([["a"], ["b"]], [["B-Y"], ["O"]]) < 1
+    with pytest.raises(UserError, match="y must have labels of the kind"):
+        tagger.score([["a"]], [[1]])
+    X = [np.ones(2), np.zeros(3)]
+    regressor = SequenceRegressor(**FROZEN).fit(X, [[1.0, 2.0], [3.0, 4.0]])
+    with pytest.raises(UserError, match=r"y\[1\] must have 2 numbers, as in training, not 1"):
+        regressor.score(X, [[1.0, 2.0], 3.0])
+    with pytest.raises(UserError, match=r"y\[0\] must be a number, or some, not 'x'"):
+        regressor.score(X, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "valid, message",
+    [
+        ((FILMS, [1] * len(FILMS)), r"valid\[1\] must have labels of the kind"),
+        (([[("a", "DT")]], ["pos"]), r"valid\[0\]\[0\] has tokens of 2 columns, not 1"),
+        ((FILMS, SIDES, None), "valid must be a pair"),
+        (([], []), r"valid\[0\] must be sequences, at least one"),
+    ],
+)
+def test_bad_validation_data_is_found_before_training(valid, message):
+    records = []
+    with pytest.raises(UserError, match=message):
+        SequenceClassifier(**QUICK).fit(FILMS, SIDES, valid, records.append)
+    assert records == []
+
+
+def test_sequences_need_not_be_numbered_from_0():
+    """As those of pandas, cut into training and test data, are not."""
+
+    class Series:
+        def __init__(self, values):
+            self.by_label = dict(enumerate(values, 7))
+
+        def __len__(self):
+            return len(self.by_label)
+
+        def __iter__(self):
+            return iter(self.by_label.values())
+
+        def __getitem__(self, label):
+            return self.by_label[label]
+
+    model = SequenceClassifier(**FROZEN).fit(Series(FILMS), Series(SIDES))
+    expected = SequenceClassifier(**FROZEN).fit(FILMS, SIDES)
+    assert np.array_equal(model.predict_proba(Series(FILMS)), expected.predict_proba(FILMS))
+    assert model.score(Series(FILMS), Series(SIDES)) == expected.score(FILMS, SIDES)
+
+
+def test_what_an_interrupted_training_leaves_is_not_fitted():
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    model = SequenceClassifier(**FROZEN).fit(FILMS, SIDES)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(["x y z"] * 9, [1, 2, 3] * 3, progress=interrupt)
+    with pytest.raises(UserError, match="is not fitted"):
+        model.predict(FILMS)
+
+
+def test_settings_of_numpy_and_torch_are_saved(tmp_path):
+    settings = {**FROZEN, "hidden_size": np.int64(3), "device": torch.device("cpu")}
+    model = SequenceClassifier(**settings, class_weight={np.int64(1): np.float32(2)})
+    model.fit(["a", "b"], np.array([0, 1])).save(tmp_path / "m")
+    assert tasks.load(tmp_path / "m").class_weight == {1: 2.0}
 
 
 # ---- scikit-learn
 
 
-def test_scikit_learn():
+def test_scikit_learn(vectors):
     model_selection = pytest.importorskip("sklearn.model_selection")
     from sklearn.base import clone, is_classifier, is_regressor
 
@@ -416,6 +598,11 @@ def test_scikit_learn():
     search = model_selection.GridSearchCV(model, {"hidden_size": np.array([1, 8])}, cv=2)
     search.fit(TEXTS, ORDER)
     assert set(search.cv_results_["param_hidden_size"]) == {1, 8}
+    begun = SequenceClassifier(**QUICK, embeddings=vectors)
+    assert clone(begun).get_params() == begun.get_params() and clone(begun).embeddings == vectors
+    quick = {"epochs": [1], "embeddings": [None, str(vectors)]}
+    search = model_selection.GridSearchCV(begun, quick, cv=2)
+    assert len(search.fit(FILMS, SIDES).cv_results_["params"]) == 2
     proba = model_selection.cross_val_predict(model, TEXTS, ORDER, cv=2, method="predict_proba")
     assert proba.shape == (120, 2)
     X = [["a", "b"], ["b"], ["a", "a", "b"]] * 8

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rnnfast.tasks import SequenceClassifier
 from rnnfast.tasks.cli import _folds
 
 TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
@@ -69,6 +70,30 @@ def test_folds(rnnfast):
     assert not np.array_equal(fold, _folds(y, 5, seed=2))
 
 
+def test_embeddings(rnnfast):
+    """Vectors that `rnnfast embed` made, and a model that does without their file."""
+    assert rnnfast("embed", "--train", "pos.txt", "--out", "v.txt", "--dim", 4)[0] == 0
+    argv = ["classify", "--train", "all.tsv", "--embeddings", "v.txt", *TINY, "--epochs", 2]
+    status, *_ = rnnfast(*argv, "--out", "model", "--json", "report.json")
+    report = json.loads(Path("report.json").read_text())
+    assert status == 0 and report["params"]["embeddings"] == "v.txt"
+    status, *_ = rnnfast(*argv[:3], *TINY, "--epochs", 2, "--test", "all.tsv", "--json", "r.json")
+    assert status == 0 and json.loads(Path("r.json").read_text())["history"] != report["history"]
+    embed = ["embed", "--train", "words", "--out", "w.bin", "--dim", 5, "--min-count", 1]
+    Path("words").write_text("the cat sat .\ndogs ran away\n")
+    assert rnnfast(*embed)[0] == 0
+    argv[3:5] = ["--embeddings", "w.bin"]
+    status, _, err = rnnfast(*argv, "--out", "other")
+    assert status == 2 and "w.bin has vectors of size 5, not embedding_size 4" in err
+    assert not Path("other").exists()
+    argv = ["tag", "--train", "tagged", *TINY, "--epochs", 2, "--out", "tagger"]
+    status, *_ = rnnfast(*argv, "--embeddings", "w.bin", "--embedding-size", 5)
+    assert status == 0 and "away" in json.loads(Path("tagger/vocab.json").read_text())["tables"][0]
+    Path("v.txt").unlink(), Path("w.bin").unlink()
+    assert rnnfast("classify", "--model", "model", "--predict", "pos.txt")[0] == 0
+    assert rnnfast("tag", "--model", "tagger", "--predict", "columns")[0] == 0
+
+
 def test_tag(rnnfast):
     argv = ["tag", "--train", "tagged", "--valid", "tagged", "--test", "tagged", "--out", "model"]
     status, out, _ = rnnfast(*argv, *TINY, "--epochs", 12, "--json", "report.json")
@@ -103,10 +128,19 @@ def test_tag(rnnfast):
         (["classify", "--train", "all.tsv", "--out", "m", "--lr", "-1"], "lr must be positive"),
         (["classify", "--train", "all.tsv", "--out", "m", "--features", "x"], "features must be"),
         (["tag", "--train", "mixed", "--out", "m"], "mixed, line 2: 1 columns, not 2 as above"),
+        (["classify", "--train", "blank", "--out", "m"], "blank is empty"),
+        (["classify", "--train", "pos.txt", "blank", "--out", "m"], "blank is empty"),
+        (["classify", "--model", "m", "--test", "all.tsv", "--batch-size", "4"], "--batch-size is"),
+        (["tag", "--train", "blank", "--out", "m"], "blank is empty"),
+        (
+            ["tag", "--train", "tagged", "--out", "m", "--predict", "words"],
+            "words has 1 columns without tags, not 2 as tagged",
+        ),
         (["tag", "--train", "words", "--out", "m"], "words: want a word, other columns"),
     ],
 )
 def test_bad_input(rnnfast, argv, message):
+    Path("blank").write_text("\n  \n")
     Path("mixed").write_text("a X\nb\n")
     Path("words").write_text("a\nb\n")
     status, out, err = rnnfast(*argv)
@@ -118,3 +152,22 @@ def test_no_folder_is_left_of_a_training_that_failed(rnnfast):
     Path("one.tsv").write_text("x\ta\nx\tb\n")
     status, _, err = rnnfast("classify", "--train", "one.tsv", "--out", "m")
     assert status == 2 and "at least 2 classes" in err and not Path("m").exists()
+
+
+def test_ctrl_c(rnnfast, monkeypatch):
+    """No folder is left, and of a model that --overwrite was to replace everything."""
+
+    def fit(self, X, y, valid, progress):
+        real(self, X, y, valid, lambda record: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    argv = ["classify", "--train", "all.tsv", *TINY, "--epochs", 1, "--out"]
+    assert rnnfast(*argv, "model")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    names = sorted(path.name for path in Path().iterdir())
+    real = SequenceClassifier.fit
+    monkeypatch.setattr(SequenceClassifier, "fit", fit)
+    for out in (["other"], ["model", "--overwrite"]):
+        status, _, err = rnnfast(*argv, *out)
+        assert status == 130 and err.endswith("rnnfast: interrupted\n")
+    assert names == sorted(path.name for path in Path().iterdir())
+    assert before == {path.name: path.read_bytes() for path in Path("model").iterdir()}

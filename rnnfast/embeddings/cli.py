@@ -49,6 +49,8 @@ def register(command) -> None:
 def embed(args: argparse.Namespace, output) -> int:
     if bool(args.train) == bool(args.vectors) or bool(args.train) != bool(args.out):
         raise UserError("give --train FILE and --out FILE for new vectors, or --vectors FILE")
+    if args.top < 1:
+        raise UserError(f"--top must be at least 1, not {args.top}")
     set_up("cpu", args.threads)
     report: dict = {}
     if args.train:
@@ -57,6 +59,11 @@ def embed(args: argparse.Namespace, output) -> int:
             raise UserError(f"cannot write {args.out}: give --out a file in a folder")
         text = corpus.read_text(args.train)
         vocab = Vocabulary.build("word", [text], args.min_count)
+        for word in [*(args.neighbours or ()), *(args.analogy or ())]:
+            if word not in vocab.tokens:
+                raise UserError(
+                    f"{word!r} is not seen --min-count {args.min_count} times in {args.train}"
+                )
         names = ("dim", "window", "epochs", "lr", "seed")
         settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
         history: list[dict] = []

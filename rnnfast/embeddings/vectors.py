@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ class Vectors:
 
     Args:
         tokens: V different words.
-        matrix: float32 (V, D).
+        matrix: float32 (V, D), finite.
+
+    Raises UserError for anything else.
     """
 
     def __init__(self, tokens: list[str], matrix: np.ndarray):
@@ -33,6 +37,11 @@ class Vectors:
                 f"vectors need words that differ and a row for each, not {len(tokens)} words, "
                 f"{len(self.index)} of them different, and {matrix.shape}"
             )
+        if not all(isinstance(token, str) for token in tokens):
+            raise UserError("the words of vectors must be strings")
+        finite = np.isfinite(matrix).all(1)
+        if not finite.all():
+            raise UserError(f"vectors must be finite, not that of {tokens[finite.argmin()]!r}")
         self.tokens, self.matrix = list(tokens), matrix
 
     @classmethod
@@ -70,27 +79,29 @@ class Vectors:
         best = np.argsort(-cosines, kind="stable")[: min(n, len(self) - len(set(without)))]
         return [(self.tokens[i], float(cosines[i])) for i in best]
 
-    def initialise(self, weight: torch.Tensor, vocab: Vocabulary) -> int:
-        """Copy the vectors into an embedding's rows, (len(vocab), D), in place.
+    def initialise(self, weight: torch.Tensor, tokens: Sequence[str]) -> float:
+        """Copy the vectors into an embedding's rows, (len(tokens), D), in place.
 
-        They are scaled so that their elements vary as much as the embedding's do, whose start fits
-        the layers after it. Rows of other words stay. Returns how many were copied; raises
-        UserError for vectors of another size, or of no word that is in `vocab`.
+        They are scaled to the root mean square of the embedding's elements, whose start fits the
+        layers after it. Rows of other words stay. Returns the scale; raises UserError for vectors
+        of another size, of none of the `tokens`, or of nothing but zeros.
         """
-        if weight.shape != (len(vocab), self.matrix.shape[1]):
+        if weight.shape != (len(tokens), self.matrix.shape[1]):
             raise UserError(
                 f"vectors of size {self.matrix.shape[1]} cannot begin embeddings of size "
                 f"{weight.shape[1]}"
             )
-        rows = [(i, self.index[t]) for i, t in enumerate(vocab.tokens) if t in self.index]
+        rows = [(i, self.index[t]) for i, t in enumerate(tokens) if t in self.index]
         if not rows:
-            raise UserError(f"none of the {len(vocab)} tokens is among those that have vectors")
+            raise UserError(f"none of the {len(tokens)} tokens is among those that have vectors")
         to, of = zip(*rows, strict=True)
         new = torch.from_numpy(self.matrix[list(of)]).to(weight)
+        if not new.any():
+            raise UserError("the vectors of these tokens are all 0")
         with torch.no_grad():
-            scale = weight.std() / new.std().clamp_min(torch.finfo(new.dtype).tiny)
+            scale = float(weight.square().mean().sqrt() / new.square().mean().sqrt())
             weight[list(to)] = scale * new
-        return len(rows)
+        return scale
 
     # ---- files
 
@@ -123,23 +134,24 @@ class Vectors:
 
     @classmethod
     def load(cls, path: str | Path) -> Vectors:
-        """Read a file such as `save` writes, or word2vec and gensim. Raises UserError."""
-        suffix = check_suffix(path)
-        if not Path(path).is_file():
+        """Read a file such as `save` writes, or word2vec, gensim and, as .txt, Stanford's GloVe,
+        whose files lack the first line. Raises UserError."""
+        suffix, path = check_suffix(path), Path(path)
+        if not path.is_file():
             raise UserError(f"cannot read {path}: there is no such file")
         if suffix == ".safetensors":
-            tensors, metadata = read_tensors(Path(path))
+            tensors, metadata = read_tensors(path)
             try:
                 return cls(json.loads(metadata["tokens"]), tensors["vectors"].float().numpy())
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{path} has no vectors with their tokens ({error})") from error
         try:
-            data = Path(path).read_bytes()
+            if suffix == ".bin":
+                return cls(*_read_binary(path.read_bytes()))
+            with open(path, "rb") as file:
+                return cls(*_read_text(file))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            tokens, matrix = (_read_binary if suffix == ".bin" else _read_text)(data)
-            return cls(tokens, matrix)
         except (ValueError, IndexError) as error:
             kind = "binary" if suffix == ".bin" else "text"
             raise UserError(f"{path} is not word2vec's {kind} format: {error}") from error
@@ -167,17 +179,27 @@ def _header(line: bytes) -> tuple[int, int]:
     return V, D
 
 
-def _read_text(data: bytes) -> tuple[list[str], np.ndarray]:
-    lines = data.split(b"\n")
-    V, D = _header(lines[0])
-    rows = [line.split() for line in lines[1:] if line.strip()]
-    if len(rows) != V:
-        raise ValueError(f"{len(rows)} words, not {V} as the first line says")
-    for row in rows:
-        if len(row) != D + 1:
-            raise ValueError(f"{row[0]!r} has {len(row) - 1} numbers, not {D}")
-    matrix = np.array([row[1:] for row in rows], dtype=np.float32).reshape(V, D)
-    return [row[0].decode() for row in rows], matrix
+@np.errstate(over="ignore")  # what is too large for float32 is refused with infinity
+def _read_text(lines: Iterable[bytes]) -> tuple[list[str], np.ndarray]:
+    """A line at a time: as words and numbers a file takes ten times the memory of its vectors."""
+    lines = iter(lines)
+    first = next(lines, b"")
+    if len(first.split()) > 2:  # a vector already
+        V, D, lines = None, len(first.split()) - 1, itertools.chain([first], lines)
+    else:
+        V, D = _header(first)
+    tokens, vectors = [], []
+    for line in lines:
+        if not line.strip():
+            continue
+        word, *numbers = line.split()
+        if len(numbers) != D:
+            raise ValueError(f"{word!r} has {len(numbers)} numbers, not {D}")
+        tokens.append(word.decode())
+        vectors.append(np.array(numbers, dtype=np.float32))
+    if V not in (None, len(tokens)):
+        raise ValueError(f"{len(tokens)} words, not {V} as the first line says")
+    return tokens, np.array(vectors, dtype=np.float32).reshape(-1, D)
 
 
 def _read_binary(data: bytes) -> tuple[list[str], np.ndarray]:
@@ -194,4 +216,6 @@ def _read_binary(data: bytes) -> tuple[list[str], np.ndarray]:
         if at > len(data):
             raise ValueError("the last vector is cut short")
         matrix[i] = np.frombuffer(data, "<f4", D, space + 1)
+    if data[at:].strip(b"\n"):
+        raise ValueError(f"it goes on after the {V} words of size {D} of its first line")
     return tokens, matrix

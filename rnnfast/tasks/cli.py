@@ -72,6 +72,10 @@ def _run(args, output, cls: type[SequenceEstimator], read, read_unlabelled) -> i
         raise UserError("give --train FILE for a new model, or --model DIR for one that there is")
     if args.model and (args.out or args.valid):
         raise UserError("--out and --valid are for --train FILE")
+    given = [field.name for field in fields(cls) if field.name != "device"]
+    given = [name for name in given if getattr(args, name, None) is not None]
+    if args.model and given:
+        raise UserError(f"--{given[0].replace('_', '-')} is for --train FILE")
     if not (args.out or args.test or args.predict):
         raise UserError("give --out DIR to keep the model, or --test or --predict FILE to use it")
     report: dict = {}
@@ -82,6 +86,14 @@ def _run(args, output, cls: type[SequenceEstimator], read, read_unlabelled) -> i
         estimator = _estimator(args, cls)
         valid = read(args.valid) if args.valid else None
         X, y = read(args.train)
+        if cls is SequenceTagger:
+            others = [(args.valid, valid and valid[0]), (args.test, test and test[0])]
+            for path, sentences in [*others, (args.predict, unlabelled)]:
+                if sentences and len(sentences[0][0]) != len(X[0][0]):
+                    raise UserError(
+                        f"{path} has {len(sentences[0][0])} columns without tags, not "
+                        f"{len(X[0][0])} as {args.train}"
+                    )
         folder = new_folder(args.out, args.overwrite) if args.out else None
         began = time.monotonic()
         try:
@@ -208,6 +220,11 @@ def _setting_arguments(sub, cls: type[SequenceEstimator]):
             metavar="N" if kind is int else "X",
             help=f"{about} {_default(cls, name)}".rstrip(),
         )
+    group.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="vectors for those of words to begin with (rnnfast embed)",
+    )
     group.add_argument(
         "--nonlinearity", choices=("tanh", "relu"), help=_default(cls, "nonlinearity")
     )

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .._version import __version__
+from ..embeddings import Vectors
 from ..lm.errors import UserError
 from ..lm.files import write_atomic
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
-from .inputs import Numbers, Tokens, is_numeric, steps
+from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
 from .network import POOLINGS, Embedding, SequenceNetwork
 
@@ -39,6 +41,11 @@ class SequenceEstimator:
             features by themselves.
         min_count: values of a feature that are rarer in the training data count as unknown.
         embedding_size: of a token; its features' embeddings are added up.
+        embeddings: file of vectors, of that size, which the embeddings of words begin with
+            (`rnnfast.embeddings.Vectors.load`), those of the feature "word" or "form", the first
+            if both are there. A word that has a vector and is rarer than `min_count` keeps it, and
+            so does one that only the file has, for the texts to come, once training is over. A
+            saved model does without the file.
         hidden_size, num_layers, nonlinearity, bidirectional: of the FastRNN.
         dropout: on embeddings, between layers and before the head.
         word_dropout: probability that a feature's value is taken for unknown in training.
@@ -61,6 +68,7 @@ class SequenceEstimator:
     features: Sequence[str] = ("word",)
     min_count: int = 1
     embedding_size: int = 64
+    embeddings: str | Path | None = None
     hidden_size: int = 64
     num_layers: int = 1
     nonlinearity: str = "tanh"
@@ -143,6 +151,10 @@ class SequenceEstimator:
     def _decode(self, activated: np.ndarray):
         raise NotImplementedError
 
+    def _check_targets(self, y: list, name: str) -> None:
+        """Raises UserError for targets that no prediction can be compared with."""
+        raise NotImplementedError
+
     def _score(self, y: Sequence, predicted: Sequence) -> float:
         raise NotImplementedError
 
@@ -161,21 +173,29 @@ class SequenceEstimator:
         Raises UserError (a ValueError) that names the argument for what cannot be used.
         """
         self._check()
+        self._networks = None  # what is left of a training that fails fits no other
         X, y = self._pairs(X, y, "X", "y")
+        vectors = None if self.embeddings is None else self._vectors(X)
         if is_numeric(X):
             self._inputs = Numbers.fit(X)
         else:
-            self._inputs = Tokens.fit(X, self.features, self.min_count)
+            known = () if vectors is None else vectors.index
+            self._inputs = Tokens.fit(X, self.features, self.min_count, known)
         self._fit_targets(y)
         if valid is not None:
-            valid = self._pairs(*valid, "valid[0]", "valid[1]")
+            if not isinstance(valid, (tuple, list)) or len(valid) != 2:
+                raise UserError("valid must be a pair, of sequences and their targets")
+            valid_X, valid_y = self._pairs(*valid, "valid[0]", "valid[1]")
+            # Now, not after the first epoch, comes out whether they are like those of X.
+            self._check_targets(valid_y, "valid[1]")
+            valid = self._inputs.encode(valid_X, "valid[0]"), valid_y
         elif self.patience is not None and len(X) < 2:
             raise UserError(
                 "X must have at least 2 sequences, one of them to validate on: give more, or valid,"
                 " or patience None"
             )
         data = list(zip(self._inputs.encode(X), self._encode_targets(y), strict=True))
-        networks, self.history_ = [], []
+        networks, scales, self.history_ = [], [], []
         began = time.monotonic()
         gpu = torch.device(self.device)
         with torch.random.fork_rng(devices=[gpu] if gpu.type == "cuda" else []):
@@ -185,7 +205,7 @@ class SequenceEstimator:
                 if self.patience is not None and valid is None:
                     order = torch.randperm(len(X)).tolist()
                     cut = min(max(1, round(self.validation_fraction * len(X))), len(X) - 1)
-                    held = [X[i] for i in order[:cut]], [y[i] for i in order[:cut]]
+                    held = [data[i][0] for i in order[:cut]], [y[i] for i in order[:cut]]
                     train = order[cut:]
 
                 def report(record, network=k):
@@ -194,10 +214,31 @@ class SequenceEstimator:
                     if progress:
                         progress(record)
 
-                network = self._network().to(self.device)
+                network = self._network()
+                if vectors is not None:
+                    tokens = self._inputs
+                    weight = network.embedding.weight.detach()[tokens.word_rows]
+                    scales.append(vectors.initialise(weight, tokens.tables[tokens.word]))
+                network.to(self.device)
                 networks.append(self._train(network, [data[i] for i in train], held, report))
+        if vectors is not None:
+            self._add_words(vectors, networks, scales)
         self._networks = networks
         return self
+
+    def _add_words(self, vectors: Vectors, networks: list, scales: list[float]) -> None:
+        """Give the words that only the vectors have their rows. In training these would cost
+        every update the time of all the vectors there are, and change by weight decay alone."""
+        tokens = self._inputs
+        table = set(tokens.tables[tokens.word])
+        new = [i for i, token in enumerate(vectors.tokens) if token not in table]
+        self._inputs = tokens.with_words(vectors.tokens[i] for i in new)
+        end = tokens.word_rows.stop
+        for network, scale in zip(networks, scales, strict=True):
+            embedding, weight = network.embedding, network.embedding.weight.detach()
+            rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
+            embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
+            embedding.unknown = self._inputs.unknown.to(weight.device)
 
     def _check(self) -> None:
         counts = ["min_count", "embedding_size", "hidden_size", "num_layers", "epochs"]
@@ -214,6 +255,7 @@ class SequenceEstimator:
             "weight_decay": (numbers.Real, lambda v: 0 <= v < np.inf, "zero or more"),
             "validation_fraction": (numbers.Real, lambda v: 0 < v < 1, "in (0, 1)"),
             "seed": (numbers.Integral, lambda v: 0 <= v < 2**63, "in [0, 2**63)"),
+            "embeddings": ((str, Path, type(None)), lambda v: True, "the name of a file"),
             "nonlinearity": (str, lambda v: v in ("tanh", "relu"), "tanh or relu"),
             "pooling": (str, lambda v: v in POOLINGS, "last, mean or max"),
             "bidirectional": ((bool, np.bool_), lambda v: True, "True or False"),
@@ -226,8 +268,9 @@ class SequenceEstimator:
                     raise UserError(f"{name} must be {what}, not {value!r}")
 
     def _pairs(self, X: Sequence, y: Sequence, name_x: str, name_y: str) -> tuple[list, list]:
-        is_numeric(X)  # says so if these are no sequences
-        X, y = list(X), list(y)
+        X, y = as_list(X, name_x), as_list(y, name_y)
+        if not X:
+            raise UserError(f"{name_x} must be sequences, at least one")
         if len(X) != len(y):
             raise UserError(
                 f"{name_x} and {name_y} must be of one length, not {len(X)} and {len(y)}"
@@ -245,6 +288,24 @@ class SequenceEstimator:
         if not kept:
             raise UserError(f"{name_x} must have a sequence that is not empty")
         return [X[i] for i in kept], [y[i] for i in kept]
+
+    def _vectors(self, X: list) -> Vectors:
+        """What the embeddings are to begin with."""
+        if is_numeric(X):
+            raise UserError("embeddings are of words: leave them out where X has numbers")
+        if not set(WORDS) & set(self.features):
+            raise UserError(
+                f"embeddings are of the feature word or form: features must have one, not "
+                f"{', '.join(self.features)}"
+            )
+        vectors = Vectors.load(self.embeddings)
+        size = vectors.matrix.shape[1]
+        if size != self.embedding_size:
+            raise UserError(
+                f"embeddings: {self.embeddings} has vectors of size {size}, not embedding_size "
+                f"{self.embedding_size}"
+            )
+        return vectors
 
     def _encode_targets(self, y: list) -> list[torch.Tensor]:
         return [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
@@ -295,7 +356,7 @@ class SequenceEstimator:
                 loss = (losses * weights).sum() / weights.sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+                nn.utils.clip_grad_norm_(network.parameters(), self.clip)
                 optimizer.step()
                 schedule.step()
                 share = float(weights.sum())
@@ -339,23 +400,29 @@ class SequenceEstimator:
     def score(self, X: Sequence, y: Sequence) -> float:
         """How good the predictions are; see the class."""
         X, y = self._pairs(X, y, "X", "y")
-        return self._score(y, list(self.predict(X)))
+        predicted = list(self.predict(X))
+        self._check_targets(y, "y")
+        return self._score(y, predicted)
 
     def _activated(self, X: Sequence) -> list[np.ndarray]:
         if self._networks is None:
             raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
-        if not len(X):
+        X = as_list(X)
+        if not X:
             return []
         if is_numeric(X) != isinstance(self._inputs, Numbers):
             raise UserError("X must be tokens or numbers as what the estimator was fitted to")
-        return self._predict_activated(X, self._networks)
+        activated = self._predict_activated(self._inputs.encode(X), self._networks)
+        if not self._every_step:
+            return activated
+        # An empty sequence was read as one unknown token.
+        return [part[: steps(x)] for part, x in zip(activated, X, strict=True)]
 
     @torch.inference_mode()
-    def _predict_activated(self, X, networks) -> list[np.ndarray]:
+    def _predict_activated(self, encoded: list[torch.Tensor], networks: list) -> list[np.ndarray]:
         """The mean of the networks' activated outputs: (O,) a sequence, or (T, O)."""
-        encoded = self._inputs.encode(X)
-        order = sorted(range(len(X)), key=lambda i: len(encoded[i]))
-        results: list = [None] * len(X)
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        results: list = [None] * len(encoded)
         while order:
             rows = max(1, PREDICT_STEPS // len(encoded[order[-1]]))
             batch, order = order[-rows:], order[:-rows]
@@ -363,8 +430,7 @@ class SequenceEstimator:
             mean = sum(self._activate(self._run(n, x)).double() for n in networks) / len(networks)
             parts = mean.split([len(one) for one in x]) if self._every_step else mean
             for i, part in zip(batch, parts, strict=True):
-                part = part.cpu().numpy()
-                results[i] = part[: steps(X[i])] if self._every_step else part
+                results[i] = part.cpu().numpy()
         return results
 
     # ---- on disk
@@ -379,7 +445,8 @@ class SequenceEstimator:
         folder = path if isinstance(path, Folder) else new_folder(path, overwrite)
         params = {name: _plain(value) for name, value in self.get_params().items()}
         if isinstance(params.get("class_weight"), dict):
-            params["class_weight"] = list(params["class_weight"].items())
+            items = params["class_weight"].items()
+            params["class_weight"] = [[_plain(label), _plain(w)] for label, w in items]
         tokens = isinstance(self._inputs, Tokens)
         settings = {
             "format": FORMAT,
@@ -514,7 +581,7 @@ class _Labels(SequenceEstimator):
                         f"class_weight must have positive weights of classes in y, not "
                         f"{weight!r} of {label!r}"
                     )
-                self._weights[self._number[label]] = weight
+                self._weights[self._number[label]] = float(weight)
         elif given is not None:
             raise UserError(f"class_weight must be None, 'balanced' or a dict, not {given!r}")
 
@@ -525,6 +592,17 @@ class _Labels(SequenceEstimator):
             raise UserError(
                 f"{where} must be a class of the training data, not {label!r}"
             ) from None
+
+    def _check_labels(self, labels: list, name: str) -> None:
+        """A label that training has not seen is one that predictions miss; another kind of label
+        is a mistake."""
+        kind = type(self.classes_.tolist()[0])
+        for label in map(_plain, labels):
+            if type(label) is not kind:
+                raise UserError(
+                    f"{name} must have labels of the kind of the training data's, "
+                    f"{kind.__name__}, not {label!r}"
+                )
 
     def _losses(self, outputs, targets):
         weights = self._weights.to(targets.device)[targets]
@@ -581,6 +659,9 @@ class SequenceClassifier(_Labels):
     def _decode(self, activated):
         return self.classes_[activated.argmax()]
 
+    def _check_targets(self, y, name):
+        self._check_labels(y, name)
+
     def _score(self, y, predicted):
         return float(np.mean([a == b for a, b in zip(y, predicted, strict=True)]))
 
@@ -614,6 +695,9 @@ class SequenceTagger(_Labels):
 
     def _decode(self, activated):
         return self.classes_[activated.argmax(1)]
+
+    def _check_targets(self, y, name):
+        self._check_labels([label for labels in y for label in labels], name)
 
     def _score(self, y, predicted):
         if self.metric == "chunk F1":
@@ -658,13 +742,17 @@ class SequenceRegressor(SequenceEstimator):
         self._std = rows.std(0, correction=0).clamp_min(torch.finfo(rows.dtype).tiny)
 
     def _encode_target(self, y, where):
+        target = self._numbers(y, where)
+        return target if self._mean is None else (target - self._mean) / self._std
+
+    def _numbers(self, y, where: str) -> torch.Tensor:
         try:
             target = torch.as_tensor(y, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{where} must be a number, or some, not {y!r}") from error
         if not target.isfinite().all():
             raise UserError(f"{where} must be finite, not {y!r}")
-        return target if self._mean is None else (target - self._mean) / self._std
+        return target
 
     def _losses(self, outputs, targets):
         targets = targets.reshape(outputs.shape).to(outputs)
@@ -677,6 +765,14 @@ class SequenceRegressor(SequenceEstimator):
         if self.every_step:
             return activated[:, 0]
         return activated[0] if self._single else activated
+
+    def _check_targets(self, y, name):
+        for i, one in enumerate(y):
+            found = len(self._numbers(one, f"{name}[{i}]"))
+            if not self.every_step and found != self._outputs:
+                raise UserError(
+                    f"{name}[{i}] must have {self._outputs} numbers, as in training, not {found}"
+                )
 
     def _score(self, y, predicted):
         y, predicted = (
@@ -708,8 +804,11 @@ def _classes(labels: list) -> np.ndarray:
     return np.array(sorted(set(labels)))
 
 
-def _plain(label):
-    return label.item() if isinstance(label, np.generic) else label
+def _plain(value):
+    """For JSON."""
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _CLASSES = {cls.__name__: cls for cls in (SequenceClassifier, SequenceRegressor, SequenceTagger)}

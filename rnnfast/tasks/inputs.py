@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from ..lm.errors import UserError
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
+WORDS = ("word", "form")  # the features whose values are whole words
 EMPTY = ""  # stands first in every feature's table, for the values that have no entry of their own
 
 
@@ -54,13 +55,18 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
     return lambda words: [word.lower()[cut] for word in words]
 
 
-def is_numeric(sequences: Sequence) -> bool:
-    """Whether these are sequences of numbers; else they are of tokens.
+def as_list(sequences: Iterable, name: str = "X") -> list:
+    """Anything that can be gone through, whatever its indices mean (pandas).
 
-    Raises UserError for none at all, or for a single text in place of a list of texts.
+    Raises UserError for what is no sequences, such as a single text.
     """
-    if isinstance(sequences, str) or not len(sequences):
-        raise UserError(f"X must be sequences, at least one, not {sequences!r}")
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+        raise UserError(f"{name} must be sequences, in a list, not {sequences!r}")
+    return list(sequences)
+
+
+def is_numeric(sequences: list) -> bool:
+    """Whether these, at least one, are sequences of numbers; else they are of tokens."""
     first = sequences[0]
     return isinstance(first, (np.ndarray, torch.Tensor)) and not isinstance(first, np.str_)
 
@@ -76,13 +82,15 @@ class Tokens:
     A sequence is a text, cut at whitespace, a list of words, or a list of tuples of strings: a word
     and other columns, such as its part of speech, each of which is one feature more. The first row
     of a block is for values that were not in the training data (or in it less than `min_count`
-    times); a sequence of no tokens is read as one unknown token.
+    times); a sequence of no tokens is read as one unknown token. `word` is which feature's values
+    are words, the first if there are several, or None.
     """
 
     def __init__(self, features: Sequence[str], tables: list[list[str]]):
         self.features = tuple(features)
         self.tables = tables
         self.columns = 1 + len(tables) - len(self.features)
+        self.word = next((k for k, name in enumerate(self.features) if name in WORDS), None)
         self._extractors = [extractor(name) for name in self.features]
         starts = np.cumsum([0, *map(len, tables)])
         self.rows = int(starts[-1])
@@ -93,29 +101,52 @@ class Tokens:
         ]
 
     @classmethod
-    def fit(cls, sequences: Sequence, features: Sequence[str], min_count: int) -> Tokens:
-        """Tables of the values in `sequences`, the most frequent first. Raises UserError."""
-        rows = [_columns(sequence, i) for i, sequence in enumerate(sequences)]
+    def fit(
+        cls,
+        sequences: Sequence,
+        features: Sequence[str],
+        min_count: int,
+        known: Collection[str] = (),
+    ) -> Tokens:
+        """Tables of the values in `sequences`, the most frequent first. Raises UserError.
+
+        The words in `known` have entries of the feature `word` however rare they are.
+        """
+        rows = [_columns(sequence, f"X[{i}]") for i, sequence in enumerate(sequences)]
         columns = next((len(row) for row in rows if row), 1)
         if not features and columns == 1:
             raise UserError("features must name at least one, for sequences of words alone")
         blank = cls(features, [[EMPTY]] * (len(features) + columns - 1))
         counts = [Counter() for _ in blank.tables]
         for i, row in enumerate(rows):
-            for count, values in zip(counts, blank._values(row, i), strict=True):
+            for count, values in zip(counts, blank._values(row, f"X[{i}]"), strict=True):
                 count.update(values)
         tables = []
-        for count in counts:
+        for k, count in enumerate(counts):
             del count[EMPTY]
-            kept = [value for value, n in count.items() if n >= min_count]
+            also = known if k == blank.word else ()
+            kept = [value for value, n in count.items() if n >= min_count or value in also]
             tables.append([EMPTY, *sorted(kept, key=lambda value: (-count[value], value))])
         return cls(features, tables)
 
-    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+    def with_words(self, words: Iterable[str]) -> Tokens:
+        """These with more words, whose rows come right after those of the other words."""
+        tables = list(self.tables)
+        tables[self.word] = [*tables[self.word], *words]
+        return Tokens(self.features, tables)
+
+    @property
+    def word_rows(self) -> slice:
+        """The rows of the feature `word`."""
+        start = int(self.unknown[self.word])
+        return slice(start, start + len(self.tables[self.word]))
+
+    def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """Rows of the table, int64 (T, F) a sequence; T is at least 1. Raises UserError."""
         encoded = []
         for i, sequence in enumerate(sequences):
-            values = self._values(_columns(sequence, i), i)
+            where = f"{name}[{i}]"
+            values = self._values(_columns(sequence, where), where)
             if not values[0]:
                 encoded.append(self.unknown[None])
                 continue
@@ -128,17 +159,17 @@ class Tokens:
             encoded.append(torch.tensor(ids).t().contiguous())
         return encoded
 
-    def _values(self, columns: list[list[str]], i: int) -> list[list[str]]:
+    def _values(self, columns: list[list[str]], where: str) -> list[list[str]]:
         """One list of values a feature."""
         columns = columns or [[]] * self.columns
         if len(columns) != self.columns:
             raise UserError(
-                f"X[{i}] has tokens of {len(columns)} columns, not {self.columns} as the others"
+                f"{where} has tokens of {len(columns)} columns, not {self.columns} as the others"
             )
         return [extract(columns[0]) for extract in self._extractors] + columns[1:]
 
 
-def _columns(sequence, i: int) -> list[list[str]]:
+def _columns(sequence, where: str) -> list[list[str]]:
     """The columns of a sequence of tokens, [] if it has none."""
     tokens = sequence.split() if isinstance(sequence, str) else sequence
     tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
@@ -151,7 +182,7 @@ def _columns(sequence, i: int) -> list[list[str]]:
     ):
         return [list(column) for column in zip(*tokens, strict=True)]
     raise UserError(
-        f"X[{i}] must be a text, a list of words, a list of tuples of as many strings each, or an "
+        f"{where} must be a text, a list of words, a list of tuples of as many strings each, or an "
         f"array of numbers, (T, I)"
     )
 
@@ -164,28 +195,28 @@ class Numbers:
 
     @classmethod
     def fit(cls, sequences: Sequence) -> Numbers:
-        return cls(_vectors(sequences[0], 0).shape[1])
+        return cls(_vectors(sequences[0], "X[0]").shape[1])
 
-    def encode(self, sequences: Sequence) -> list[torch.Tensor]:
+    def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """float32 (T, I) a sequence. Raises UserError for another I, T = 0, NaN and infinity."""
-        encoded = [_vectors(sequence, i) for i, sequence in enumerate(sequences)]
+        encoded = [_vectors(sequence, f"{name}[{i}]") for i, sequence in enumerate(sequences)]
         for i, vectors in enumerate(encoded):
             if vectors.shape[1] != self.size or not len(vectors) or not vectors.isfinite().all():
                 raise UserError(
-                    f"X[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
+                    f"{name}[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
                     f"{tuple(vectors.shape)}"
                     + (" with some that are not finite" if not vectors.isfinite().all() else "")
                 )
         return encoded
 
 
-def _vectors(sequence, i: int) -> torch.Tensor:
+def _vectors(sequence, where: str) -> torch.Tensor:
     try:
         vectors = torch.as_tensor(sequence).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"X[{i}] must be an array of numbers, (T, I)") from error
+        raise UserError(f"{where} must be an array of numbers, (T, I)") from error
     if vectors.dim() == 1:
         vectors = vectors[:, None]
     if vectors.dim() != 2:
-        raise UserError(f"X[{i}] must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
+        raise UserError(f"{where} must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
     return vectors
