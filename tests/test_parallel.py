@@ -82,7 +82,9 @@ class Encoded(Dataset):
 def test_in_workers_of_a_data_loader():
     data = Encoded(model().eval(), torch.randn(8, 40, 5))
     expected = torch.stack([data[n] for n in range(len(data))])
-    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(
+        data, batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
