@@ -79,12 +79,16 @@ class Encoded(Dataset):
         return self.encoder(self.x[n])[0]
 
 
-def test_in_workers_of_a_data_loader():
-    data = Encoded(model().eval(), torch.randn(8, 40, 5))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_workers_of_a_data_loader(num_threads, threads):
+    """They begin with one thread of torch's; with more, libgomp's are those of the parent."""
+    num_threads(2)
+    data = Encoded(FastRNN(5, 256).eval(), torch.randn(8, 40, 3, 5))
     expected = torch.stack([data[n] for n in range(len(data))])
     loader = DataLoader(
-        data, batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60
-    )
+        data, batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60,
+        worker_init_fn=lambda _: torch.set_num_threads(threads),
+    )  # fmt: skip
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
