@@ -232,7 +232,8 @@ def test_parametrizations_of_weight_hh(device, wrapper):
         torch.manual_seed(0)
         module = WRAPPERS[wrapper](cls(4, 6, 2).to(device))
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*flatten_parameters.*|.*contiguous chunk.*")
+            if device == "cpu":  # on CUDA devices cuDNN runs by default, which warns
+                warnings.filterwarnings("error", message=".*flatten_parameters.*")
             torch.manual_seed(1)
             output, h_n = module(x)
         loss = output.square().sum() + h_n.sum()
