@@ -177,6 +177,8 @@ def test_data_parallel():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         output, h_n = replica(x)
+        with torch.no_grad():
+            assert torch.equal(replica(x)[0], output)
     torch.testing.assert_close((output, h_n), module(x))
     output.sum().backward()
     assert module.weight_hh_l1_reverse.grad.any()

@@ -63,6 +63,14 @@ def test_per_sample_gradients(options):
         torch.testing.assert_close({k: g[n] for k, g in found.items()}, by_hand(module, sample))
 
 
+def test_compiled_vmap():
+    """Dynamo does not trace the question which transforms go on: the graph breaks there."""
+    module, x = make({"num_layers": 2}), torch.randn(6, 5, 2, 3, dtype=torch.float64)
+    torch.compiler.reset()
+    compiled = torch.compile(batched(module), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), batched(module)(x))
+
+
 @options
 def test_ensemble(options):
     """Stacked weights, one input; and an input for each."""
