@@ -63,14 +63,6 @@ def test_per_sample_gradients(options):
         torch.testing.assert_close({k: g[n] for k, g in found.items()}, by_hand(module, sample))
 
 
-def test_compiled_vmap():
-    """Dynamo does not trace the question which transforms go on: the graph breaks there."""
-    module, x = make({"num_layers": 2}), torch.randn(6, 5, 2, 3, dtype=torch.float64)
-    torch.compiler.reset()
-    compiled = torch.compile(batched(module), backend="aot_eager")
-    torch.testing.assert_close(compiled(x), batched(module)(x))
-
-
 @options
 def test_ensemble(options):
     """Stacked weights, one input; and an input for each."""
@@ -162,6 +154,27 @@ def test_dropout_under_vmap_asks_which_randomness():
     with pytest.raises(RuntimeError, match="randomness"):
         batched(module)(x)
     assert batched(module, randomness="different")(x)[0].shape == (6, 5, 2, 4)
+
+
+def test_compile():
+    """One graph of transforms: over inputs, over weights, of gradients, per sample and not."""
+    modules = [make({}, seed) for seed in range(3)]
+    module, (stacked, _) = modules[0], stack_module_state(modules)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    x = torch.randn(6, 2, 2, 3, dtype=torch.float64)
+
+    def transformed(weights, stacked, x):
+        of_weights = grad(loss_of, argnums=1)
+        return (
+            batched(lambda x: module(x))(x),
+            batched(lambda weights: functional_call(module, weights, (x[0],)))(stacked),
+            batched(of_weights, in_dims=(None, None, 0))(module, weights, x),
+            of_weights(module, weights, x[0]),
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(weights, stacked, x), transformed(weights, stacked, x))
 
 
 def test_cell():
