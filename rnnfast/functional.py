@@ -148,16 +148,22 @@ def _has_kernel(input, dtype, has_kernel=_ops.has_kernel):
         has_kernel(input.device.type, dtype)
         and input.numel() > 0
         and not torch.is_autocast_enabled(input.device.type)
-        and torch._C._functorch.maybe_current_level() is None
+        and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
 
 
 def _is_vmapped():
-    """Whether torch.func.vmap is among the transforms that are going on."""
-    return torch._C._functorch.maybe_current_level() is not None and any(
-        level.key() == torch._C._functorch.TransformType.Vmap
-        for level in torch._C._functorch.get_interpreter_stack()
+    """Whether torch.func.vmap is among the transforms that are going on.
+
+    Under torch.compile it may be: Dynamo does not know, and would unroll torch's RNN as well.
+    """
+    return torch._C._are_functorch_transforms_active() and (
+        torch.compiler.is_compiling()
+        or any(
+            level.key() == torch._C._functorch.TransformType.Vmap
+            for level in torch._C._functorch.get_interpreter_stack()
+        )
     )
 
 

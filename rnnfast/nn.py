@@ -83,7 +83,7 @@ class FastRNN(nn.RNN):
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
-        Not under torch.compile, where nn.RNN would break the graph.
+        Not while it is traced: a graph has one operator for any T, with a translation to ONNX.
         """
         return (
             not isinstance(input, PackedSequence)

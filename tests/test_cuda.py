@@ -6,6 +6,7 @@ GPU. What holds for every device is in test_kernels.py.
 
 import functools
 import re
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ import test_ops
 import torch
 from rule import Case
 from test_kernels import check
+from torch.nn.parallel import DataParallel
+from torch.nn.utils.parametrizations import weight_norm
 
 import rnnfast
 from rnnfast import _C, _ops_cuda, functional
@@ -330,25 +333,28 @@ def test_second_derivatives_on_a_gpu(cuda_kernel):
     assert torch.autograd.gradgradcheck(call, (data.input, data.hx, *data.weights))
 
 
-def test_autocast_on_a_gpu(cuda_kernel):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_on_a_gpu(cuda_kernel, dtype):
     """Runs on the kernels in its dtype; the backward is called inside as well as outside."""
     case = Case(20, 5, 16, 128)
     data = rule.make(case, "cuda")
     with torch.no_grad():
-        expected = functional.rnn(data.input.bfloat16(), None, [w.bfloat16() for w in data.weights])
+        expected = functional.rnn(data.input.to(dtype), None, [w.to(dtype) for w in data.weights])
     found = []
     for inside in (False, True):
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", dtype):
             output, h_n = functional.rnn(data.input, None, data.weights)
         assert torch.equal(output, expected[0]) and torch.equal(h_n, expected[1])
-        with torch.autocast("cuda", torch.bfloat16, enabled=inside):
+        with torch.autocast("cuda", dtype, enabled=inside):
             found.append(torch.autograd.grad(output.float().square().sum(), data.weights))
     assert all(map(torch.equal, *found))
 
 
+@pytest.mark.parametrize("memory", ["contiguous", "transposed"])
 @pytest.mark.parametrize("layout", ["time", "packed"])
-def test_operators_on_a_gpu(cuda_kernel, layout):
-    test_ops.check_operators(Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout), "cuda")
+def test_operators_on_a_gpu(cuda_kernel, layout, memory):
+    case = Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout, memory=memory)
+    test_ops.check_operators(case, "cuda")
 
 
 def test_compile_on_a_gpu(cuda_kernel):
@@ -373,6 +379,32 @@ def test_other_than_the_current_device(cuda_kernel):
     expected = inference(case, rule.make(case, "cuda:0"))
     found = inference(case, rule.make(case, "cuda:1"))
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_data_parallel_on_two_gpus(cuda_kernel):
+    """The replicas run at the same time, each in a thread of its own."""
+
+    class Outputs(rnnfast.FastRNN):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    module = Outputs(5, 64, 2, bidirectional=True, batch_first=True, device="cuda:0")
+    x, results = torch.randn(6, 7, 5, device="cuda:0"), []
+    for call in (module, DataParallel(module, [0, 1])):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*flatten_parameters.*")
+            output = call(x)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), [*module.parameters()])])
+    torch.testing.assert_close(*results)
+
+
+def test_no_warning_of_weights_on_a_gpu(cuda_kernel):
+    """cuDNN has one, at every call, of weights that are not one piece of memory."""
+    module = weight_norm(rnnfast.FastRNN(5, 64, 2, device="cuda"), "weight_hh_l0")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*flatten_parameters.*")
+        module(torch.randn(7, 3, 5, device="cuda"))[0].sum().backward()
 
 
 def test_a_kernel_that_does_not_fit_says_why():

@@ -62,6 +62,14 @@ def test_export(options):
             torch.testing.assert_close(found, expected)
 
 
+def test_export_of_a_single_step():
+    """The operator as well, which ONNX has: outside of a graph it is nn.RNN's own code."""
+    shapes = {"input": {1: Dim.DYNAMIC}}
+    program = torch.export.export(FastRNN(5, 6), (torch.randn(1, 3, 5),), dynamic_shapes=shapes)
+    calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    assert calls.count(torch.ops.rnnfast.rnn.default) == 1
+
+
 # The exporter itself uses what Python and PyTorch deprecate.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)

@@ -1,10 +1,11 @@
 """PyTorch's own module tests: the samples for ``nn.RNN`` and ``nn.RNNCell`` in its database of
-modules, fed to ``FastRNN`` and ``FastRNNCell``. What is checked of each is what test_modules.py of
-PyTorch checks: the reference, gradients, second gradients, strides, the error inputs."""
+modules, fed to ``FastRNN`` and ``FastRNNCell``, every one of them. What is checked of each is what
+test_modules.py of PyTorch checks: the reference, gradients, second gradients, strides, the error
+inputs; and 16 bits, by our rule."""
 
 import pytest
 import torch
-from test_module import differentiate
+from test_module import check, differentiate
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
@@ -16,7 +17,8 @@ torch.backends.m.__allow_nonbracketed_mutation_flag = True
 
 FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
 
-INFOS = [info for info in module_db if info.module_cls in FAST]
+INFOS_OF = {info.module_cls: info for info in module_db if info.module_cls in FAST}
+INFOS = list(INFOS_OF.values())
 ids = {"ids": lambda info: info.module_cls.__name__}
 
 
@@ -34,6 +36,13 @@ def samples(info, dtype, device="cpu", training=True):
         yield ours, theirs, sample.forward_input.args, sample
 
 
+def detached(arguments):
+    return [
+        PackedSequence(a.data.detach(), *a[1:]) if isinstance(a, PackedSequence) else a.detach()
+        for a in arguments
+    ]
+
+
 def test_flags_of_torch_can_still_be_set():
     assert not torch.backends.flags_frozen()
 
@@ -41,7 +50,10 @@ def test_flags_of_torch_can_still_be_set():
 def test_the_database_has_both():
     assert {info.module_cls for info in INFOS} == set(FAST)
     assert all(set(info.dtypes) == {torch.float32, torch.float64} for info in INFOS)
-    assert len(list(samples(INFOS[1], torch.float32))) >= 32
+    rnn = [arguments for _, _, arguments, _ in samples(INFOS_OF[nn.RNN], torch.float32)]
+    packed = sum(isinstance(arguments[0], PackedSequence) for arguments in rnn)
+    assert packed >= 32 and len(rnn) - packed >= 32
+    assert len(list(samples(INFOS_OF[nn.RNNCell], torch.float32))) >= 3
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -50,16 +62,20 @@ def test_the_database_has_both():
 def test_forward_and_gradients(device, info, dtype, training):
     """To the tolerances of PyTorch's own tests."""
     for ours, theirs, arguments, sample in samples(info, dtype, device, training):
-        arguments = [
-            PackedSequence(a.data.detach(), *a[1:]) if isinstance(a, PackedSequence) else a.detach()
-            for a in arguments
-        ]
+        arguments = detached(arguments)
         expected = differentiate(theirs, *arguments)
         for name, tensor in differentiate(ours, *arguments).items():
             torch.testing.assert_close(tensor, expected[name], msg=name)
         if not isinstance(arguments[0], PackedSequence):
             expected = sample.reference_fn(ours, *arguments)
             torch.testing.assert_close(ours(*arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("info", INFOS, **ids)
+def test_16_bits(device, info, dtype):
+    for ours, theirs, arguments, _ in samples(info, dtype, device):
+        check(theirs, ours, *detached(arguments))
 
 
 @pytest.mark.parametrize("info", INFOS, **ids)
@@ -92,12 +108,11 @@ def test_strides(info):
         return torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]
 
     for ours, _, arguments, _ in samples(info, torch.float32):
-        if isinstance(arguments[0], PackedSequence):
-            strided = [PackedSequence(spread(arguments[0].data.detach()), *arguments[0][1:])]
-            arguments = [PackedSequence(arguments[0].data.detach(), *arguments[0][1:])]
-        else:
-            arguments = [a.detach() for a in arguments]
-            strided = [spread(a) for a in arguments]
+        arguments = detached(arguments)
+        strided = [
+            PackedSequence(spread(a.data), *a[1:]) if isinstance(a, PackedSequence) else spread(a)
+            for a in arguments
+        ]
         expected = differentiate(ours, *arguments)
         for name, tensor in differentiate(ours, *strided).items():
             assert torch.equal(tensor, expected[name]), name

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp
 from torch.func import vmap as batched
 
@@ -96,6 +97,19 @@ def test_jvp(options):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+@options
+def test_dual_numbers(options, gradient):
+    """Forward-mode AD without torch.func: no tangent is lost."""
+    module = make(options)
+    x, v = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    _, expected = jvp(lambda x: module(x)[0], (x,), (v,))
+    with forward_ad.dual_level(), torch.set_grad_enabled(gradient):
+        output, _ = module(forward_ad.make_dual(x, v))
+        found = forward_ad.unpack_dual(output).tangent
+    torch.testing.assert_close(found, expected)
+
+
 @options
 def test_jacobians_and_hessian(options):
     module = make(options)
@@ -142,6 +156,27 @@ def test_dropout_under_vmap_asks_which_randomness():
     assert batched(module, randomness="different")(x)[0].shape == (6, 5, 2, 4)
 
 
+def test_compile():
+    """One graph of transforms: over inputs, over weights, of gradients, per sample and not."""
+    modules = [make({}, seed) for seed in range(3)]
+    module, (stacked, _) = modules[0], stack_module_state(modules)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    x = torch.randn(6, 2, 2, 3, dtype=torch.float64)
+
+    def transformed(weights, stacked, x):
+        of_weights = grad(loss_of, argnums=1)
+        return (
+            batched(lambda x: module(x))(x),
+            batched(lambda weights: functional_call(module, weights, (x[0],)))(stacked),
+            batched(of_weights, in_dims=(None, None, 0))(module, weights, x),
+            of_weights(module, weights, x[0]),
+        )
+
+    torch.compiler.reset()
+    compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(weights, stacked, x), transformed(weights, stacked, x))
+
+
 def test_cell():
     cell = FastRNNCell(3, 4).double()
     x, h = torch.randn(6, 2, 3).double(), torch.randn(6, 2, 4).double()
@@ -166,11 +201,11 @@ def test_gradient_penalty_in_eval_mode(device):
 # Autocast
 
 
-@pytest.mark.skipif(
-    torch.bfloat16 not in functional._ops.DTYPES, reason="no bfloat16 kernel in this build"
-)
-@pytest.mark.parametrize("gradient", [True, False])
-def test_autocast_runs_on_kernels(monkeypatch, gradient):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("is_module", [False, True], ids=["autocast", "module"])
+@pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
+def test_16_bits_run_on_kernels(monkeypatch, gradient, is_module, dtype):
+    """Under autocast as well as in a module of that dtype."""
     seen, kernel = [], functional._ops.rnn
 
     def spy(x, h0, weights, *rest):
@@ -178,12 +213,13 @@ def test_autocast_runs_on_kernels(monkeypatch, gradient):
         return kernel(x, h0, weights, *rest)
 
     monkeypatch.setattr(functional._ops, "rnn", spy)
-    module = FastRNN(5, 6, 2)
-    x, hx = torch.randn(4, 3, 5), torch.randn(2, 3, 6)
-    with torch.set_grad_enabled(gradient), torch.autocast("cpu", torch.bfloat16):
+    own = dtype if is_module else torch.float32
+    module = FastRNN(5, 6, 2, dtype=own)
+    x, hx = torch.randn(4, 3, 5, dtype=own), torch.randn(2, 3, 6, dtype=own)
+    with torch.set_grad_enabled(gradient), torch.autocast("cpu", dtype, enabled=not is_module):
         output, h_n = module(x, hx)
-    assert seen == [{torch.bfloat16}]
-    assert output.dtype is h_n.dtype is torch.bfloat16
+    assert seen == [{dtype}]
+    assert output.dtype is h_n.dtype is dtype
 
 
 def test_autocast_leaves_float64_alone():
