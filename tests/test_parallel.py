@@ -148,7 +148,8 @@ def test_threads_of_python():
 
     expected = [call(x) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
-        for found, tensors in zip(pool.map(call, inputs), expected, strict=True):
+        # Often, for one buffer given to two calls is rare.
+        for found, tensors in zip(pool.map(call, 40 * inputs), 40 * expected, strict=True):
             assert all(map(torch.equal, found, tensors))
 
 
