@@ -10,10 +10,9 @@ from dataclasses import fields
 import numpy as np
 from rich.markup import escape
 
-from ..lm.corpus import read_text
 from ..lm.errors import UserError
 from ..lm.runs import set_up
-from .data import read_columns, read_labelled, read_tagged
+from .data import read_columns, read_labelled, read_tagged, read_texts
 from .estimators import SequenceClassifier, SequenceEstimator, SequenceTagger, new_folder
 from .network import POOLINGS
 
@@ -35,7 +34,7 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def classify(args: argparse.Namespace, output) -> int:
     if args.folds is None:
-        return _run(args, output, SequenceClassifier, read_labelled, _read_texts)
+        return _run(args, output, SequenceClassifier, read_labelled, read_texts)
     if not args.train or args.out or args.test or args.valid or args.predict or args.model:
         raise UserError("--folds cross-validates on --train alone: leave the other files out")
     X, y = read_labelled(args.train)
@@ -117,23 +116,21 @@ def _run(args, output, cls: type[SequenceEstimator], read, read_unlabelled) -> i
         report |= {"metric": metric, "test_score": estimator.score(*test)}
         output.text.print(f"test: {metric} {report['test_score']:.4f} ({len(test[0]):,} sequences)")
     if unlabelled is not None:
-        report["predictions"] = predictions = estimator.predict(unlabelled)
         if cls is SequenceTagger:
+            predictions = estimator.predict(unlabelled)
             report["predictions"] = [tags.tolist() for tags in predictions]
             for sentence, tags in zip(unlabelled, predictions, strict=True):
                 lines = (" ".join([*token, t]) for token, t in zip(sentence, tags, strict=True))
                 output.stream.write("\n".join(lines) + "\n\n")
         else:
+            probabilities = estimator.predict_proba(unlabelled)
+            predictions = estimator.classes_[probabilities.argmax(1)]
             report["predictions"] = predictions.tolist()
-            report["probabilities"] = estimator.predict_proba(unlabelled).tolist()
+            report["probabilities"] = probabilities.tolist()
             for text, label in zip(unlabelled, predictions, strict=True):
                 output.stream.write(f"{label}\t{text}\n")
     output.json(report)
     return 0
-
-
-def _read_texts(path: str) -> list[str]:
-    return [line for line in read_text(path).split("\n") if line.strip()]
 
 
 def _folds(y: list[str], folds: int, seed: int) -> np.ndarray:

@@ -9,6 +9,11 @@ from ..lm.corpus import read_text
 from ..lm.errors import UserError
 
 
+def read_texts(path: str | Path) -> list[str]:
+    """The lines of a file that are not empty. Raises UserError."""
+    return [line for line in read_text(path).split("\n") if line.strip()]
+
+
 def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     """Texts and labels: of one file the lines label<TAB>text, of several one file a class.
 
@@ -32,7 +37,7 @@ def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     if len(set(names)) < len(names):
         raise UserError(f"files of classes must have names that differ, not {', '.join(names)}")
     for path, name in zip(paths, names, strict=True):
-        texts = [line for line in read_text(path).split("\n") if line.strip()]
+        texts = read_texts(path)
         X += texts
         y += [name] * len(texts)
     return X, y
