@@ -32,7 +32,7 @@ from .lm import curves
 from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
 from .lm.distributed import joined, rank
 from .lm.evaluate import bits, perplexity
-from .lm.files import write_atomic
+from .lm.files import check_writable, write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
 from .lm.text import parts
@@ -85,7 +85,7 @@ class Output:
         self.text = Console(file=self.stream, highlight=False, soft_wrap=True)
         self.progress = Console(stderr=True, highlight=False, soft_wrap=True)
         if target not in (None, "-"):
-            _check_writable(target, "--json")
+            check_writable(target, "--json")
 
     def json(self, data) -> None:
         if self.target is None:
@@ -107,13 +107,6 @@ class Output:
             if self.target == "-":
                 sys.stdout.write(line)
                 sys.stdout.flush()
-
-
-def _check_writable(target: str, option: str) -> None:
-    """To be done before the work, not after an hour of training."""
-    path = Path(target)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise lm.UserError(f"cannot write {target}: give {option} a file in a folder")
 
 
 # ---- commands
@@ -188,12 +181,7 @@ def _trainer(args: argparse.Namespace):
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     if args.embeddings:
-        vectors = Vectors.load(args.embeddings)
-        size = vectors.matrix.shape[1]
-        if size != config.emsize:
-            raise lm.UserError(
-                f"{args.embeddings} has vectors of size {size}, not emsize {config.emsize}"
-            )
+        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "emsize")
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:
@@ -257,7 +245,7 @@ def plot(args: argparse.Namespace, output: Output) -> int:
 
 def ngram(args: argparse.Namespace, output: Output) -> int:
     if args.arpa:
-        _check_writable(args.arpa, "--arpa")
+        check_writable(args.arpa, "--arpa")
     train = lm.open_text(args.train)
     test = lm.read_text(args.test) if args.test else None
     words = parts(lm.open_text(args.vocab) if args.vocab else train)

@@ -31,14 +31,12 @@ class _Cell(NamedTuple):
     states: torch.Tensor  # (T, B, H)
 
 
-def spectral_radius(rnn: FastRNN) -> np.ndarray:
-    """The largest absolute value of an eigenvalue of W_hh, float64 (L, D)."""
+def spectral_radius(rnn: FastRNN, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """The largest absolute value of an eigenvalue of W_hh, (L, D), computed in `dtype`."""
     _check(rnn)
-    radii = [
-        torch.linalg.eigvals(getattr(rnn, f"weight_hh_{name}").detach().double()).abs().max()
-        for name in _names(rnn)
-    ]
-    return torch.stack(radii).reshape(rnn.num_layers, -1).cpu().numpy()
+    weights = (getattr(rnn, f"weight_hh_{name}").detach().to("cpu", dtype) for name in _names(rnn))
+    radii = [torch.linalg.eigvals(weight).abs().max() for weight in weights]
+    return torch.stack(radii).reshape(rnn.num_layers, -1).numpy()
 
 
 def gradient_norms(

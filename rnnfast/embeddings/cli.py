@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from ..lm import Vocabulary, corpus
 from ..lm.errors import UserError
+from ..lm.files import check_writable
 from ..lm.runs import set_up
 from .glove import glove
 from .skipgram import skipgram
@@ -55,8 +54,7 @@ def embed(args: argparse.Namespace, output) -> int:
     report: dict = {}
     if args.train:
         check_suffix(args.out)
-        if not os.access(Path(args.out).parent, os.W_OK):
-            raise UserError(f"cannot write {args.out}: give --out a file in a folder")
+        check_writable(args.out, "--out")
         text = corpus.read_text(args.train)
         vocab = Vocabulary.build("word", [text], args.min_count)
         for word in [*(args.neighbours or ()), *(args.analogy or ())]:

@@ -12,7 +12,7 @@ from .. import _ops
 from ..lm.errors import UserError
 from ..lm.vocab import Vocabulary
 from .cooccurrence import cooccurrences
-from .vectors import Vectors
+from .vectors import Vectors, check_positive
 
 ALPHA = 0.75  # f(x) = min(1, x / x_max)^alpha
 BLOCK_BYTES = 1 << 19  # of vectors: half of a common L2
@@ -40,9 +40,7 @@ class Glove:
         x_max: float = 10.0,
         seed: int = 1,
     ):
-        for name, value in (("dim", dim), ("lr", lr), ("x_max", x_max)):
-            if not 0 < value < float("inf"):
-                raise UserError(f"{name} must be positive, not {value}")
+        check_positive(dim=dim, lr=lr, x_max=x_max)
         if not len(x):
             raise UserError("there are no words near one another: give more text")
         self.lr = lr

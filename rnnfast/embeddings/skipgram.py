@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..lm.errors import UserError
+from ..lm.errors import MissingPackage, UserError
 from ..lm.vocab import Vocabulary
-from .vectors import Vectors
+from .vectors import Vectors, check_positive
 
 
 def skipgram(
@@ -32,11 +32,8 @@ def skipgram(
         from gensim.models import Word2Vec
         from gensim.models.callbacks import CallbackAny2Vec
     except ImportError as error:
-        raise UserError("skip-gram needs gensim: pip install 'rnnfast[embeddings]'") from error
-    settings = {"dim": dim, "window": window, "epochs": epochs, "lr": lr}
-    for name, value in settings.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{name} must be positive, not {value}")
+        raise MissingPackage("skip-gram needs gensim: pip install 'rnnfast[embeddings]'") from error
+    check_positive(dim=dim, window=window, epochs=epochs, lr=lr)
 
     class Progress(CallbackAny2Vec):
         epoch, total = 0, 0.0

@@ -156,6 +156,22 @@ class Vectors:
             kind = "binary" if suffix == ".bin" else "text"
             raise UserError(f"{path} is not word2vec's {kind} format: {error}") from error
 
+    @classmethod
+    def load_of_size(cls, path: str | Path, size: int, setting: str) -> Vectors:
+        """As `load`, for embeddings whose size is a `setting`. Raises UserError for others."""
+        vectors = cls.load(path)
+        found = vectors.matrix.shape[1]
+        if found != size:
+            raise UserError(f"embeddings: {path} has vectors of size {found}, not {setting} {size}")
+        return vectors
+
+
+def check_positive(**settings: float) -> None:
+    """Raise UserError for one that is not, or not finite."""
+    for name, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be positive, not {value}")
+
 
 def check_suffix(path: str | Path) -> str:
     suffix = Path(path).suffix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import UserError
+from .errors import MissingPackage
 
 
 def check() -> None:
@@ -12,7 +12,7 @@ def check() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401 - an optional dependency, imported when asked for
     except ImportError as error:
-        raise UserError(
+        raise MissingPackage(
             "--tensorboard needs the package tensorboard: pip install 'rnnfast[tensorboard]'"
         ) from error
 

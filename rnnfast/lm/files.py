@@ -31,6 +31,13 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
         sync(path.parent)
 
 
+def check_writable(path: str | Path, option: str) -> None:
+    """Raise UserError for a file that cannot be: before the work, not after an hour of it."""
+    path = Path(path)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: give {option} a file in a folder")
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """A full disk or a missing permission is for the user to mend."""

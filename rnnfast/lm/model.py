@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import _ops, functional
+from ..diagnostics import spectral_radius
 from ..nn import FastRNN
 from .adaptive import AdaptiveDecoder
 from .batches import shifted
@@ -245,9 +246,7 @@ class RNNLM(NeuralLM):
         """The largest |eigenvalue| of W_hh of each layer; of gated cells, with many W_hh, none."""
         if not self._is_elman:
             return []
-        layers = range(self.rnn.num_layers)
-        matrices = (getattr(self.rnn, f"weight_hh_l{k}").float().cpu() for k in layers)
-        return [float(torch.linalg.eigvals(w).abs().max()) for w in matrices]
+        return spectral_radius(self.rnn, torch.float32)[:, 0].tolist()
 
     @property
     def _is_elman(self) -> bool:

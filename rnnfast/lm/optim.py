@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from .config import Config
 from .model import NeuralLM
@@ -19,15 +20,23 @@ PLATEAU_FACTOR = 0.5
 
 def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.Optimizer:
     """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
-    decayed, free = [], []
-    for name, parameter in model.named_parameters():
-        (free if "bias" in name or name.startswith("encoder") else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
     cls = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
     return cls(groups, lr=config.lr, fused=device.type in ("cpu", "cuda"))
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, free: tuple[str, ...] = ("bias",)
+) -> list[dict]:
+    """For an optimizer: `weight_decay` for all parameters but those with one of `free` in their
+    names."""
+    decayed, others = [], []
+    for name, parameter in module.named_parameters():
+        (others if any(part in name for part in free) else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 def learning_rate(config: Config, step: int, progress: float, scale: float) -> float:

@@ -18,6 +18,7 @@ from .._version import __version__
 from ..embeddings import Vectors
 from ..lm.errors import UserError
 from ..lm.files import write_atomic
+from ..lm.optim import parameter_groups
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
 from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
@@ -298,14 +299,7 @@ class SequenceEstimator:
                 f"embeddings are of the feature word or form: features must have one, not "
                 f"{', '.join(self.features)}"
             )
-        vectors = Vectors.load(self.embeddings)
-        size = vectors.matrix.shape[1]
-        if size != self.embedding_size:
-            raise UserError(
-                f"embeddings: {self.embeddings} has vectors of size {size}, not embedding_size "
-                f"{self.embedding_size}"
-            )
-        return vectors
+        return Vectors.load_of_size(self.embeddings, self.embedding_size, "embedding_size")
 
     def _encode_targets(self, y: list) -> list[torch.Tensor]:
         return [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
@@ -333,14 +327,8 @@ class SequenceEstimator:
         return self._inputs.size if numeric else self.embedding_size
 
     def _train(self, network, data, valid, report) -> SequenceNetwork:
-        decayed = [p for n, p in network.named_parameters() if "bias" not in n]
-        free = [p for n, p in network.named_parameters() if "bias" in n]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": free, "weight_decay": 0.0}],
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
+        groups = parameter_groups(network, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
         updates = self.epochs * -(-len(data) // self.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
         lengths = torch.tensor([len(x) for x, _ in data])
