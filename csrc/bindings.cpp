@@ -28,6 +28,12 @@ void bind_cuda(py::module_& m); // cuda/bindings.cpp
 
 namespace {
 
+template <class T> void require(bool holds, const char* what, T got) {
+  if (!holds) {
+    throw std::invalid_argument(what + (", got " + std::to_string(got)));
+  }
+}
+
 // Threads that wait for one another at every step must run at the same time: with more than there
 // are CPUs each wait would last until the system takes turns.
 int usable_cpus() {
@@ -56,9 +62,7 @@ public:
                                   " tensors for each layer and direction, got " +
                                   std::to_string(count) + " for " + std::to_string(L) + " layers");
     }
-    if (threads < 1) {
-      throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
-    }
+    require(threads >= 1, "threads must be at least 1", threads);
     one_hot = x.dtype() == Dtype::kInt64;
     const Tensor batch_sizes("batch_sizes", batch_sizes_);
     packed_ = bool(batch_sizes);
@@ -364,11 +368,6 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
                                     py::handle decoder_w_, py::handle decoder_b_, bool relu,
                                     double temperature, int64_t top_k, double top_p, int64_t stop,
                                     uint64_t seed) {
-  const auto require = [](bool holds, const char* what, auto got) {
-    if (!holds) {
-      throw std::invalid_argument(what + (", got " + std::to_string(got)));
-    }
-  };
   const Tensor table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
   if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1) {
@@ -430,9 +429,7 @@ double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, p
   if (row.dim() != 1 || row.size(0) < 1) {
     row.refuse("(N)");
   }
-  if (threads < 1) {
-    throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
-  }
+  require(threads >= 1, "threads must be at least 1", threads);
   const int64_t V = words.size(0), D = words.size(2) - 1, P = shifts.size(0), N = row.size(0);
   starts.expect_contiguous(Dtype::kInt64, {P * P + 1});
   shifts.expect_contiguous(Dtype::kInt64, {P});
