@@ -181,13 +181,12 @@ class Kernels(FastRNN):
 
         empty_like = self.torch.empty_like
         dx = None if case.one_hot else empty_like(rows)
-        dw = [empty_like(w) for n, w in enumerate(packed) if n % 4 != 3]
+        dw = [empty_like(w) for w in packed]
         between = [empty_like(outs[0]) for _ in outs[1:3]] if case.directions == 2 else []
         gradients = [] if dx is None else [x._replace(data=dx) if case.lengths else dx]
-        for n in range(0, len(dw), 3):
-            one_hot = case.one_hot and n < 3 * case.directions
-            w_ih = dw[n].t() if one_hot else dw[n]
-            gradients += [w_ih, dw[n + 1], dw[n + 2], dw[n + 2]]
+        for n, dw_n in enumerate(dw):
+            table = case.one_hot and n % 4 == 0 and n < 4 * case.directions
+            gradients.append(dw_n.t() if table else dw_n)
 
         def training():
             forward()

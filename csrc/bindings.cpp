@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -225,8 +226,9 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
 // What the backward reads and writes besides: None is not wanted.
 struct Gradients {
   Tensor dy, dh_n, dx, dh0;
-  std::vector<Tensor> outs, between;    // `between`: of layers between, two directions wide
-  std::vector<Tensor> dw_ih, dw_hh, db; // of each direction, or empty
+  std::vector<Tensor> outs, between; // `between`: of layers between, two directions wide
+  // Of each direction, or empty. The two biases have the same gradient, but not one tensor.
+  std::vector<Tensor> dw_ih, dw_hh, db, same_db;
 };
 
 template <class T> void run_backward(const Call& call, const Gradients& g) {
@@ -258,6 +260,9 @@ template <class T> void run_backward(const Call& call, const Gradients& g) {
   }
   py::gil_scoped_release release;
   backward(call.shape, call.L, call.D, stack.data());
+  for (size_t n = 0; n < g.db.size(); ++n) {
+    std::memcpy(g.same_db[n].data<T>(), stack[n].db, call.shape.H * sizeof(T));
+  }
 }
 
 void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handle x, py::handle h0,
@@ -284,7 +289,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
   for (py::handle object : between) {
     g.between.push_back(call.expect_rows(Tensor("between", object), width));
   }
-  const int64_t per = bias ? 3 : 2; // w_ih, w_hh and one for both biases
+  const int64_t per = bias ? 4 : 2;
   if ((dw.size() != 0 && int64_t(dw.size()) != n * per) ||
       int64_t(between.size()) != (call.D == 1 ? 0 : std::min<int64_t>(2, call.L - 1))) {
     throw std::invalid_argument("dw and between must fit the layers, got " +
@@ -299,6 +304,7 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
     g.dw_hh.push_back(Tensor("dw_hh", dw[i * per + 1]).expect_contiguous(call.dtype, {H, H}));
     if (bias) {
       g.db.push_back(Tensor("db", dw[i * per + 2]).expect_contiguous(call.dtype, {H}));
+      g.same_db.push_back(Tensor("db", dw[i * per + 3]).expect_contiguous(call.dtype, {H}));
     }
   }
   dispatch(call.dtype, [&](auto element) { run_backward<decltype(element)>(call, g); });
@@ -461,6 +467,9 @@ double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, p
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rnnfast; called by rnnfast._ops alone.";
+  m.def("empty", [](const std::vector<int64_t>& shape, py::handle like) {
+    return new_tensor(shape, Tensor("like", like).type());
+  });
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
   m.def("linear_cross_entropy", &py_linear_cross_entropy);

@@ -1,15 +1,20 @@
 // What the bindings must know of a torch tensor, without a header of torch: where it lies and how.
 // torch hands that out through DLPack's C exchange protocol (DLPack 1.2 and later), in some 20 ns a
-// tensor, where an attribute read from Python costs more than that each.
+// tensor, where an attribute read from Python costs more than that each. And takes tensors by it,
+// whose memory is ours.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "cpu/pool.h"
 
 namespace rnnfast {
 
@@ -30,10 +35,18 @@ struct Tensor {
   uint64_t byte_offset;
 };
 constexpr int32_t kCpu = 1, kCuda = 2;
+struct ManagedTensor {
+  uint32_t major, minor;
+  void* context;
+  void (*deleter)(ManagedTensor* self);
+  uint64_t flags;
+  Tensor tensor;
+};
 struct ExchangeApi {
   uint32_t major, minor;
   void* previous;
-  void *allocate, *managed_from_object, *managed_to_object;
+  void *allocate, *managed_from_object;
+  int (*managed_to_object)(ManagedTensor* tensor, void** object);
   int (*tensor_from_object)(void* object, Tensor* out);
   void* current_stream;
 };
@@ -47,7 +60,8 @@ inline const ExchangeApi& torchs_api() {
       throw pybind11::error_already_set();
     }
     const auto* const found = static_cast<const ExchangeApi*>(pointer);
-    if (found->major != 1 || found->tensor_from_object == nullptr) {
+    if (found->major != 1 || found->tensor_from_object == nullptr ||
+        found->managed_to_object == nullptr) {
       throw std::runtime_error("this torch exchanges tensors by DLPack " +
                                std::to_string(found->major) + ", rnnfast wants 1");
     }
@@ -104,6 +118,7 @@ public:
   }
 
   explicit operator bool() const { return exists_; }
+  dlpack::DataType type() const { return tensor_.dtype; }
   int64_t dim() const { return tensor_.ndim; }
   int64_t size(int64_t i) const { return tensor_.shape[i < 0 ? i + tensor_.ndim : i]; }
   int64_t stride(int64_t i) const { return tensor_.strides[i < 0 ? i + tensor_.ndim : i]; }
@@ -169,5 +184,44 @@ private:
   bool exists_ = false;
   dlpack::Tensor tensor_{};
 };
+
+// A new torch tensor on the CPU, contiguous and uninitialised, in memory that is kept for the next
+// one when torch lets it go.
+inline pybind11::object new_tensor(const std::vector<int64_t>& shape, dlpack::DataType dtype) {
+  // Never destroyed: tensors may outlive everything else.
+  static SharedPool& pool = *new SharedPool;
+  struct Owner {
+    dlpack::ManagedTensor managed{};
+    size_t size = 1;
+    std::vector<int64_t> shape, strides;
+  };
+  auto owner = std::make_unique<Owner>();
+  owner->shape = shape, owner->strides = shape;
+  int64_t bytes = dtype.bits / 8;
+  for (size_t i = shape.size(); i-- > 0;) {
+    if (shape[i] < 0) {
+      throw std::invalid_argument("shape must not be negative, got " + name_of(shape));
+    }
+    owner->strides[i] = bytes / (dtype.bits / 8);
+    if (__builtin_mul_overflow(bytes, std::max<int64_t>(shape[i], 1), &bytes)) {
+      throw std::bad_alloc();
+    }
+  }
+  owner->size = size_t(bytes);
+  dlpack::ManagedTensor& managed = owner->managed;
+  managed.tensor = {pool.take(owner->size), dlpack::kCpu,          0, int32_t(shape.size()), dtype,
+                    owner->shape.data(),    owner->strides.data(), 0};
+  managed.major = 1, managed.context = owner.get();
+  managed.deleter = [](dlpack::ManagedTensor* self) {
+    const std::unique_ptr<Owner> owner(static_cast<Owner*>(self->context));
+    pool.give(self->tensor.data, owner->size);
+  };
+  void* object = nullptr;
+  // torch takes it over, also where it fails.
+  if (dlpack::torchs_api().managed_to_object(&owner.release()->managed, &object) != 0) {
+    throw pybind11::error_already_set();
+  }
+  return pybind11::reinterpret_steal<pybind11::object>(static_cast<PyObject*>(object));
+}
 
 } // namespace rnnfast

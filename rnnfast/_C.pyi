@@ -1,5 +1,8 @@
+from collections.abc import Sequence
+
 from torch import Tensor
 
+def empty(shape: Sequence[int], like: Tensor, /) -> Tensor: ...
 def forward(
     x: Tensor,
     h0: Tensor | None,

@@ -82,8 +82,9 @@ def _new_outputs(x, weights, batch_sizes, num_layers, batch_first, bias):
     D = len(weights) // (num_layers * (4 if bias else 2))
     rows = x.shape if is_one_hot(x) else x.shape[:-1]
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
-    outs = [like.new_empty((*rows, D * H)) for _ in range(num_layers)]
-    return outs, like.new_empty((num_layers * D, B, H))
+    shape = (*rows, D * H)
+    outs = [_C.empty(shape, like) for _ in range(num_layers)]
+    return outs, _C.empty((num_layers * D, B, H), like)
 
 
 def _rnn_cpu(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
@@ -101,25 +102,22 @@ def _rnn_cpu(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, k
 def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
     """(dx or None, dh0 or None, dw or [])."""
     num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
-    dx = x.new_empty(x.shape) if need_dx else None
-    dh0 = h0.new_empty(h0.shape) if need_dh0 else None
+    dx = _C.empty(x.shape, x) if need_dx else None
+    dh0 = _C.empty(h0.shape, h0) if need_dh0 else None
     x, h0, weights, batch_sizes = _inputs(x, h0, weights, batch_sizes, num_layers, bias)
-    per, dw = 4 if bias else 2, []
-    if need_dw:  # the weights are contiguous, so empty_like is
-        dw = [torch.empty_like(w) for n, w in enumerate(weights) if n % per != 3]
+    per = 4 if bias else 2
+    dw = [_C.empty(w.shape, w) for w in weights] if need_dw else []
     # Layers of two directions hand on their gradients whole: one is read, the next is written.
     bidirectional = len(weights) == 2 * per * num_layers
     count = min(2, num_layers - 1) if bidirectional else 0
-    between = [outs[0].new_empty(outs[0].shape) for _ in range(count)]
+    between = [_C.empty(outs[0].shape, outs[0]) for _ in range(count)]
     threads = torch.get_num_threads()
     options = (num_layers, batch_first, relu, bias, threads, dx, dh0, dw, between)
     outs, dy = [_rows(out) for out in outs], _rows(dy)
     _C.backward(dy, _contiguous(dh_n), outs, x, h0, weights, batch_sizes, *options)
     if dw and is_one_hot(x):
-        for n in range(0, len(dw) // num_layers, 3 if bias else 2):
+        for n in range(0, len(dw) // num_layers, per):
             dw[n] = dw[n].t()
-    if dw and bias:  # the two biases have the same gradient, but must not share one tensor
-        dw = [g for n in range(0, len(dw), 3) for g in (*dw[n : n + 3], dw[n + 2].clone())]
     return dx, dh0, dw
 
 
@@ -176,16 +174,16 @@ def _(
     return dx, dh0, dw
 
 
-def _new_gradients(x, w, need_dx, need_dw, need_db):
+def _new_gradients(empty, x, w, need_dx, need_dw, need_db):
     return [
-        x.new_empty(shape if needed else 0)
+        empty(shape if needed else (0,), x)
         for shape, needed in ((x.shape, need_dx), (w.shape, need_dw), (w.shape[:1], need_db))
     ]
 
 
 def _linear_cross_entropy_cpu(x, w, target, b, dloss, total, *needs):
-    gradients = _new_gradients(x, w, *needs)
-    loss = x.new_empty(target.shape)
+    gradients = _new_gradients(_C.empty, x, w, *needs)
+    loss = _C.empty(target.shape, x)
     wanted = [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
     tensors = (_rows(x), _contiguous(w), _contiguous(target), _contiguous(b), dloss)
     sum_of_losses = _C.linear_cross_entropy(*tensors, torch.get_num_threads(), loss, *wanted)
@@ -197,7 +195,8 @@ _library.impl("linear_cross_entropy", torch._disable_dynamo(_linear_cross_entrop
 
 @torch.library.register_fake("rnnfast::linear_cross_entropy", lib=_library)
 def _(x, w, target, b, dloss, total, *needs):
-    return x.new_empty(() if total else target.shape), *_new_gradients(x, w, *needs)
+    gradients = _new_gradients(lambda shape, like: like.new_empty(shape), x, w, *needs)
+    return x.new_empty(() if total else target.shape), *gradients
 
 
 _rnn_op = torch.ops.rnnfast.rnn.default

@@ -4,18 +4,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <sys/mman.h>
-
 #include "../rnn.h"
 #include "isa.h"
+#include "pool.h"
 
 namespace rnnfast {
 
@@ -48,81 +45,7 @@ inline float to_sum(float16 v) {
   return v.bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
-// Work space. A large block fresh from the system costs a page fault for every 4 KiB, as much time
-// as a short call's arithmetic, so each thread keeps the blocks it gives back for its next call.
-class Pool {
-public:
-  ~Pool() {
-    for (const Block& block : blocks_) {
-      std::free(block.data);
-    }
-  }
-  Pool() = default;
-  Pool(const Pool&) = delete;
-
-  // The smallest block kept that is large enough and not wastefully large, or a new one.
-  void* take(size_t& size) {
-    auto best = blocks_.end();
-    for (auto it = blocks_.begin(); it != blocks_.end(); ++it) {
-      if (it->size >= size && it->size <= 2 * size &&
-          (best == blocks_.end() || it->size < best->size)) {
-        best = it;
-      }
-    }
-    if (best == blocks_.end()) {
-      const bool huge = size >= kHugePage;
-      size = huge ? round_up(size, kHugePage) : size;
-      void* const data = std::aligned_alloc(huge ? kHugePage : 64, size);
-      if (data == nullptr) {
-        throw std::bad_alloc();
-      }
-#if defined(MADV_HUGEPAGE)
-      if (huge) {
-        madvise(data, size, MADV_HUGEPAGE); // a hint: no harm if it is not taken
-      }
-#endif
-      return data;
-    }
-    void* const data = best->data;
-    size = best->size;
-    kept_ -= size;
-    blocks_.erase(best);
-    return data;
-  }
-
-  void give(void* data, size_t size) noexcept {
-    if (kept_ + size <= kMost) {
-      try {
-        blocks_.push_back({data, size});
-        kept_ += size;
-        return;
-      } catch (const std::bad_alloc&) { // then it is not kept
-      }
-    }
-    std::free(data);
-  }
-
-  static Pool& of_thread() {
-    thread_local Pool pool;
-    return pool;
-  }
-
-private:
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t kMost = 0; // so that blocks have exactly the size that was asked for
-#else
-  static constexpr size_t kMost = size_t(64) << 20;
-#endif
-  static constexpr size_t kHugePage = size_t(2) << 20;
-  struct Block {
-    void* data;
-    size_t size;
-  };
-  std::vector<Block> blocks_;
-  size_t kept_ = 0;
-};
-
-// Taken and given back by the thread that makes the call.
+// Work space, taken and given back by the thread that makes the call.
 template <class T> struct GiveBack {
   size_t size;
   void operator()(T* p) const { Pool::of_thread().give(p, size); }
