@@ -697,6 +697,7 @@ def _train_arguments(sub: argparse.ArgumentParser) -> None:
     _setting(how, "bptt", int, "tokens of truncated back-propagation")
     _setting(how, "optimizer", None, "", choices=OPTIMIZERS)
     _setting(how, "lr", float, "learning rate; SGD 10")
+    _setting(how, "eps", float, "AdamW: the larger, the less rare words move")
     about = "over the budget, halved when stuck, none"
     _setting(how, "lr_schedule", None, about, choices=SCHEDULES)
     _setting(how, "weight_decay", float, "on weights that are no embeddings; SGD 1.2e-06")

@@ -151,6 +151,18 @@ def test_sgd_and_its_defaults():
     assert lm.Config.defaults("word", epochs=1, optimizer="sgd", lr=3.0).lr == 3.0
 
 
+@pytest.mark.parametrize("eps", [1e-8, 1e-3, 1.0])
+def test_eps_is_adams(eps):
+    """The first step of Adam (Kingma & Ba 2015, algorithm 1): lr g / (|g| + eps)."""
+    trainer = prepare(small_config(epochs=1, eps=eps, weight_decay=0.0), CORPUS)
+    trainer._clock = time.monotonic
+    before = storage.weights(trainer.model)
+    rate = trainer.train_step().lr
+    for name, p in trainer.model.named_parameters():
+        step = rate * p.grad / (p.grad.abs() + eps)
+        torch.testing.assert_close(p.detach(), before[name] - step, rtol=1e-4, atol=1e-6)
+
+
 def test_averaging_starts_when_the_loss_is_above_an_earlier_one():
     """Algorithm 1 of Merity et al. (2018), in its words: t > n and v > min of L[0 .. t-n-1]."""
     random = np.random.default_rng(0)

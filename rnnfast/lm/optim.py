@@ -21,8 +21,10 @@ PLATEAU_FACTOR = 0.5
 def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.Optimizer:
     """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
     groups = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
-    cls = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
-    return cls(groups, lr=config.lr, fused=device.type in ("cpu", "cuda"))
+    options = {"lr": config.lr, "fused": device.type in ("cpu", "cuda")}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, **options)
+    return torch.optim.AdamW(groups, eps=config.eps, **options)
 
 
 def parameter_groups(
