@@ -1,5 +1,6 @@
 """The memory of outputs and gradients: a later call has it again once nobody holds on to it."""
 
+import ctypes
 import threading
 
 import pytest
@@ -44,16 +45,30 @@ def test_memory_is_used_again(shape, like):
     assert _C.empty(shape, like).data_ptr() == address
 
 
-def test_no_memory_is_kept_without_end(like):
-    def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+def allocated():
+    """Bytes that malloc has given out and not got back."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("no mallinfo2: needs glibc 2.33")
 
-    before = resident()
-    for megabytes in range(20, 50):  # every size is new; 1 GB in all
-        held = [_C.empty((megabytes << 18,), like).fill_(1) for _ in range(2)]
+    class Info(ctypes.Structure):
+        names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+        _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+    libc.mallinfo2.restype = Info
+    info = libc.mallinfo2()
+    return info.uordblks + info.hblkhd
+
+
+def test_no_memory_is_kept_without_end(like):
+    before = allocated()
+    large = torch.empty(1 << 24)
+    assert allocated() - before >= 1 << 26
+    del large
+    for megabytes in range(20, 50):  # every size is new; 2 GB in all
+        held = [_C.empty((megabytes << 18,), like) for _ in range(2)]
         del held
-    assert resident() - before < 100 << 20
+        assert allocated() - before < 65 << 20
 
 
 @pytest.mark.parametrize("keep", ["output", "view", "array", "saved"])
