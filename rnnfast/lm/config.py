@@ -21,9 +21,9 @@ SCHEDULES = ("cosine", "plateau", "constant")
 # char: on the built-in text, 3 epochs at batch 24 and lr 4e-3 reached 1.287 nats; at lr 2e-3 1.357;
 # at batch 50 1.401 (lr 8e-3: 1.409); at batch 12 1.280, with less for the kernels to share.
 # word: 200 units and bptt 35 are those of pytorch/examples; min_count 2 keeps Brown's vocabulary
-# under 33k words. eps: with 1e-8 Adam moves the vectors of a word that is seen three times as far as
-# others, and they fit those three places (115,898 words of Brown, 6 epochs, validation loss: lr 4e-3
-# and eps 1e-8 4.716 nats, 1e-4 4.671; lr 0.01 and eps 1e-3 4.657, 3e-3 4.695; lr 0.02 4.728).
+# under 33k words. eps: with 1e-8 Adam moves the vectors of a word that is seen three times as far
+# as others, and they fit those three places (115,898 words of Brown, 6 epochs, validation loss: lr
+# 4e-3 and eps 1e-8 4.716 nats, 1e-4 4.671; lr 0.01 and eps 1e-3 4.657, 3e-3 4.695; lr 0.02 4.728).
 _LETTERS = {"emsize": 128, "nhid": 512, "batch_size": 24, "bptt": 100, "dropout": 0.1}
 _WORDS = {
     "emsize": 200,
