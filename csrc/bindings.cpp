@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -311,24 +312,31 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
 }
 
 template <class T>
-double run_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& target, const Tensor& b,
-                         const Tensor& dloss, int threads, const Tensor& loss, const Tensor& dx,
-                         const Tensor& dw, const Tensor& db) {
+void run_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& target, const Tensor& b,
+                       const Tensor& dloss, std::optional<double> scale, int threads,
+                       const Tensor& loss, const Tensor& dx, const Tensor& dw, const Tensor& db) {
+  const T same = static_cast<T>(scale.value_or(0));
+  std::vector<T> losses(scale ? x.size(0) : 0);
   LinearCrossEntropy<T> c{};
   c.N = x.size(0), c.H = x.size(1), c.V = w.size(0);
   c.x = x.data<T>(), c.x_row = x.stride(0), c.w = w.data<T>(), c.b = b.data<T>();
   c.target = target.data<int64_t>();
-  c.dloss = dloss.data<T>(), c.dloss_step = dloss ? dloss.stride(0) : 0;
-  c.loss = loss.data<T>(), c.dx = dx.data<T>(), c.dw = dw.data<T>(), c.db = db.data<T>();
+  c.dloss = scale ? &same : dloss.data<T>(), c.dloss_step = dloss ? dloss.stride(0) : 0;
+  c.loss = scale ? losses.data() : loss.data<T>();
+  c.dx = dx.data<T>(), c.dw = dw.data<T>(), c.db = db.data<T>();
   c.threads = threads;
   py::gil_scoped_release release;
-  return linear_cross_entropy(c);
+  const double sum = linear_cross_entropy(c);
+  if (scale) {
+    *loss.data<T>() = static_cast<T>(*scale * sum);
+  }
 }
 
-// The sum of the losses.
-double py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, py::handle b_,
-                               py::handle dloss_, int threads, py::handle loss_, py::handle dx_,
-                               py::handle dw_, py::handle db_) {
+// With `scale` the loss is one number, the losses' sum times it, and the gradients are of that;
+// else it is [N], and the gradients are for `dloss`, [N].
+void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, py::handle b_,
+                             py::handle dloss_, std::optional<double> scale, int threads,
+                             py::handle loss_, py::handle dx_, py::handle dw_, py::handle db_) {
   const Tensor x("input", x_), w("linear_weight", w_), target("target", target_),
       b("linear_bias", b_), dloss("dloss", dloss_), loss("loss", loss_), dx("dx", dx_),
       dw("dw", dw_), db("db", db_);
@@ -345,14 +353,19 @@ double py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_,
   x.expect(dtype, {N, H});
   w.expect_contiguous(dtype, {V, H});
   target.expect_contiguous(Dtype::kInt64, {N});
-  loss.expect_contiguous(dtype, {N});
+  if (scale) {
+    loss.expect_contiguous(dtype, {});
+  } else {
+    loss.expect_contiguous(dtype, {N});
+  }
   if (b) {
     b.expect_contiguous(dtype, {V});
   }
   if (dloss) {
     dloss.expect(dtype, {N});
-  } else if (dx || dw || db) {
-    throw std::invalid_argument("dloss must be given for the gradients, got none");
+  }
+  if (scale ? bool(dloss) : !dloss && (dx || dw || db)) {
+    throw std::invalid_argument("dloss must be given for gradients without scale, and only there");
   }
   if (dx) {
     dx.expect_contiguous(dtype, {N, H});
@@ -363,9 +376,9 @@ double py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_,
   if (db) {
     db.expect_contiguous(dtype, {V});
   }
-  return (dtype == Dtype::kFloat32
-              ? run_cross_entropy<float>
-              : run_cross_entropy<double>)(x, w, target, b, dloss, threads, loss, dx, dw, db);
+  (dtype == Dtype::kFloat32
+       ? run_cross_entropy<float>
+       : run_cross_entropy<double>)(x, w, target, b, dloss, scale, threads, loss, dx, dw, db);
 }
 
 // table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;

@@ -42,13 +42,14 @@ def linear_cross_entropy(
     target: Tensor,
     b: Tensor | None,
     dloss: Tensor | None,
+    scale: float | None,
     threads: int,
     loss: Tensor,
     dx: Tensor | None,
     dw: Tensor | None,
     db: Tensor | None,
     /,
-) -> float: ...
+) -> None: ...
 def glove_epoch(
     starts: Tensor,
     shifts: Tensor,

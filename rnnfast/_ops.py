@@ -7,8 +7,9 @@ B batch, I input, H hidden, L layers, D directions, N rows of a packed batch. `x
 then the column w_ih[:, x_t], and no one-hot tensor is ever built. `outs` are the outputs of every
 layer with `keep`, as the backward needs them, else of the last one alone.
 
-`linear_cross_entropy` is what csrc/loss.h says, `dloss` (N,) included; `loss` is (N,), or with
-`total` the sum of that, (). A gradient that is not wanted is an empty tensor.
+`linear_cross_entropy` is what csrc/loss.h says: with `reduction` "none" `loss` is (N,) and the
+gradients are for `dloss`, (N,); with "mean" or "sum" it is (), the gradients are of that, and there
+is no `dloss`. A gradient that is not wanted is an empty tensor.
 
 The operators carry no gradient of their own: rnnfast.functional has the autograd.Functions.
 """
@@ -32,7 +33,7 @@ _library.define(
 )
 _library.define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
-    "Tensor? dloss, bool total, bool need_dx, bool need_dw, bool need_db) "
+    "Tensor? dloss, str reduction, bool need_dx, bool need_dw, bool need_db) "
     "-> (Tensor loss, Tensor dx, Tensor dw, Tensor db)",
     tags=_tags,
 )
@@ -181,22 +182,23 @@ def _new_gradients(empty, x, w, need_dx, need_dw, need_db):
     ]
 
 
-def _linear_cross_entropy_cpu(x, w, target, b, dloss, total, *needs):
+def _linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
     gradients = _new_gradients(_C.empty, x, w, *needs)
-    loss = _C.empty(target.shape, x)
+    loss = _C.empty(target.shape if reduction == "none" else (), x)
+    scale = {"none": None, "sum": 1.0, "mean": 1 / max(len(x), 1)}[reduction]
     wanted = [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
     tensors = (_rows(x), _contiguous(w), _contiguous(target), _contiguous(b), dloss)
-    sum_of_losses = _C.linear_cross_entropy(*tensors, torch.get_num_threads(), loss, *wanted)
-    return x.new_tensor(sum_of_losses) if total else loss, *gradients
+    _C.linear_cross_entropy(*tensors, scale, torch.get_num_threads(), loss, *wanted)
+    return loss, *gradients
 
 
 _library.impl("linear_cross_entropy", torch._disable_dynamo(_linear_cross_entropy_cpu), "CPU")
 
 
 @torch.library.register_fake("rnnfast::linear_cross_entropy", lib=_library)
-def _(x, w, target, b, dloss, total, *needs):
+def _(x, w, target, b, dloss, reduction, *needs):
     gradients = _new_gradients(lambda shape, like: like.new_empty(shape), x, w, *needs)
-    return x.new_empty(() if total else target.shape), *gradients
+    return x.new_empty(target.shape if reduction == "none" else ()), *gradients
 
 
 _rnn_op = torch.ops.rnnfast.rnn.default

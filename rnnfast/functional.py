@@ -352,8 +352,7 @@ def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, redu
     ]
     if True in needs:
         return _LinearCrossEntropy.apply(*tensors, reduction, needs)
-    loss = _ops.linear_cross_entropy(*tensors, None, reduction != "none", False, False, False)[0]
-    return loss * (1 / len(input)) if reduction == "mean" else loss
+    return _ops.linear_cross_entropy(*tensors, None, reduction, *needs)[0]
 
 
 def _torch_linear_cross_entropy(input, linear_weight, target, linear_bias, reduction):
@@ -371,12 +370,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.reduction, ctx.needs = reduction, needs
         if reduction == "none":  # the gradient of each loss is known in the backward only
             ctx.save_for_backward(*tensors)
-            return _ops.linear_cross_entropy(*tensors, None, False, False, False, False)[0]
-        scale = 1 / len(input) if reduction == "mean" else 1.0
-        dloss = input.new_full((1,), scale).expand(len(input))
-        loss, *gradients = _ops.linear_cross_entropy(*tensors, dloss, True, *needs)
+            return _ops.linear_cross_entropy(*tensors, None, reduction, False, False, False)[0]
+        loss, *gradients = _ops.linear_cross_entropy(*tensors, None, reduction, *needs)
         ctx.save_for_backward(*tensors, *gradients)
-        return loss * scale
+        return loss
 
     @staticmethod
     def backward(ctx, dloss):
@@ -395,6 +392,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not (reading and dloss.item() == 1):
                 gradients = [g * dloss for g in gradients]
         else:
-            _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, False, *ctx.needs)
+            _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, ctx.reduction, *ctx.needs)
         dx, dw, db = (g if need else None for g, need in zip(gradients, ctx.needs, strict=True))
         return dx, dw, None, db, None, None

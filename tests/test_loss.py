@@ -3,6 +3,7 @@
 import pytest
 import rule
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from rnnfast.functional import linear_cross_entropy
@@ -273,16 +274,25 @@ def test_wrong_reduction():
         linear_cross_entropy(*leaves[:2], target, reduction="average")
 
 
-@pytest.mark.parametrize("total", [True, False])
-def test_opcheck(total):
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_opcheck(reduction):
     leaves, target = make(5, 7, 17)
     x, w, b = (t.detach() for t in leaves)
+    dloss = torch.rand(5) if reduction == "none" else None
     operator = torch.ops.rnnfast.linear_cross_entropy.default
-    torch.library.opcheck(operator, (x, w, target, None, None, total, False, False, False))
+    torch.library.opcheck(operator, (x, w, target, None, None, reduction, False, False, False))
     for needs in ((True, True, True), (False, True, False)):
         for memory in (lambda t: t, lambda t: t.mT.contiguous().mT):
-            arguments = (memory(x), memory(w), target, b, torch.rand(5), total, *needs)
+            arguments = (memory(x), memory(w), target, b, dloss, reduction, *needs)
             torch.library.opcheck(operator, arguments)
+
+
+def test_operator_wants_dloss_only_without_a_reduction():
+    (x, w, _), target = make(5, 7, 17)
+    call = torch.ops.rnnfast.linear_cross_entropy
+    for dloss, reduction in ((None, "none"), (torch.rand(5), "mean")):
+        with pytest.raises(ValueError, match="dloss"):
+            call(x.detach(), w.detach(), target, None, dloss, reduction, True, True, False)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -293,3 +303,15 @@ def test_compile(reduction):
     found, expected = (run(f, leaves, target, reduction) for f in (compiled, linear_cross_entropy))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_compiled_once_for_all_numbers_of_rows():
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend=counter, dynamic=True)
+    for N in (5, 9, 33):
+        leaves, target = make(N, 7, 17)
+        torch.testing.assert_close(
+            compiled(*leaves[:2], target), linear_cross_entropy(*leaves[:2], target)
+        )
+    assert counter.frame_count == 1

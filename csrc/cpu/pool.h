@@ -103,16 +103,22 @@ private:
 class SharedPool {
 public:
   void* take(size_t& size) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    return lock && size >= kLeast ? pool_.take(size) : Pool::fresh(size);
+    if (size >= kLeast) {
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock) {
+        return pool_.take(size);
+      }
+    }
+    return Pool::fresh(size);
   }
   void give(void* data, size_t size) noexcept {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (lock && size >= kLeast) {
-      pool_.give(data, size);
-    } else {
-      std::free(data);
+    if (size >= kLeast) {
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock) {
+        return pool_.give(data, size);
+      }
     }
+    std::free(data);
   }
 
 private:

@@ -239,7 +239,7 @@ class RNNLM(NeuralLM):
             output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = self.rnn(self.embed(ids), state)
-        return self.dropout(output), hn
+        return self.dropout(output) if self.dropout.p else output, hn
 
     @torch.no_grad()
     def spectral_radii(self) -> list[float]:
