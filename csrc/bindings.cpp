@@ -386,7 +386,7 @@ void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, p
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
                                     py::handle decoder_w_, py::handle decoder_b_, bool relu,
                                     double temperature, int64_t top_k, double top_p, int64_t stop,
-                                    uint64_t seed) {
+                                    uint64_t seed, int threads) {
   const Tensor table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
   if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1) {
@@ -419,7 +419,8 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
     model.layers.push_back({w.data<const float>(), b.data<const float>()});
   }
   py::gil_scoped_release release;
-  return std::make_unique<Sampler>(model, Sampling{temperature, top_k, top_p, stop, seed});
+  return std::make_unique<Sampler>(model, Sampling{temperature, top_k, top_p, stop, seed},
+                                   std::min(threads, usable_cpus()));
 }
 
 std::vector<int64_t> py_generate(Sampler& sampler, int64_t n) {

@@ -6,7 +6,7 @@
 // Letters as in rnn.h: H hidden size, L layers, V vocabulary. Matrices are dense, row by row.
 //
 // Lifetime. The weights are read by the constructor only; a Sampler has its own copy of them, for
-// the instruction set in use at that moment. It runs on the thread that calls it, a call at a time.
+// the instruction set in use at that moment. A call at a time.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,9 @@ struct Sampling {
 
 class Sampler {
 public:
-  // The state is zero. Throws std::bad_alloc when there is no memory for the copy.
-  Sampler(const LanguageModel&, const Sampling&);
+  // The state is zero. `generate` runs on up to `threads` threads, fewer where that is faster; the
+  // tokens do not depend on it. Throws std::bad_alloc when there is no memory for the copy.
+  Sampler(const LanguageModel&, const Sampling&, int threads);
   ~Sampler();
 
   // Reads tokens [n]. Throws std::out_of_range for one that is not in [0, V), before the first.

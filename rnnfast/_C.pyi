@@ -112,6 +112,7 @@ class Sampler:
         top_p: float,
         stop: int,
         seed: int,
+        threads: int,
         /,
     ) -> None: ...
     def feed(self, tokens: list[int], /) -> None: ...

@@ -253,8 +253,9 @@ def linear_cross_entropy(x, w, target, b, dloss, *options):
 def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):
     """Draws tokens from a language model: a `_C.Sampler`, which csrc/generate.h describes.
 
-    `feed(tokens)` reads a list of tokens and `generate(n)` returns up to n more; the state, zero at
-    first, is carried from call to call. The tensors, float32 on the CPU, are copied: `table`
+    `feed(tokens)` reads a list of tokens and `generate(n)` returns up to n more, on as many threads
+    as torch has now, or one where that is faster; the state, zero at first, is carried from call to
+    call. The tensors, float32 on the CPU, are copied: `table`
     (V, H) is W_ih x of layer 0 for each token; `layers` has a pair for each, W_hh (H, H), above
     layer 0 [W_hh W_ih] (H, 2H), and b_ih + b_hh (H); `decoder` is its weight (V, H) and bias (V),
     where -inf bans a token.
@@ -266,7 +267,8 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
     layers = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
     tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
     stop = -1 if stop is None else stop
-    return _C.Sampler(*tensors, relu, temperature, top_k, top_p, stop, seed)
+    options = (relu, temperature, top_k, top_p, stop, seed, torch.get_num_threads())
+    return _C.Sampler(*tensors, *options)
 
 
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):

@@ -215,6 +215,18 @@ def test_blocks_and_seeds(isa, size, options):
         assert text([60], seed=8) != whole
 
 
+@pytest.mark.parametrize("size", [(65, 512, 1), (700, 300, 2)], ids=str)
+def test_threads_change_no_token(num_threads, size):
+    """Each call after the first is by one thread or by all, whatever was faster."""
+    model = Model.random(*size)
+    texts = []
+    for threads in (1, 2, 3, 8):
+        num_threads(threads)
+        sampler = model.sampler(seed=3)
+        texts.append([token for n in [1, 1, *[20] * 10] for token in sampler.generate(n)])
+    assert all(text == texts[0] for text in texts)
+
+
 def test_banned_and_stop_tokens():
     bias = [0.0, -math.inf, 1.0, 2.0]
     for options in FILTERS:

@@ -1,18 +1,24 @@
 // A token is L + 1 products of a single row and a draw. The products take the time that their
-// weights take to come out of the cache. A second thread gains nothing where anything else runs:
-// 512 units, 65 tokens, 2 busy cores, 13 us a token with one thread and 230 with two, which have to
-// meet after every product.
+// weights take to come out of the cache, so threads share the columns: the part of each stays in
+// its own cache. They have to meet after every product, which is quick, unless one of them waits
+// for a core.
 #include "../generate.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
 
+#include "parallel.h"
 #include "work.h"
 
 namespace rnnfast {
 namespace {
+
+// Multiply-adds of a token that are worth a thread.
+constexpr int64_t kTokenWork = 1 << 16;
 
 Buffer<float> copy(const float* from, int64_t count) {
   Buffer<float> to = allocate<float>(count);
@@ -48,6 +54,30 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
+// Whether threads shall work together on the next call, by the clock: on busy cores they are many
+// times slower than one alone.
+class Pace {
+public:
+  bool together() const { return alone_for_ == 0; }
+
+  void took(double seconds) {
+    if (alone_for_ > 0) {
+      alone_ = seconds;
+      --alone_for_;
+    } else if (seconds > alone_) {
+      alone_for_ = patience_ = std::min<int64_t>(2 * patience_, 1024);
+      together_for_ = 0;
+    } else if (++together_for_ % 64 == 0) {
+      alone_for_ = patience_ = 1; // the caches may have been cold
+    }
+  }
+
+private:
+  int64_t alone_for_ = 1, patience_ = 1; // calls
+  int64_t together_for_ = 0;
+  double alone_ = 0;
+};
+
 double weight(std::vector<Candidate>::const_iterator first,
               std::vector<Candidate>::const_iterator last) {
   return std::accumulate(first, last, 0.0,
@@ -58,7 +88,7 @@ double weight(std::vector<Candidate>::const_iterator first,
 
 class Sampler::Impl {
 public:
-  Impl(const LanguageModel& model, const Sampling& sampling)
+  Impl(const LanguageModel& model, const Sampling& sampling, int threads)
       : sampling_(sampling), kernels_(kernels<float>()), V_(model.V), H_(model.H),
         act_(model.relu ? Activation::kRelu : Activation::kTanh),
         table_(copy(model.table, V_ * H_)), decoder_w_(kernels_, model.decoder_w, V_, H_),
@@ -71,6 +101,11 @@ public:
                          copy(layer.b, H_),
                          {state(below), state(below)}});
     }
+    int64_t work = V_ * H_;
+    for (const Layer& layer : layers_) {
+      work += layer.w.N * layer.w.K;
+    }
+    team_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
   }
 
   void feed(const int64_t* tokens, int64_t n) {
@@ -80,26 +115,42 @@ public:
                                 std::to_string(V_) + "), the vocabulary of this model");
       }
     }
-    std::for_each(tokens, tokens + n, [this](int64_t token) { read(token); });
+    std::for_each(tokens, tokens + n, [this](int64_t token) { now_ = read(token, now_, 0, 1); });
   }
 
   int64_t generate(int64_t n, int64_t* tokens) {
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t token = draw();
-      if (token < 0 && i == 0) {
-        throw std::overflow_error("the logits of the next token are not finite: the hidden state "
-                                  "has overflowed, or the weights are not finite");
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point begin = Clock::now();
+    int64_t count = 0;
+    parallel(pace_.together() ? team_ : 1, [&](int thread, int threads) {
+      int now = now_;
+      for (int64_t i = 0; i < n; ++i) {
+        logits(thread, threads);
+        if (thread == 0) {
+          token_ = draw();
+        }
+        barrier_.wait(threads);
+        const int64_t token = token_;
+        if (token < 0) {
+          break;
+        }
+        now = read(token, now, thread, threads);
+        if (thread == 0) {
+          tokens[i] = token, now_ = now, count = i + 1;
+        }
+        if (token == sampling_.stop) {
+          break;
+        }
       }
-      if (token < 0) {
-        return i;
-      }
-      tokens[i] = token;
-      read(token);
-      if (token == sampling_.stop) {
-        return i + 1;
-      }
+    });
+    if (count == 0 && n > 0) {
+      throw std::overflow_error("the logits of the next token are not finite: the hidden state has "
+                                "overflowed, or the weights are not finite");
     }
-    return n;
+    if (count > 0) {
+      pace_.took(std::chrono::duration<double>(Clock::now() - begin).count() / double(count));
+    }
+    return count;
   }
 
 private:
@@ -111,35 +162,43 @@ private:
     return buffer;
   }
 
-  static Step<float> product(const Matrix& w, const float* a) {
+  // Of a thread's columns.
+  Step<float> product(const Matrix& w, const float* a, int thread, int threads) const {
+    const int64_t panel = kernels_.panel, panels = (w.N + panel - 1) / panel;
     Step<float> s{};
-    s.rows = 1, s.K = w.K, s.N = w.N, s.col_end = w.N;
+    s.rows = 1, s.K = w.K, s.N = w.N;
+    s.col_begin = panels * thread / threads * panel;
+    s.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
     s.a = a, s.w = w.packed.get();
     return s;
   }
 
-  // One step of every layer.
-  void read(int64_t token) {
+  // This thread's part of one step of every layer, which reads `input[now]`; returns the next now.
+  int read(int64_t token, int now, int thread, int threads) {
     for (size_t l = 0; l < layers_.size(); ++l) {
-      Step<float> s = product(layers_[l].w, layers_[l].input[now_].get());
+      Step<float> s = product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
       s.act = act_;
       s.sums_before = layers_[l].b.get();
       s.addend = l == 0 ? table_.get() + token * H_ : nullptr;
-      s.out = layers_[l].input[1 - now_].get();
-      s.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now_].get() + H_ : top_.get();
+      s.out = layers_[l].input[1 - now].get();
+      s.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
       kernels_.step(s);
+      barrier_.wait(threads);
     }
-    now_ = 1 - now_;
+    return 1 - now;
   }
 
-  // The next token, or -1 where the logits have a NaN or no finite maximum.
-  int64_t draw() {
-    Step<float> s = product(decoder_w_, top_.get());
+  void logits(int thread, int threads) {
+    Step<float> s = product(decoder_w_, top_.get(), thread, threads);
     s.act = Activation::kIdentity;
     s.sums_before = decoder_b_.get();
     s.operand = logits_.get();
     kernels_.step(s);
+    barrier_.wait(threads);
+  }
 
+  // The next token, or -1 where the logits have a NaN or no finite maximum.
+  int64_t draw() {
     float max = -std::numeric_limits<float>::infinity();
     int64_t best = 0;
     bool nan = false;
@@ -216,6 +275,10 @@ private:
   const Matrix decoder_w_;
   const Buffer<float> decoder_b_; // [V]
   std::vector<Layer> layers_;
+  int team_; // threads at most
+  Pace pace_;
+  Barrier barrier_;
+  int64_t token_ = 0; // the one that was drawn
   int now_ = 0;       // which `input` the next step reads
   Buffer<float> top_; // state of the last layer
   Buffer<float> logits_;
@@ -224,8 +287,8 @@ private:
   std::mt19937_64 random_; // the same numbers from every standard library
 };
 
-Sampler::Sampler(const LanguageModel& model, const Sampling& sampling)
-    : impl_(new Impl(model, sampling)) {}
+Sampler::Sampler(const LanguageModel& model, const Sampling& sampling, int threads)
+    : impl_(new Impl(model, sampling, threads)) {}
 Sampler::~Sampler() = default;
 
 void Sampler::feed(const int64_t* tokens, int64_t n) { impl_->feed(tokens, n); }

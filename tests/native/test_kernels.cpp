@@ -548,7 +548,7 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " generate V=" + std::to_string(V) +
                              " H=" + std::to_string(H) + " L=" + std::to_string(L);
-    Sampler greedy(model, {0, V, 1, -1, 0});
+    Sampler greedy(model, {0, V, 1, -1, 0}, 3);
     std::vector<int64_t> tokens = prompt, drawn(30);
     greedy.feed(prompt.data(), int64_t(prompt.size()));
     for (int64_t n = 0, from = 0; from < 30; from += n) {
@@ -585,13 +585,21 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
     }
     for (const Sampling& sampling :
          {Sampling{1, V, 1, -1, 1}, {2, 3, 1, -1, 2}, {5, V, 0.9, 0, 3}, {1e-300, 2, 0.5, -1, 4}}) {
-      Sampler sampler(model, sampling);
-      int64_t n = 0;
-      while (n < 30) {
-        const int64_t m = sampler.generate(30 - n, drawn.data() + n);
-        n += m;
-        if (m < 1 || (n < 30 && drawn[n - 1] != sampling.stop)) {
-          fail(name + ": stopped too early");
+      std::vector<int64_t> expected(30);
+      for (int threads : {1, 3}) {
+        Sampler sampler(model, sampling, threads);
+        for (int64_t n = 0; n < 30;) {
+          // The first call is always of one thread, the second of all.
+          const int64_t most = n == 0 ? 5 : 30 - n, m = sampler.generate(most, drawn.data() + n);
+          n += m;
+          if (m < 1 || (m < most && drawn[n - 1] != sampling.stop)) {
+            fail(name + ": stopped too early");
+          }
+        }
+        if (threads == 1) {
+          expected = drawn;
+        } else if (drawn != expected) {
+          fail(name + ": other tokens with " + std::to_string(threads) + " threads");
         }
       }
       if (*std::min_element(drawn.begin(), drawn.end()) < 0 ||
@@ -609,7 +617,7 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
   set_isa("");
   decoder_b.assign(V, -std::numeric_limits<float>::infinity());
   try {
-    Sampler(model, {1, V, 1, -1, 0}).generate(30, std::vector<int64_t>(30).data());
+    Sampler(model, {1, V, 1, -1, 0}, 1).generate(30, std::vector<int64_t>(30).data());
     fail("drew a token where there is none to draw");
   } catch (const std::overflow_error&) {
   }
@@ -844,6 +852,7 @@ int main() {
   check_generate(1, 1, 1, false);
   check_generate(65, 33, 1, true);
   check_generate(17, 7, 3, false);
+  check_generate(300, 261, 2, false); // large enough for several threads
   check_glove(1, 1, 1);
   check_glove(7, 50, 3);
   check_glove(23, 33, 8);
