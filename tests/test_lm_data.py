@@ -80,6 +80,18 @@ def test_unknown_characters_with_unk():
     assert ids.dtype == np.int64 and ids.tolist() == [1, 5, 4, 3, 2, 6, 6]
 
 
+def test_a_vocabulary_is_of_a_level_and_several_texts():
+    text = "to be or not to be " * 100
+    for arguments, named in (
+        ((text, "word"), "level"),
+        (([text], "word"), "level"),
+        (("word", text), "texts"),
+    ):
+        with pytest.raises(lm.UserError, match=named) as raised:
+            lm.Vocabulary.build(*arguments)
+        assert len(str(raised.value)) < 120
+
+
 @pytest.mark.parametrize("level", ["char", "word"])
 def test_limits_of_a_vocabulary_are_checked(level):
     with pytest.raises(lm.UserError, match="min_count must be at least 1, not 0"):

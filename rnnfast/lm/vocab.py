@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -60,10 +61,15 @@ class Vocabulary:
         Word level: `<eos>`, `<unk>`, then the words seen at least `min_count` times, the most
         frequent first, at most `max_vocab` tokens in all. Byte level: the 256 bytes. BPE level:
         these, and the merges that byte pair encoding (Sennrich et al. 2016) learns from the texts,
-        up to `max_vocab` tokens in all. Raises UserError for a `min_count` less than 1 or a
-        `max_vocab` less than 2, at BPE level less than 256 or not given, or without the package
-        tokenizers.
+        up to `max_vocab` tokens in all. Raises UserError for an unknown level, a string in place
+        of several, a `min_count` less than 1 or a `max_vocab` less than 2, at BPE level less than
+        256 or not given, or without the package tokenizers.
         """
+        if not isinstance(level, str) or level not in VOCABULARIES:
+            wanted = ", ".join(VOCABULARIES)
+            raise UserError(f"level must be one of {wanted}, not {reprlib.repr(level)}")
+        if isinstance(texts, str):
+            raise UserError(f"texts must be several texts, not one, {reprlib.repr(texts)}")
         if min_count < 1:
             raise UserError(f"min_count must be at least 1, not {min_count}")
         if max_vocab is not None and max_vocab < 2:
@@ -74,8 +80,6 @@ class Vocabulary:
             return ByteVocabulary(_name(bytes([i])) for i in range(256))
         if level == BPE:
             return BPEVocabulary.learn(texts, max_vocab)
-        if level != WORD:
-            raise UserError(f"level must be one of {', '.join(VOCABULARIES)}, not {level!r}")
         counts = Counter(word for text in texts for word in text.split())
         del counts[EOS], counts[UNK]
         words = [word for word, count in counts.items() if count >= min_count]
