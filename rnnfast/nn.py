@@ -80,6 +80,18 @@ class FastRNN(nn.RNN):
             self.zoneout or (self.training and (self.variational_dropout or self.weight_dropout))
         )
 
+    def _weights(self):
+        """Of a call, in the order of ``nn.RNN``: in training some recurrent ones are dropped."""
+        # nn.RNN keeps a list of them, and looks on every call whether it is still right.
+        own, names = self._parameters, self._flat_weights_names
+        weights = [own[name] if name in own else getattr(self, name) for name in names]
+        if self.training and self.weight_dropout:
+            weights = [
+                F.dropout(weight, self.weight_dropout) if name.startswith("weight_hh") else weight
+                for name, weight in zip(names, weights, strict=True)
+            ]
+        return weights
+
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
@@ -139,17 +151,8 @@ class FastRNN(nn.RNN):
             if not batched:
                 data = data.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
-        # nn.RNN keeps a list of its weights, and looks on every call whether it is still right.
-        own = self._parameters
-        weights = [
-            own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
-        ]
+        weights = self._weights()
         training = self.training
-        if training and self.weight_dropout:
-            weights = [
-                F.dropout(weight, self.weight_dropout) if name.startswith("weight_hh") else weight
-                for name, weight in zip(self._flat_weights_names, weights, strict=True)
-            ]
         if not is_one_hot(data):
             self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:

@@ -256,16 +256,14 @@ class RNNLM(NeuralLM):
     def _has_table(self) -> bool:
         if not self._is_elman or not self.vocab.letters:
             return False
-        rnn = self.rnn
-        regularised = self.embedding_dropout or rnn.variational_dropout or rnn.weight_dropout
-        return not (self.training and regularised)
+        return not (self.training and (self.embedding_dropout or self.rnn.variational_dropout))
 
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same with the input product taken once a token, not once a position."""
         rnn = self.rnn
-        weight_ih, *others = rnn.parameters()
+        weight_ih, *others = rnn._weights()
         table = self.encoder.weight @ weight_ih.t()
         return functional.rnn(
             ids,
