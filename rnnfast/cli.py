@@ -329,6 +329,18 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def join(args: argparse.Namespace, output: Output) -> int:
+    model, config = lm.join_folders(args.model)
+    lm.save(model, config, args.out, args.overwrite)
+    parameters = sum(p.numel() for p in model.parameters())
+    output.text.print(
+        f"{config.cell} RNN, {config.nlayers} x {config.nhid} units, {parameters:,} parameters. "
+        f"Saved in {args.out}"
+    )
+    output.json({"models": args.model, "nhid": config.nhid, "parameters": parameters})
+    return 0
+
+
 def generate(args: argparse.Namespace, output: Output) -> int:
     pieces = []
     for piece in lm.generate(
@@ -591,6 +603,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--dynamic", type=float, metavar="LR", help="neural models go on learning, at this rate"
     )
+
+    about = "One RNN whose logits are the mean of several RNNs': an ensemble in one model."
+    sub = command("join", join, about, device=False, threads=False)
+    sub.add_argument("model", metavar="MODEL", nargs="+", help="folder that rnnfast train made")
+    sub.add_argument("--out", required=True, metavar="DIR", help="model folder")
+    sub.add_argument("--overwrite", action="store_true", help="replace the model --out holds")
 
     sub = command("generate", generate, "Text from a model, printed as it is made.")
     sub.add_argument("model", metavar="MODEL", help=MODEL)

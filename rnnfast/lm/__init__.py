@@ -14,6 +14,7 @@ from .config import Config
 from .corpus import Corpus
 from .errors import Interrupted, UserError
 from .evaluate import Evaluation, Score, complete, evaluate, generate, score
+from .join import join, join_folders
 from .mixture import Mixture
 from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
@@ -44,6 +45,8 @@ __all__ = [
     "corpus",
     "evaluate",
     "generate",
+    "join",
+    "join_folders",
     "load",
     "open_text",
     "prepare",

@@ -244,17 +244,17 @@ class RNNLM(NeuralLM):
     @torch.no_grad()
     def spectral_radii(self) -> list[float]:
         """The largest |eigenvalue| of W_hh of each layer; of gated cells, with many W_hh, none."""
-        if not self._is_elman:
+        if not self.is_elman:
             return []
         return spectral_radius(self.rnn, torch.float32)[:, 0].tolist()
 
     @property
-    def _is_elman(self) -> bool:
+    def is_elman(self) -> bool:
         return isinstance(self.rnn, FastRNN)
 
     @property
     def _has_table(self) -> bool:
-        if not self._is_elman or not self.vocab.letters:
+        if not self.is_elman or not self.vocab.letters:
             return False
         return not (self.training and (self.embedding_dropout or self.rnn.variational_dropout))
 
@@ -278,7 +278,7 @@ class RNNLM(NeuralLM):
     @torch.inference_mode()
     def sampler(self, **options):
         """A native one, but for gated cells and an adaptive decoder."""
-        if not self._is_elman or isinstance(self.decoder, AdaptiveDecoder):
+        if not self.is_elman or isinstance(self.decoder, AdaptiveDecoder):
             return RecurrentSampler(self, **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()

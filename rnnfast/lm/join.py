@@ -1,0 +1,63 @@
+"""Several RNNs as one whose logits are the mean of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .adaptive import AdaptiveDecoder
+from .config import Config
+from .errors import UserError
+from .model import RNNLM
+from .storage import load, read_settings
+
+
+@torch.no_grad()
+def join(models: Sequence[RNNLM]) -> RNNLM:
+    """One Elman RNN, of as many hidden units as `models` have together, and without dropout.
+
+    Its embeddings are theirs one behind the other, its weights blocks on the diagonal. Its logits
+    are the mean of theirs, so its loss on any text is at most the mean of theirs, for log-sum-exp
+    is convex; how far below is what their errors differ by (Hansen & Salamon 1990). Raises
+    UserError for fewer than two models, or models that are not Elman RNNs of one vocabulary, number
+    of layers and nonlinearity.
+    """
+    if len(models) < 2:
+        raise UserError(f"models must be two or more, not {len(models)}")
+    kinds = [_kind(model) for model in models]
+    if len(set(kinds)) > 1:
+        raise UserError(f"models must be of one kind, not {' and '.join(sorted(set(kinds)))}")
+    first = models[0]
+    if any(model.vocab.to_json() != first.vocab.to_json() for model in models):
+        raise UserError("models must have the same vocabulary, so be trained on the same text")
+    emsize = sum(model.encoder.embedding_dim for model in models)
+    nhid = sum(model.rnn.hidden_size for model in models)
+    joined = RNNLM(first.vocab, emsize, nhid, first.rnn.num_layers, first.rnn.nonlinearity)
+    joined.to(first.encoder.weight)
+    joined.encoder.weight.copy_(torch.cat([model.encoder.weight for model in models], 1))
+    for name, weight in joined.rnn.named_parameters():
+        parts = [getattr(model.rnn, name) for model in models]
+        weight.copy_(torch.cat(parts) if "bias" in name else torch.block_diag(*parts))
+    joined.decoder.weight.copy_(torch.cat([model.decoder.weight for model in models], 1))
+    joined.decoder.weight /= len(models)
+    joined.decoder.bias.copy_(torch.stack([model.decoder.bias for model in models]).mean(0))
+    return joined.eval()
+
+
+def join_folders(paths: Sequence[str | Path]) -> tuple[RNNLM, Config]:
+    """`join` of saved models, and settings to save the result with. Raises UserError."""
+    joined = join([load(path) for path in paths])
+    sizes = {"emsize": joined.encoder.embedding_dim, "nhid": joined.rnn.hidden_size}
+    config, _, _ = read_settings(paths[0])
+    return joined, replace(config, tied=False, **sizes)
+
+
+def _kind(model: RNNLM) -> str:
+    if not isinstance(model, RNNLM) or not model.is_elman:
+        raise UserError("models must be tanh or relu RNNs")
+    if isinstance(model.decoder, AdaptiveDecoder):
+        raise UserError("models must not have an adaptive softmax, which has no logits to average")
+    return f"{model.rnn.num_layers} layers of {model.rnn.nonlinearity}"
