@@ -65,15 +65,17 @@ public:
       alone_ = seconds;
       --alone_for_;
     } else if (seconds > alone_) {
-      alone_for_ = patience_ = std::min<int64_t>(2 * patience_, 1024);
+      alone_for_ = patience_ = std::min(2 * patience_, kMostPatience);
       together_for_ = 0;
-    } else if (++together_for_ % 64 == 0) {
-      alone_for_ = patience_ = 1; // the caches may have been cold
+    } else if (++together_for_ % kTimeAloneEvery == 0) {
+      alone_for_ = patience_ = 1; // when one was timed the caches may have been cold
     }
   }
 
 private:
-  int64_t alone_for_ = 1, patience_ = 1; // calls
+  // Calls between tries together where those are slower, and between looks at one where not.
+  static constexpr int64_t kMostPatience = 1024, kTimeAloneEvery = 64;
+  int64_t alone_for_ = 1, patience_ = 1;
   int64_t together_for_ = 0;
   double alone_ = 0;
 };

@@ -11,6 +11,7 @@ import torch
 from .adaptive import AdaptiveDecoder
 from .config import Config
 from .errors import UserError
+from .evaluate import LanguageModel
 from .model import RNNLM
 from .storage import load, read_settings
 
@@ -55,7 +56,7 @@ def join_folders(paths: Sequence[str | Path]) -> tuple[RNNLM, Config]:
     return joined, replace(config, tied=False, **sizes)
 
 
-def _kind(model: RNNLM) -> str:
+def _kind(model: LanguageModel) -> str:
     if not isinstance(model, RNNLM) or not model.is_elman:
         raise UserError("models must be tanh or relu RNNs")
     if isinstance(model.decoder, AdaptiveDecoder):

@@ -65,9 +65,7 @@ class Vocabulary:
         of several, a `min_count` less than 1 or a `max_vocab` less than 2, at BPE level less than
         256 or not given, or without the package tokenizers.
         """
-        if not isinstance(level, str) or level not in VOCABULARIES:
-            wanted = ", ".join(VOCABULARIES)
-            raise UserError(f"level must be one of {wanted}, not {reprlib.repr(level)}")
+        _check_level(level)
         if isinstance(texts, str):
             raise UserError(f"texts must be several texts, not one, {reprlib.repr(texts)}")
         if min_count < 1:
@@ -138,8 +136,7 @@ class Vocabulary:
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
         level = data.get("level")
-        if not isinstance(level, str) or level not in VOCABULARIES:
-            raise UserError(f"level must be one of {', '.join(VOCABULARIES)}, not {level!r}")
+        _check_level(level)
         if level == BPE:
             return BPEVocabulary(tokens, data.get("tokenizer"))
         return VOCABULARIES[level](tokens)
@@ -278,6 +275,12 @@ VOCABULARIES: dict[str, type[Vocabulary]] = {
     vocabulary.level: vocabulary
     for vocabulary in (CharVocabulary, WordVocabulary, ByteVocabulary, BPEVocabulary)
 }
+
+
+def _check_level(level: object) -> None:
+    if not isinstance(level, str) or level not in VOCABULARIES:
+        wanted = ", ".join(VOCABULARIES)
+        raise UserError(f"level must be one of {wanted}, not {reprlib.repr(level)}")
 
 
 def _utf8(text: str) -> bytes:
