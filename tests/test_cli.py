@@ -438,7 +438,7 @@ BAD_INPUT = {
         [*TRAIN, "--data", "text", "--out", "foreign", "--overwrite"],
         "notes.txt",
     ),
-    "out is a model": ([*TRAIN, "--data", "text", "--out", "model"], "--overwrite"),
+    "out is a model": ([*TRAIN, "--data", "text", "--out", "model"], "--resume model to go on"),
     "resume nowhere": (["train", "--resume", "nowhere"], "no model folder"),
     "resume and out": (["train", "--resume", "model", "--out", "x"], "--resume"),
     "resume, settings": (

@@ -62,7 +62,8 @@ def test_command(tmp_path, capsys):
     )
     assert loaded.generate(length=30, seed=1) == expected.generate(length=30, seed=1)
     assert main(["join", *folders, "--out", out]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--overwrite" in error and "--resume" not in error  # there is no run to go on with
     assert main(["join", *folders, "--out", out, "--overwrite"]) == 0
 
 

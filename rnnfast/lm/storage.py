@@ -81,9 +81,10 @@ class Folder:
                 f"{', ...' if len(foreign) > 1 else ''}): give --out another folder"
             )
         if WEIGHTS in names and not overwrite:
+            resume = f", --resume {self.final} to go on with it" if CHECKPOINT in names else ""
             raise UserError(
                 f"{self.final} holds a model: give --out another folder, --overwrite to replace "
-                f"it, or --resume {self.final} to go on with it"
+                f"it{resume}"
             )
 
     def _beside(self, suffix: str) -> Path:
