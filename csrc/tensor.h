@@ -107,18 +107,26 @@ public:
     if (object.is_none()) {
       return;
     }
-    if (dlpack::torchs_api().tensor_from_object(object.ptr(), &tensor_) != 0) {
-      throw pybind11::error_already_set();
-    }
+    read(object);
     if (tensor_.device_type != device) {
       throw std::runtime_error(std::string(name) + " must be on " +
                                (device == dlpack::kCpu ? "cpu" : "cuda") + " like the kernels");
     }
+    int64_t* const end = tensor_.shape + tensor_.ndim;
+    if (tensor_.data == nullptr && std::find(tensor_.shape, end, 0) == end) {
+      throw std::runtime_error(std::string(name) + " must have memory, its storage was freed");
+    }
     exists_ = true;
   }
 
+  // The data type of a tensor that may be without memory.
+  static dlpack::DataType type(pybind11::handle object) {
+    Tensor tensor;
+    tensor.read(object);
+    return tensor.tensor_.dtype;
+  }
+
   explicit operator bool() const { return exists_; }
-  dlpack::DataType type() const { return tensor_.dtype; }
   int64_t dim() const { return tensor_.ndim; }
   int64_t size(int64_t i) const { return tensor_.shape[i < 0 ? i + tensor_.ndim : i]; }
   int64_t stride(int64_t i) const { return tensor_.strides[i < 0 ? i + tensor_.ndim : i]; }
@@ -180,6 +188,12 @@ public:
   }
 
 private:
+  void read(pybind11::handle object) {
+    if (dlpack::torchs_api().tensor_from_object(object.ptr(), &tensor_) != 0) {
+      throw pybind11::error_already_set();
+    }
+  }
+
   const char* name_ = "";
   bool exists_ = false;
   dlpack::Tensor tensor_{};

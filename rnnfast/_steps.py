@@ -22,9 +22,12 @@ def rnn(
     if batch_first:
         x = x.transpose(0, 1)
     sizes = None if batch_sizes is None else batch_sizes.tolist()
+    B = x.shape[1] if sizes is None else sizes[0]
+    shape = (num_layers * D, B, weights[1].shape[-1])
     if h0 is None:
-        B = x.shape[1] if sizes is None else sizes[0]
-        h0 = weights[1].new_zeros(num_layers * D, B, weights[1].shape[-1])
+        h0 = weights[1].new_zeros(shape)
+    elif h0.shape != shape:  # it may broadcast
+        raise RuntimeError(f"hx must be {shape}, got {tuple(h0.shape)}")
     states = []
     for layer in range(num_layers):
         directions = []

@@ -55,13 +55,15 @@ def rnn(
     once.
 
     Raises:
-        ValueError: an unknown nonlinearity, or a number of weights that does not fit.
+        ValueError: an unknown nonlinearity, no layers, or a number of weights that does not fit.
         RuntimeError: sizes, dtypes or devices that do not fit one another.
         IndexError: a token that is not in [0, I).
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
     weights = list(weights)
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     D = 2 if bidirectional else 1
     per_direction = len(weights) // (num_layers * D)
     if per_direction not in (2, 4) or len(weights) != per_direction * num_layers * D:
@@ -195,7 +197,8 @@ def _variational_dropout(input, p, batch_sizes, batch_first):
         return input * F.dropout(input.new_ones(B, input.shape[-1]), p).unsqueeze(time)
     mask = F.dropout(input.new_ones(int(batch_sizes[0]), input.shape[-1]), p)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    sequence = torch.arange(len(input)) - starts.repeat_interleave(batch_sizes)
+    sequence = torch.arange(len(input), device=starts.device)
+    sequence -= starts.repeat_interleave(batch_sizes)
     return input * mask[sequence.to(input.device)]
 
 
@@ -272,7 +275,7 @@ class _Stack(torch.autograd.Function):
 def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """The same gradients as a graph of torch operators, from a second forward."""
 
-    def call():
+    def call(x, h0, batch_sizes, _, *weights):
         cudnn = torch.backends.cudnn
         enabled, cudnn.enabled = cudnn.enabled, False  # its backward has no derivative
         try:
@@ -280,20 +283,20 @@ def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
         finally:
             cudnn.enabled = enabled
 
-    return _differentiable_gradients(
-        ctx,
-        call,
-        (x, h0, None, None, *weights),
-        (dy, dh_n),
-    )
+    inputs = (x, h0, batch_sizes, None, *weights)
+    return _differentiable_gradients(ctx, call, inputs, (dy, dh_n))
 
 
 def _differentiable_gradients(ctx, call, inputs, gradients_of_outputs):
-    """Of ``inputs``, as many as ``ctx`` has, from the outputs of ``call()``."""
+    """Of ``inputs``, as many as ``ctx`` has, from the outputs of ``call(*inputs)``."""
     wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = [(o, g) for o, g in zip(call(), gradients_of_outputs, strict=True) if g is not None]
+        # As views, for one of them may be made from another, or be it: what this call is to find
+        # are partial derivatives, and the engine, which goes on from them, makes the total ones.
+        inputs = [t.view_as(t) if isinstance(t, torch.Tensor) else t for t in inputs]
+        pairs = zip(call(*inputs), gradients_of_outputs, strict=True)
+        given = [(o, g) for o, g in pairs if g is not None]
         gradients = torch.autograd.grad(
             [o for o, _ in given],
             [inputs[i] for i in wanted],
@@ -357,9 +360,16 @@ def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, redu
 
 def _torch_linear_cross_entropy(input, linear_weight, target, linear_bias, reduction):
     """The same on torch's operators: what the kernel does not cover, and the second derivative."""
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:  # it may broadcast
+        raise RuntimeError(
+            f"linear_bias must be ({len(linear_weight)},) to fit linear_weight, "
+            f"got {tuple(linear_bias.shape)}"
+        )
     logits = F.linear(input, linear_weight, linear_bias)
-    # No index is ignored: the kernel has no such thing.
-    return F.cross_entropy(logits, target, reduction=reduction, ignore_index=len(linear_weight))
+    # The kernel ignores no index. Here one has to be, and the length of a vocabulary is a mistake
+    # that is made.
+    none = torch.iinfo(torch.int64).min
+    return F.cross_entropy(logits, target, reduction=reduction, ignore_index=none)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -382,7 +392,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched:  # is_batched: by vmap, as in is_grads_batched
             return _differentiable_gradients(
                 ctx,
-                lambda: [_torch_linear_cross_entropy(*tensors, ctx.reduction)],
+                lambda *tensors: [_torch_linear_cross_entropy(*tensors[:4], ctx.reduction)],
                 (*tensors, None, None),
                 [dloss],
             )

@@ -95,7 +95,8 @@ class FastRNN(nn.RNN):
     def _is_single_step(self, input):
         """A single step has nothing to fuse over time, and its weights would be packed for one use.
 
-        Not while it is traced: a graph has one operator for any T, with a translation to ONNX.
+        Not while it is traced: a graph has one operator for any T, with a translation to ONNX. Nor
+        under torch.func, for torch's operator has no batching rule.
         """
         return (
             not isinstance(input, PackedSequence)
@@ -103,6 +104,7 @@ class FastRNN(nn.RNN):
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
             and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
@@ -191,6 +193,8 @@ class FastRNN(nn.RNN):
             )
         if B and not 1 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        if hx is not None:  # whose batch is sorted with that of the input, and might be cut to it
+            self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_n = self.forward(packed, hx)
         output, _ = pad_packed_sequence(output, self.batch_first, total_length=T)

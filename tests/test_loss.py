@@ -89,6 +89,20 @@ def test_gradcheck(isa, size, reduction):
     assert torch.autograd.gradgradcheck(call, leaves)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_double_backward_where_the_input_is_made_from_the_weight(reduction):
+    """As where the output layer is tied to the embedding."""
+    (x, w, b), target = make(5, 7, 6, dtype=torch.float64)
+    results = []
+    for function in (baseline, linear_cross_entropy):
+        hidden = (w[target.flip(0)] + x).tanh()
+        loss = function(hidden, w, target, linear_bias=b, reduction=reduction).square().sum()
+        first = torch.autograd.grad(loss, [x, w, b], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, w, b])
+        results.append([*first, *second])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
 def test_float64_over_several_tiles():
     leaves, target = make(259, 65, 1030, dtype=torch.float64)
     for found, expected in zip(
@@ -241,6 +255,20 @@ def test_target_out_of_range(wrong, gradient):
     target[3] = wrong
     with torch.set_grad_enabled(gradient), pytest.raises(IndexError, match=rf"target {wrong} .*17"):
         linear_cross_entropy(*leaves[:2], target)
+
+
+@pytest.mark.parametrize("wrong", [-1, 17, -100, 2**40])
+def test_target_out_of_range_on_torchs_operators(wrong):
+    (x, w, _), target = make(5, 7, 17, dtype=torch.bfloat16)
+    target[3] = wrong
+    with pytest.raises(IndexError, match=str(wrong)):
+        linear_cross_entropy(x, w, target)
+
+
+def test_bias_that_would_broadcast_on_torchs_operators():
+    (x, w, _), target = make(5, 7, 17, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"linear_bias must be \(17,\)"):
+        linear_cross_entropy(x, w, target, linear_bias=torch.zeros(1, dtype=torch.bfloat16))
 
 
 WRONG = {

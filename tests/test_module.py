@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import rule
@@ -162,6 +163,12 @@ def test_lengths(device, batch_first, tokens):
 def test_wrong_lengths(lengths):
     with pytest.raises(ValueError, match="lengths must be"):
         FastRNN(3, 4)(torch.randn(7, 3, 3), lengths=lengths)
+
+
+def test_state_of_a_padded_batch_of_another_size():
+    for B in (2, 7):
+        with pytest.raises(RuntimeError, match=rf"Expected hidden size .1, 3, 4.*1, {B}, 4"):
+            FastRNN(3, 4)(torch.randn(7, 3, 3), torch.randn(1, B, 4), lengths=[4, 1, 6])
 
 
 @pytest.mark.parametrize("x", [lambda: packed(3, 2), lambda: torch.randn(7, 3)])
@@ -384,6 +391,49 @@ def test_double_backward(device, nonlinearity, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+def _carried(module, x):
+    output, hx = module(x)
+    return module(output + x, hx)[0]
+
+
+def _state_from_input(module, x):
+    return module(x, x[:1].tanh())[0]
+
+
+def _tied(module, x):
+    module.weight_hh_l1 = module.weight_hh_l0
+    return module(x)[0]
+
+
+@pytest.mark.parametrize("call", [_carried, _state_from_input, _tied])
+def test_double_backward_of_inputs_that_depend_on_one_another(device, call, monkeypatch):
+    """Each is an input of the operator on its own, and yet what it was made from counts once."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    results = []
+    for module in pair(4, 4, 1 + (call is _tied), dtype=torch.float64, device=device):
+        torch.manual_seed(5)
+        x = torch.randn(4, 4, 4, dtype=torch.float64).to(device).requires_grad_()
+        loss = call(module, x).square().sum()
+        wanted = [x, module.weight_hh_l0, module.weight_ih_l0]
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        results.append([*first, *second])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_batched_gradients_leave_the_graph_before_alone():
+    """The batched backward of the second call ends at its own inputs."""
+    jacobians = []
+    for module in pair(4, 4, dtype=torch.float64):
+        torch.manual_seed(5)
+        x = torch.randn(3, 2, 4, dtype=torch.float64)
+        batched = isinstance(module, FastRNN)
+        jacobian = torch.autograd.functional.jacobian
+        jacobians.append(jacobian(partial(_carried, module), x, vectorize=batched))
+    torch.testing.assert_close(*jacobians, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_training(device, dtype):
     """A few steps of SGD end where nn.RNN's do, as near as the rule has it for the float64 run."""
@@ -520,6 +570,12 @@ def packed(*lengths, features=3, dtype=torch.float32):
     return pack_sequence([torch.randn(n, features, dtype=dtype) for n in lengths])
 
 
+def without_memory(t):
+    """As what shards parameters leaves behind."""
+    t.untyped_storage().resize_(0)
+    return t
+
+
 WRONG_CALLS = {
     "rank 1": lambda: (torch.randn(3),),
     "rank 4": lambda: (torch.randn(1, 2, 5, 3),),
@@ -527,6 +583,8 @@ WRONG_CALLS = {
     "input size, unbatched": lambda: (torch.randn(5, 4),),
     "no steps": lambda: (torch.randn(0, 2, 3),),
     "no features": lambda: (torch.randn(5, 2, 0),),
+    "no memory": lambda: (without_memory(torch.randn(5, 2, 3)),),
+    "hx without memory": lambda: (torch.randn(5, 2, 3), without_memory(torch.randn(2, 2, 4))),
     "hx batch": lambda: (torch.randn(5, 2, 3), torch.randn(2, 3, 4)),
     "hx layers": lambda: (torch.randn(5, 2, 3), torch.randn(1, 2, 4)),
     "hx size": lambda: (torch.randn(5, 2, 3), torch.randn(2, 2, 5)),
@@ -567,6 +625,8 @@ def test_wrong_calls(call):
 
 
 CLEAR = {
+    "no memory": "input must have memory",
+    "hx without memory": "hx must have memory",
     "no steps": r"sequence length.*\(0, 2, 3\)",
     "hx dtype": "hx must be torch.float32.*got torch.float64",
     "hx dtype, a single step": "hx must be torch.float32.*got torch.float64",

@@ -282,6 +282,12 @@ def test_wrong_nonlinearity():
         rnn(data.input, data.hx, data.weights, nonlinearity="sigmoid")
 
 
+def test_no_layers():
+    data = rule.make(Case(4, 3, 5, 6))
+    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+        rnn(data.input, data.hx, data.weights, num_layers=0)
+
+
 @pytest.mark.parametrize(
     "batch_sizes", [torch.tensor([3, 9, 3, 9, 3, 9])[::2], torch.tensor([3]).expand(3)]
 )

@@ -107,6 +107,14 @@ def test_variational_dropout_of_packed_sequences(device):
     assert not torch.equal(masks[0], masks[1])
 
 
+def test_variational_dropout_of_packed_sequences_under_a_default_device():
+    """Where the sizes of the batches lie is not where new tensors are made."""
+    _, packed = sequences([4, 2], 3, "meta")
+    with torch.device("meta"):
+        module = FastRNN(3, 4, 2, variational_dropout=0.5)
+        assert module(packed)[0].data.shape == (6, 4)
+
+
 # Recurrent weight dropout
 
 

@@ -44,10 +44,11 @@ def test_grad(options):
 
 
 @options
+@pytest.mark.parametrize("T", [1, 5])
 @pytest.mark.parametrize("dim", [0, 1, 2])
-def test_vmap_over_batch(options, dim):
+def test_vmap_over_batch(options, T, dim):
     module = make(options)
-    x = torch.randn(6, 5, 2, 3, dtype=torch.float64)
+    x = torch.randn(6, *((2, T) if module.batch_first else (T, 2)), 3, dtype=torch.float64)
     expected = [torch.stack(parts) for parts in zip(*map(module, x), strict=True)]
     found = batched(module, in_dims=dim)(x.movedim(0, dim))
     torch.testing.assert_close(list(found), expected)
@@ -77,6 +78,13 @@ def test_ensemble(options):
         found = batched(call, in_dims=(0, dims))(weights, x[0] if dims is None else x)
         for n, module in enumerate(modules):
             torch.testing.assert_close([part[n] for part in found], [*module(inputs[n])])
+
+
+def test_vmap_refuses_a_state_that_would_broadcast():
+    weights = list(make({}).parameters())
+    x, hx = torch.randn(6, 5, 2, 3, dtype=torch.float64), torch.zeros(1, 1, 4, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"hx must be \(1, 2, 4\), got \(1, 1, 4\)"):
+        batched(lambda x: functional.rnn(x, hx, weights))(x)
 
 
 def test_vmap_of_tokens():

@@ -156,7 +156,7 @@ public:
   }
 
 private:
-  // Zeros, to be written by `Step::padded` after `before` elements of something else.
+  // Zeros, for a `Step::operand` after `before` elements of something else.
   Buffer<float> state(int64_t before) const {
     const int64_t size = before + round_up(H_, kernels_.vector);
     Buffer<float> buffer = allocate<float>(size);
