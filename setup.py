@@ -118,7 +118,12 @@ class NinjaBuild(build_ext):
             sys.exit("rnnfast: compiling the kernels failed; the compiler's message is above")
 
 
+# `depends` is what a source distribution is to have besides; ninja finds out by itself.
+SOURCES, OTHERS = (
+    [str(path.relative_to(ROOT)) for path in paths]
+    for paths in (CPU_SOURCES, [*CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])
+)
 setup(
-    ext_modules=[Extension("rnnfast._C", [str(s.relative_to(ROOT)) for s in CPU_SOURCES])],
+    ext_modules=[Extension("rnnfast._C", SOURCES, depends=OTHERS)],
     cmdclass={"build_ext": NinjaBuild},
 )
