@@ -482,7 +482,15 @@ double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, p
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rnnfast; called by rnnfast._ops alone.";
   m.def("empty", [](const std::vector<int64_t>& shape, py::handle like) {
-    return new_tensor(shape, Tensor::type(like));
+    return new_tensor(shape, Tensor::like(like).type());
+  });
+  m.def("empty_like", [](const std::vector<py::object>& tensors) {
+    std::vector<py::object> made;
+    for (const py::object& object : tensors) {
+      const Tensor like = Tensor::like(object);
+      made.push_back(like ? new_tensor(like.shape(), like.type()) : py::none());
+    }
+    return made;
   });
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);

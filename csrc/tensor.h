@@ -119,14 +119,18 @@ public:
     exists_ = true;
   }
 
-  // The data type of a tensor that may be without memory.
-  static dlpack::DataType type(pybind11::handle object) {
+  // Of which shape and type alone will be read: it may be without memory, or None.
+  static Tensor like(pybind11::handle object) {
     Tensor tensor;
-    tensor.read(object);
-    return tensor.tensor_.dtype;
+    if (!object.is_none()) {
+      tensor.read(object);
+      tensor.exists_ = true;
+    }
+    return tensor;
   }
 
   explicit operator bool() const { return exists_; }
+  dlpack::DataType type() const { return tensor_.dtype; }
   int64_t dim() const { return tensor_.ndim; }
   int64_t size(int64_t i) const { return tensor_.shape[i < 0 ? i + tensor_.ndim : i]; }
   int64_t stride(int64_t i) const { return tensor_.strides[i < 0 ? i + tensor_.ndim : i]; }

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 def empty(shape: Sequence[int], like: Tensor, /) -> Tensor: ...
+def empty_like(tensors: Sequence[Tensor | None], /) -> list[Tensor | None]: ...
 def forward(
     x: Tensor,
     h0: Tensor | None,

@@ -103,11 +103,10 @@ def _rnn_cpu(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, k
 def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
     """(dx or None, dh0 or None, dw or [])."""
     num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
-    dx = _C.empty(x.shape, x) if need_dx else None
-    dh0 = _C.empty(h0.shape, h0) if need_dh0 else None
     x, h0, weights, batch_sizes = _inputs(x, h0, weights, batch_sizes, num_layers, bias)
+    wanted = [x if need_dx else None, h0 if need_dh0 else None, *(weights if need_dw else ())]
+    dx, dh0, *dw = _C.empty_like(wanted)
     per = 4 if bias else 2
-    dw = [_C.empty(w.shape, w) for w in weights] if need_dw else []
     # Layers of two directions hand on their gradients whole: one is read, the next is written.
     bidirectional = len(weights) == 2 * per * num_layers
     count = min(2, num_layers - 1) if bidirectional else 0

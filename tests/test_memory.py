@@ -27,6 +27,17 @@ def test_empty(shape, dtype):
     assert new.is_leaf
 
 
+def test_empty_like():
+    tensors = [torch.zeros(3, 4, 5).transpose(0, 2), torch.zeros(2, 0), torch.zeros(())]
+    freed = torch.zeros(7, dtype=torch.float64)
+    freed.untyped_storage().resize_(0)
+    *new, nothing = _C.empty_like([*tensors, freed, None])
+    assert nothing is None
+    for found, tensor in zip(new, [*tensors, freed], strict=True):
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert found.is_contiguous()
+
+
 def test_too_much_is_refused(like):
     for shape in ((1 << 45,), (1 << 33, 1 << 33)):
         with pytest.raises(MemoryError):
