@@ -1,6 +1,7 @@
 """Comparison of all kinds of models on one text."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +101,18 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert Path("p.svg").read_text().startswith("<?xml")
     assert cli.main([*argv, "--out", "o", "--min-count", "3"]) == 2
     assert "--min-count 3 was asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["rnn", "lstm"])
+def test_models_of_one_vocabulary_and_level_alone(tmp_path, gone):
+    settings = {**SMALL, "level": "word", "tied": False, "epochs": 1}
+    lm.compare(CORPUS, settings, tmp_path)
+    level = {name: value for name, value in settings.items() if name != "level"}
+    with pytest.raises(lm.UserError, match=r"--level char .* in .*rnn has word"):
+        lm.compare(CORPUS, level, tmp_path)
+    shutil.rmtree(tmp_path / gone)
+    trained = []
+    corpus = replace(CORPUS, vocab=WORDS + "zebra zebra\n")
+    with pytest.raises(lm.UserError, match=r"has another vocabulary than .* another --out"):
+        lm.compare(corpus, settings, tmp_path, trained.append)
+    assert all(trainer.finished for trainer in trained) and not (tmp_path / gone).exists()

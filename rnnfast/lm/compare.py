@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import RNN, WINDOW, WORD, Config
+from .config import CHAR, RNN, WINDOW, WORD, Config
 from .corpus import Corpus
 from .errors import UserError
 from .evaluate import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram import NgramLM
 from .runs import prepare, resume
-from .storage import CHECKPOINT, Folder
+from .storage import CHECKPOINT, Folder, read_settings
 from .trainer import Trainer
 
 NEURAL = {
@@ -76,13 +76,16 @@ def compare(
     model. These are kept in `out`, in folders of their names: one that is there already is taken as
     it is, and trained on if its budget is not used up. All have one vocabulary and read a text as
     one stream. The weights of mixtures are tuned on valid. `train` runs a trainer. Figures are
-    those of `Entry.to_json`. Raises UserError, as `lm.train` and where there is no test text.
+    those of `Entry.to_json`. Raises UserError, as `lm.train` and where there is no test text or
+    `out` has models of another vocabulary.
     """
     if corpus.test is None:
         raise UserError("a comparison needs a test text")
+    settings = {"level": CHAR, **settings}  # one that is not given is compared too
     entries: dict[str, Entry] = {}
     for name in NEURAL:
         trainer = _trainer(name, corpus, settings, Path(out) / name)
+        _check_vocabularies(trainer, Path(out))
         train(trainer)
         size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
         entries[name] = _entry(name, trainer.model, size, trainer.state.seconds, trainer)
@@ -104,6 +107,20 @@ def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:
     if (path / CHECKPOINT).exists():
         return resume(path, settings, corpus, finished=True)
     return prepare(Config.defaults(**settings), corpus, Folder(path))
+
+
+def _check_vocabularies(trainer: Trainer, out: Path) -> None:
+    """Before the training: what lies in `out` may be of another --vocab or --min-count."""
+    for path in (out / name for name in NEURAL):
+        if not (path / CHECKPOINT).exists():
+            continue
+        _, vocab, _ = read_settings(path)
+        if vocab.to_json() != trainer.vocab.to_json():
+            trainer.folder.discard()
+            raise UserError(
+                f"the model in {path} has another vocabulary than {trainer.folder.final}: give "
+                "another --out"
+            )
 
 
 def _entry(name: str, model, size: int, train_seconds: float, trainer: Trainer) -> Entry:

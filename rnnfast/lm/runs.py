@@ -63,8 +63,8 @@ def resume(
         if asked is not None and asked != has and field.name not in RESUMABLE:
             name = field.name.replace("_", "-")
             raise UserError(
-                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: leave "
-                f"--{name} out, or start a new run"
+                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: ask for "
+                "that, or start a new run"
             )
     changes = {name: value for name, value in changes.items() if value is not None}
     changed = replace(config, **changes)
