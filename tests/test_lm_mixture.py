@@ -131,3 +131,14 @@ def test_models_of_other_words_are_refused():
         lm.Mixture.tune([characters], "")
     with pytest.raises(lm.UserError, match="no token to evaluate"):
         lm.Mixture([characters], np.ones(1)).evaluate("")
+
+
+def test_models_of_other_levels_and_merges_are_refused():
+    a, b = fit_ngrams(WORDS, 2), fit_ngrams(WORDS, 2, level="char")
+    with pytest.raises(lm.UserError, match="mixed need one level, not char and word"):
+        lm.Mixture.tune([a, b], WORDS)
+    pytest.importorskip("tokenizers")
+    a, b = fit_ngrams(WORDS, 2, level="bpe"), fit_ngrams("sat\n" * 9, 2, level="bpe")
+    assert len(a.vocab.encode_stream(WORDS)) != len(b.vocab.encode_stream(WORDS))
+    with pytest.raises(lm.UserError, match=r"mixed need one vocabulary, but what is .* --vocab"):
+        lm.Mixture.tune([a, b], WORDS)

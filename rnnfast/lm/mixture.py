@@ -80,13 +80,19 @@ def logprobs(
 ) -> np.ndarray:
     """log p of every token of a text by each model, float64 (K, n), nats.
 
-    `on_chunk` is called with the number of tokens done, from 0 again for each model.
+    `on_chunk` is called with the number of tokens done, from 0 again for each model. Raises
+    UserError for models that do not have the same tokens.
     """
+    levels = sorted({model.vocab.level for model in models})
+    if len(levels) > 1:
+        raise UserError(f"models that are mixed need one level, not {' and '.join(levels)}")
     streams = [model.vocab.encode_stream(text) for model in models]
     names = [np.array(model.vocab.tokens, dtype=object) for model in models]
     tokens = [name[ids] for name, ids in zip(names, streams, strict=True)]
     for other in tokens[1:]:
-        different = np.flatnonzero(tokens[0] != other)
+        # Where BPE has cut the text into more tokens, one of the shared places differs too.
+        n = min(len(tokens[0]), len(other))
+        different = np.flatnonzero(tokens[0][:n] != other[:n])
         if len(different):
             a, b = tokens[0][different[0]], other[different[0]]
             raise UserError(
