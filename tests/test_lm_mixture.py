@@ -142,3 +142,9 @@ def test_models_of_other_levels_and_merges_are_refused():
     assert len(a.vocab.encode_stream(WORDS)) != len(b.vocab.encode_stream(WORDS))
     with pytest.raises(lm.UserError, match=r"mixed need one vocabulary, but what is .* --vocab"):
         lm.Mixture.tune([a, b], WORDS)
+
+
+@pytest.mark.parametrize("lr", [0.1, -3.0])
+def test_dynamic_evaluation_needs_a_model_that_learns(lr):
+    with pytest.raises(lm.UserError, match="dynamic evaluation needs a neural model"):
+        lm.Mixture([fit_ngrams(WORDS, 2)], np.ones(1), lr=lr).evaluate(WORDS)

@@ -81,8 +81,10 @@ def logprobs(
     """log p of every token of a text by each model, float64 (K, n), nats.
 
     `on_chunk` is called with the number of tokens done, from 0 again for each model. Raises
-    UserError for models that do not have the same tokens.
+    UserError for models that do not have the same tokens, and for `lr` where none is neural.
     """
+    if lr is not None and not any(isinstance(model, NeuralLM) for model in models):
+        raise UserError("dynamic evaluation needs a neural model: n-grams do not learn, leave lr")
     levels = sorted({model.vocab.level for model in models})
     if len(levels) > 1:
         raise UserError(f"models that are mixed need one level, not {' and '.join(levels)}")
