@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
 from rnnfast.lm import storage
-from rnnfast.lm.files import write_atomic
+from rnnfast.lm.files import check_writable, write_atomic
 from rnnfast.lm.optim import has_stalled
 from rnnfast.lm.runs import prepare, resume
 
@@ -472,6 +472,41 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
             with pytest.raises(lm.UserError, match="No space left"):
                 write_atomic(path, b"new")
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_stays_one(tmp_path):
+    for name in ("there", "new"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        file, link = tmp_path / "folder" / name, tmp_path / f"to-{name}"
+        link.symlink_to(f"folder/{name}")
+        if name == "there":
+            file.write_bytes(b"old")
+        check_writable(link, "--json")
+        write_atomic(link, b"new")
+        assert link.is_symlink() and not file.is_symlink() and file.read_bytes() == b"new"
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["new", "there"]
+    (tmp_path / "astray").symlink_to("nowhere/file")
+    with pytest.raises(lm.UserError, match=r"cannot write .*astray: give --json a file"):
+        check_writable(tmp_path / "astray", "--json")
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """A pipe with a name, a link to it, and what the shell calls /dev/fd/N."""
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("fifo")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    ends = os.pipe()
+    for path, end in ((fifo, reader), (link, reader), (f"/dev/fd/{ends[1]}", ends[0])):
+        check_writable(path, "--json")
+        write_atomic(path, (part for part in (b"some ", b"text")))
+        assert os.read(end, 99) == b"some text"
+    assert fifo.is_fifo() and link.is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "link"]
+    for end in (reader, *ends):
+        os.close(end)
+    with pytest.raises(lm.UserError, match=r"cannot write .*: give --json a file"):
+        check_writable(tmp_path, "--json")
 
 
 def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):

@@ -14,28 +14,39 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file so that its name holds the old content or the new, whatever happens.
 
     The data, all at once or in pieces, goes to a temporary name beside it, to the disk (fsync),
-    and is then renamed.
+    and is then renamed. A link stays one to the new file. What is there and no regular file, such
+    as a pipe or a device, is written to.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pieces = [data] if isinstance(data, bytes) else data
     with writing(path):
+        if _is_special(path):
+            with open(path, "wb") as file:
+                file.writelines(pieces)
+            return
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
-                file.writelines([data] if isinstance(data, bytes) else data)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        sync(target.parent)
 
 
 def check_writable(path: str | Path, option: str) -> None:
     """Raise UserError for a file that cannot be: before the work, not after an hour of it."""
-    path = Path(path)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    place = path if _is_special(path) else os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path) or not os.access(place, os.W_OK):
         raise UserError(f"cannot write {path}: give {option} a file in a folder")
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether it is there, links followed, and no regular file, which alone can be replaced."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 @contextlib.contextmanager
