@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config, zipf
+from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config, small_model, zipf
 from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
@@ -581,6 +581,37 @@ def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):
     assert lm.load(tmp_path / "model").rnn.hidden_size == 8
     assert {p.name for p in (tmp_path / "model").iterdir()} == storage.FILES
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_is_replaced_through_a_link_and_keeps_its_mode(tmp_path):
+    (tmp_path / "link").symlink_to("model")
+    lm.save(small_model(), small_config(), tmp_path / "link")  # makes what it points to
+    (tmp_path / "model").chmod(0o751)
+    for path in ("link", "model"):
+        before, new = lm.load(tmp_path / "model"), small_model(seed=1)
+        with pytest.raises(lm.UserError, match=f"{path} holds a model"):
+            lm.save(new, small_config(), tmp_path / path)
+        assert same_weights(before, lm.load(tmp_path / "model"))
+        lm.save(new, small_config(), tmp_path / path, overwrite=True)
+        assert same_weights(new, lm.load(tmp_path / path))
+        assert (tmp_path / "link").is_symlink() and not (tmp_path / "model").is_symlink()
+        assert (tmp_path / "model").stat().st_mode & 0o777 == 0o751
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "model"]
+
+
+def test_an_old_model_is_put_back_if_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    old, rename = small_model(), os.rename
+    lm.save(old, small_config(), tmp_path / "model")
+
+    def failing(source, target):
+        if str(source).endswith(".new"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(lm.UserError, match=r"cannot write .*model: Input/output error"):
+        lm.save(small_model(seed=1), small_config(), tmp_path / "model", overwrite=True)
+    assert same_weights(old, lm.load(tmp_path / "model"))
 
 
 def test_word_level_trains_and_saves(tmp_path):

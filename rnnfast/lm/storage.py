@@ -50,12 +50,14 @@ class Folder:
     """Where a run writes: a fresh folder, or one that takes an old model's place.
 
     With `overwrite` the run is written beside the old model and takes its name at the first
-    `publish`, when it has a model to show; until then the old one stays as it is. Raises UserError
-    if `path` holds anything but a model, or a model and `overwrite` is false.
+    `publish`, when it has a model to show; until then the old one stays as it is. A link stays one,
+    to the new folder, which has the old one's mode. Raises UserError if `path` holds anything but a
+    model, or a model and `overwrite` is false.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
         self.path = self.final = Path(path)
+        self._real = Path(os.path.realpath(path))  # is renamed; messages have the name given
         self._board: Board | None = None
         if resume:
             for entry in self.path.iterdir():
@@ -66,9 +68,9 @@ class Folder:
             if self.final.exists():
                 self._check_replaceable(overwrite)
             if (self.final / WEIGHTS).exists():
-                self.path = self._beside("new")
+                self.path = self._beside()
             else:
-                self.final.mkdir(parents=True, exist_ok=True)
+                self._real.mkdir(parents=True, exist_ok=True)
 
     def _check_replaceable(self, overwrite: bool) -> None:
         if not self.final.is_dir():
@@ -87,9 +89,10 @@ class Folder:
                 f"it{resume}"
             )
 
-    def _beside(self, suffix: str) -> Path:
-        name = self.final.resolve().name
-        return Path(tempfile.mkdtemp(f".{suffix}", f".{name}.", self.final.resolve().parent))
+    def _beside(self) -> Path:
+        path = Path(tempfile.mkdtemp(".new", f".{self._real.name}.", self._real.parent))
+        shutil.copymode(self._real, path)
+        return path
 
     @classmethod
     def fresh(cls, name: str = "rnnfast-model") -> Folder:
@@ -110,10 +113,14 @@ class Folder:
             return
         self.close()  # it writes to a path that is about to go
         with writing(self.final):
-            old = self._beside("old")
-            os.rename(self.final, old)
-            os.rename(self.path, self.final)
-            sync(self.final.resolve().parent)
+            old = self.path.with_suffix(".old")
+            os.rename(self._real, old)
+            try:
+                os.rename(self.path, self._real)
+            except BaseException:
+                os.rename(old, self._real)
+                raise
+            sync(self._real.parent)
         self.path = self.final
         shutil.rmtree(old, ignore_errors=True)
 
