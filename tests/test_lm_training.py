@@ -545,6 +545,29 @@ def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert records(tmp_path / "whole") == records(folder)
 
 
+def test_nothing_is_left_of_a_run_killed_before_it_saved(tmp_path):
+    folder, config = tmp_path / "model", small_config(epochs=1, log_interval=9)
+    lm.train(config, CORPUS, tmp_path / "alone")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step):
+        if step.step == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(config, CORPUS, storage.Folder(folder)).run(kill)
+    (folder / "tensorboard").mkdir()
+    for name in (".model.safetensors.1.tmp", "checkpoint.safetensors", "tensorboard/events"):
+        (folder / name).write_text("old")
+    assert len(records(folder)) == 2
+    again = storage.Folder(folder)
+    assert not list(folder.iterdir())
+    prepare(config, CORPUS, again).run()
+    assert records(folder) == records(tmp_path / "alone")
+
+
 def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch):
     config = small_config(epochs=1, checkpoint_interval=60)
     trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))

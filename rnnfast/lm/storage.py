@@ -71,6 +71,7 @@ class Folder:
                 self.path = self._beside()
             else:
                 self._real.mkdir(parents=True, exist_ok=True)
+                self._clear()  # of a run that was killed before it saved a model
 
     def _check_replaceable(self, overwrite: bool) -> None:
         if not self.final.is_dir():
@@ -129,11 +130,15 @@ class Folder:
         if (self.path / WEIGHTS).exists():
             return
         self.close()
-        shutil.rmtree(self.path / BOARD, ignore_errors=True)
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        self._clear()
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.path / BOARD, ignore_errors=True)
+        for entry in self.path.iterdir():
+            if entry.name in FILES or _is_temporary(entry.name):
+                entry.unlink(missing_ok=True)
 
     def write_settings(self, config: Config, vocab: Vocabulary, corpus: dict) -> None:
         """`config.json` and `vocab.json`; `corpus` says what was read and its fingerprint."""
