@@ -552,7 +552,8 @@ def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
 
 TEXTS = (
     "A text is a file in UTF-8, perhaps compressed by gzip, bzip2, xz or zstd; a directory: "
-    "all files in it but hidden ones, in the order of their paths; or - for standard input."
+    "all files in it but hidden ones and those of models, in the order of their paths; or - for "
+    "standard input."
 )
 MODEL = "folder that rnnfast train made, or ARPA file of an n-gram model"
 VOCAB = "text whose words, or merges, make the vocabulary (the training text)"

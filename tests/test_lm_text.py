@@ -130,6 +130,30 @@ def test_directory(tmp_path):
         lm.read_text(tmp_path / "empty")
 
 
+def test_models_in_a_directory_are_no_text(tmp_path, monkeypatch, rnnfast):
+    """A run whose folder is in its text's goes on, and another one has the same text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(PERIODIC)
+    for folder, names in {
+        "begun": ["config.json", "vocab.json", "log.jsonl"],
+        "compare/rnn": ["model.safetensors", "tensorboard/events"],
+        "text": ["config.json", "log.jsonl"],
+    }.items():
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(PERIODIC if folder == "text" else "no text")
+    assert lm.read_text(".") == 3 * PERIODIC
+    tiny = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    argv = ["train", "--data", ".", *tiny, "--epochs"]
+    assert rnnfast(*argv, 1)[0] == 0 and rnnfast(*argv, 1)[0] == 0
+    config = [(tmp_path / name / "config.json") for name in ("rnnfast-model", "rnnfast-model-2")]
+    assert config[0].read_bytes() == config[1].read_bytes()
+    assert rnnfast("train", "--resume", "rnnfast-model", "--epochs", 2)[0] == 0
+    monkeypatch.setattr(text, "IN_MEMORY", 9)  # a text that is read anew while the run writes
+    assert rnnfast(*argv, 1)[0] == 0
+    assert rnnfast("train", "--resume", "rnnfast-model-3", "--epochs", 2)[0] == 0
+
+
 def test_standard_input(stdin):
     for data in (b"a\r\nb", gzip.compress(b"a\r\nb")):
         stdin(data)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there; the folder of a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import UserError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+VOCAB = "vocab.json"
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a run writes, or has written, a model there: it begins with settings alone."""
+    has = {name: (folder / name).exists() for name in (WEIGHTS, CONFIG, VOCAB)}
+    return has[WEIGHTS] or (has[CONFIG] and has[VOCAB])
 
 
 def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:

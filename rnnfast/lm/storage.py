@@ -27,15 +27,12 @@ from . import arpa
 from .board import Board
 from .config import Config
 from .errors import MissingPackage, UserError
-from .files import sync, write_atomic, writing
+from .files import CONFIG, VOCAB, WEIGHTS, sync, write_atomic, writing
 from .model import NeuralLM, build
 from .ngram import NgramLM
 from .vocab import Vocabulary
 
 FORMAT = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-VOCAB = "vocab.json"
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import MissingPackage, UserError
-from .files import writing
+from .files import is_model, writing
 
 STDIN = "-"
 BLOCK = 1 << 18  # bytes read at a time; compressed ones become many times as many
@@ -32,8 +32,9 @@ def read_text(path: str | Path) -> str:
     What gzip, bzip2, xz or zstd has compressed is decompressed, told by its first bytes whatever
     its name; zstd needs Python 3.14 or the package zstandard. A directory is all files in it and
     in its folders, in the order of their paths, without those with a name, or in a folder with a
-    name, that begins with a dot; each closes its last line. Raises UserError for what is missing,
-    empty, damaged or not UTF-8.
+    name, that begins with a dot, and without folders of models, so that one trained in there can go
+    on; each closes its last line. Raises UserError for what is missing, empty, damaged or not
+    UTF-8.
     """
     return "".join(_reader(path)())
 
@@ -132,9 +133,11 @@ def _not_blank(empty: str, read: Callable[[], Iterator[str]]) -> Iterator[str]:
 
 
 def _directory(root: Path) -> Iterator[str]:
-    for path in sorted(root.rglob("*")):
+    paths = sorted(root.rglob("*"))
+    models = {path for path in paths if path.is_dir() and is_model(path)}
+    for path in paths:
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if hidden or not path.is_file():
+        if hidden or not path.is_file() or not models.isdisjoint(path.parents):
             continue
         piece = "\n"
         for piece in _file(path):
