@@ -48,6 +48,7 @@ BY_UNIT_LINE = (
     "in units of all levels: perplexity {perplexity_per_word:.6g} per word, "
     "{bits_per_character:.4f} bits per character, {bits_per_byte:.4f} per byte"
 )
+LONGEST_LINE = 1000
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 
 
@@ -82,7 +83,9 @@ class Output:
     def __init__(self, target: str | None):
         self.target = target
         self.stream = sys.stderr if target == "-" else sys.stdout
-        self.text = Console(file=self.stream, highlight=False, soft_wrap=True)
+        # A line in a file may be as long as a table is wide.
+        width = None if self.stream.isatty() else LONGEST_LINE
+        self.text = Console(file=self.stream, width=width, highlight=False, soft_wrap=True)
         self.progress = Console(stderr=True, highlight=False, soft_wrap=True)
         if target not in (None, "-"):
             check_writable(target, "--json")
@@ -489,14 +492,19 @@ def _comparison(models: list[dict]) -> Table:
     }
     if models[0]["test_perplexity_of_words"] is None:
         columns.popitem()
-    table = Table(title="perplexity, and what it costs", title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for name in (*columns, "MB", "training, s", "tokens/s scored"):
-        table.add_column(name, justify="right")
+    rows = []
     for model in models:
         costs = (model["bytes"] / 1e6, model["train_seconds"])
         row = [f"{model[key]:.2f}" for key in columns.values()] + [f"{c:.1f}" for c in costs]
-        table.add_row(model["model"], *row, f"{model['tokens_per_second']:,.0f}")
+        rows.append([*row, f"{model['tokens_per_second']:,.0f}"])
+    table = Table("model", title="perplexity, and what it costs", title_justify="left")
+    names = (*columns, "MB", "training, s", "tokens/s scored")
+    for name, figures in zip(names, zip(*rows, strict=True), strict=True):
+        # Where the terminal is narrow, the models' names are cut into lines; figures stay whole.
+        whole = max(map(len, [*name.split(), *figures]))
+        table.add_column(name.replace(" ", "\n"), justify="right", min_width=whole)
+    for model, row in zip(models, rows, strict=True):
+        table.add_row(model["model"], *row)
     return table
 
 

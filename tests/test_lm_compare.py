@@ -1,7 +1,9 @@
 """Comparison of all kinds of models on one text."""
 
+import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +118,28 @@ def test_models_of_one_vocabulary_and_level_alone(tmp_path, gone):
     with pytest.raises(lm.UserError, match=r"has another vocabulary than .* another --out"):
         lm.compare(corpus, settings, tmp_path, trained.append)
     assert all(trainer.finished for trainer in trained) and not (tmp_path / gone).exists()
+
+
+@pytest.mark.parametrize("width", [20, 80, None])
+def test_figures_are_whole_in_any_width(width, monkeypatch):
+    """None: not a terminal. Then a model is a line."""
+    file = io.StringIO()
+    if width is not None:
+        file.isatty = lambda: True
+        monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stdout", file)
+    keys = ("valid_perplexity", "test_perplexity", "test_perplexity_of_words", "train_seconds")
+    models = [
+        {"model": name, "bytes": 123456789 * i, "tokens_per_second": 1234567 * i}
+        | {key: (10 * k + i) * 1111.25 for k, key in enumerate(keys, 1)}
+        for i, name in enumerate(NAMES, 1)
+    ]
+    output = cli.Output(None)
+    output.text.print(cli._comparison(models))
+    for one in models:
+        shown = [f"{one[key]:.2f}" for key in keys[:3]]
+        shown += [f"{one['bytes'] / 1e6:.1f}", f"{one['train_seconds']:.1f}"]
+        shown.append(f"{one['tokens_per_second']:,}")
+        (line,) = [line for line in file.getvalue().splitlines() if shown[-1] in line]
+        assert all(figure in line for figure in shown)
+        assert width is not None or one["model"] in line
