@@ -148,7 +148,7 @@ class Config:
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
             raise UserError("direct needs the model window, and its output weights not tied")
-        if self.adaptive and (self.tied or self.level == CHAR):
+        if self.adaptive and (self.tied or self.level != WORD):
             raise UserError("adaptive needs words, and output weights that are not tied")
         if self.model == WINDOW and self.weight_dropout:
             raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
