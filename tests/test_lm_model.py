@@ -417,6 +417,18 @@ def test_a_state_that_overflows_ends_the_text():
         list(pieces)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("changes", [{"adaptive": True}, {"cell": "lstm"}, {"model": "window"}])
+def test_logits_that_are_not_finite_end_the_text(changes, temperature):
+    model = small_model("word", zipf(500), tied=False, **changes)
+    with torch.no_grad():
+        model.encoder.weight[model.vocab.tokens.index("w3")] = math.inf
+    pieces = lm.generate(model, "w1 w2 w3", 99, seed=1, temperature=temperature)
+    assert next(pieces) == "w1 w2 w3"
+    with pytest.raises(lm.UserError, match=r"no more text .* not finite"):
+        next(pieces)
+
+
 def test_sentence_stops_at_the_boundary():
     model = small_model("word")
     text = model.generate("the", 1000, seed=1, sentence=True)

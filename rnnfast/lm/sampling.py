@@ -38,7 +38,10 @@ class Sampler:
         self.tokens = (self.tokens + tokens)[-self.model.order :]  # as many as a context and more
 
     def generate(self, n: int) -> list[int]:
-        """Up to n tokens, fewer if the last is `stop`; each is read as well."""
+        """Up to n tokens, fewer if the last is `stop`; each is read as well.
+
+        Raises OverflowError where the model has no probabilities.
+        """
         drawn: list[int] = []
         while len(drawn) < n and (not drawn or drawn[-1] != self.stop):
             drawn.append(self._draw())
@@ -50,6 +53,11 @@ class Sampler:
 
     def _draw(self) -> int:
         logprobs = self._next_logprobs()
+        if np.isnan(logprobs).any():
+            raise OverflowError(
+                "the logits of the next token are not finite: the hidden state has overflowed, or "
+                "the weights are not finite"
+            )
         if self.model.vocab.unk is not None:
             logprobs[self.model.vocab.unk] = -math.inf
         if self.temperature == 0:
