@@ -361,6 +361,11 @@ def test_embed(rnnfast):
         (["--train", "text", "--out", "v.txt", "--dim", "0"], "dim must be positive"),
         (["--train", "text", "--out", "v.txt", "--window", "0"], "window must be at least 1"),
         (["--train", "text", "--out", "v.txt", "--epochs", "0"], "epochs must be at least 1"),
+        (["--train", "text", "--out", "v.txt", "--seed", "-1"], "seed must be in [0, 2**63), not"),
+        (
+            ["--train", "text", "--out", "v.txt", "--method", "skipgram", "--seed", "4294967296"],
+            "seed must be in [0, 2**32), not 4294967296",
+        ),
         (["--train", "text", "--out", "v.txt", "--top", "0"], "--top must be at least 1, not 0"),
         (["--train", "text", "--out", "v.txt", "--neighbours", "a"], "'a' is not seen --min-count"),
         (["--train", "one", "--out", "v.txt"], "no words near one another"),

@@ -9,7 +9,7 @@ import torch
 
 from ..lm.errors import MissingPackage, UserError
 from ..lm.vocab import Vocabulary
-from .vectors import Vectors, check_positive
+from .vectors import Vectors, check_positive, check_seed
 
 
 def skipgram(
@@ -28,12 +28,13 @@ def skipgram(
     torch's; with one thread the same seed gives the same vectors. Raises UserError without gensim
     (the extra `embeddings`) and for settings out of range.
     """
+    check_positive(dim=dim, window=window, epochs=epochs, lr=lr)
+    check_seed(seed, 2**32)  # NumPy's RandomState, which gensim has, takes no more
     try:
         from gensim.models import Word2Vec
         from gensim.models.callbacks import CallbackAny2Vec
     except ImportError as error:
         raise MissingPackage("skip-gram needs gensim: pip install 'rnnfast[embeddings]'") from error
-    check_positive(dim=dim, window=window, epochs=epochs, lr=lr)
 
     class Progress(CallbackAny2Vec):
         epoch, total = 0, 0.0
