@@ -12,6 +12,7 @@ from lm_helpers import small_config
 from rnnfast import _ops, embeddings, lm
 from rnnfast.embeddings import Vectors, cooccurrences
 from rnnfast.embeddings.glove import Glove
+from rnnfast.embeddings.skipgram import _sentences
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,6 +219,18 @@ def test_skipgram():
     assert len(records) == 30 and records[-1]["loss"] < records[0]["loss"]
     again = embeddings.skipgram(TEXT, VOCAB, 10, epochs=30)
     assert np.array_equal(vectors.matrix, again.matrix)
+
+
+def test_long_lines_are_several_sentences():
+    """Gensim reads no more than 10,000 words of one."""
+    vocab = lm.Vocabulary.build("word", ["a b c"])
+    lines = ["a zebra b", "", " ".join("abc"[i * i % 3] for i in range(25_000)), "c " * 10_000]
+    found = _sentences("\n".join(lines), vocab)
+    assert [len(words) for words in found] == [3, 10_000, 10_000, 5_000, 10_000]
+    assert found[0] == ["a", "<unk>", "b"]
+    assert [*found[1], *found[2], *found[3]] == lines[2].split()
+    with pytest.raises(lm.UserError, match="no words"):
+        _sentences("\n \n", vocab)
 
 
 # ---- vectors and files

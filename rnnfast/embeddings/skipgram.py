@@ -11,6 +11,8 @@ from ..lm.errors import MissingPackage, UserError
 from ..lm.vocab import Vocabulary
 from .vectors import Vectors, check_positive, check_seed
 
+LONGEST = 10_000  # words of a sentence: gensim's MAX_WORDS_IN_BATCH
+
 
 def skipgram(
     text: str,
@@ -46,14 +48,8 @@ def skipgram(
                 progress({"epoch": self.epoch, "loss": total - self.total})
             self.total = total
 
-    known = set(vocab.tokens)
-    unk = vocab.tokens[vocab.unk]
-    sentences = [[w if w in known else unk for w in line.split()] for line in text.split("\n")]
-    sentences = [sentence for sentence in sentences if sentence]
-    if not sentences:
-        raise UserError("the text has no words")
     model = Word2Vec(
-        sentences,
+        _sentences(text, vocab),
         vector_size=dim,
         window=window,
         epochs=epochs,
@@ -68,3 +64,14 @@ def skipgram(
     )
     seen = [token for token in vocab.tokens if token in model.wv.key_to_index]
     return Vectors(seen, np.stack([model.wv[token] for token in seen]))
+
+
+def _sentences(text: str, vocab: Vocabulary) -> list[list[str]]:
+    """The words of each line; gensim leaves out what is longer, so that begins another sentence."""
+    known, unk, result = set(vocab.tokens), vocab.tokens[vocab.unk], []
+    for line in text.split("\n"):
+        words = [word if word in known else unk for word in line.split()]
+        result += [words[at : at + LONGEST] for at in range(0, len(words), LONGEST)]
+    if not result:
+        raise UserError("the text has no words")
+    return result
