@@ -254,9 +254,10 @@ def test_neighbours_and_analogies():
         Vectors(["a", "a"], np.ones((2, 2)))
 
 
+@pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("suffix", [".txt", ".vec", ".bin", ".safetensors"])
-def test_files(tmp_path, suffix):
-    matrix = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+def test_files(tmp_path, suffix, order):
+    matrix = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32, order)
     matrix[0, 0], matrix[1, 1] = 1e-38, -0.0
     vectors = Vectors(["a", "über", "\U0001f642"], matrix)
     path = tmp_path / f"v{suffix}"
@@ -328,6 +329,13 @@ def test_files_of_glove(tmp_path):
     assert loaded.tokens == ["the", ",", "3"]
     expected = np.array([[0.5, -1, 2e-3], [1, 2, 3], [4, 5, 6]], np.float32)
     assert np.array_equal(loaded.matrix, expected)
+    (tmp_path / "glove.txt").write_text("the 1 2 3\n. . . 4 5 6\n at name@domain.com 7 8 9 \n")
+    loaded = Vectors.load(tmp_path / "glove.txt")
+    assert loaded.tokens == ["the", ". . .", "at name@domain.com"]
+    assert np.array_equal(loaded.matrix, np.arange(1, 10).reshape(3, 3))
+    (tmp_path / "glove.txt").write_text("3 3\nthe 1 2 3\n. . . 4 5 6\na 7 8 9\n")
+    with pytest.raises(lm.UserError, match="has 5 numbers, not 3"):
+        Vectors.load(tmp_path / "glove.txt")
     (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2\n")
     with pytest.raises(lm.UserError, match="has 2 numbers, not 3"):
         Vectors.load(tmp_path / "glove.txt")

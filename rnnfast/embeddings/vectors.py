@@ -30,7 +30,7 @@ class Vectors:
     """
 
     def __init__(self, tokens: list[str], matrix: np.ndarray):
-        matrix = np.asarray(matrix, np.float32)
+        matrix = np.ascontiguousarray(matrix, np.float32)  # as safetensors needs it
         self.index = {token: i for i, token in enumerate(tokens)}
         if matrix.ndim != 2 or len(self.index) != len(tokens) or len(matrix) != len(tokens):
             raise UserError(
@@ -214,7 +214,8 @@ def _read_text(lines: Iterable[bytes]) -> tuple[list[str], np.ndarray]:
     for line in lines:
         if not line.strip():
             continue
-        word, *numbers = line.split()
+        # A word of GloVe's may have spaces in it, such as ". . ." of glove.840B.300d.
+        word, *numbers = line.split() if V is not None else line.strip().rsplit(None, D)
         if len(numbers) != D:
             raise ValueError(f"{word!r} has {len(numbers)} numbers, not {D}")
         tokens.append(word.decode())
