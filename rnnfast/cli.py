@@ -338,7 +338,7 @@ def join(args: argparse.Namespace, output: Output) -> int:
     parameters = sum(p.numel() for p in model.parameters())
     output.text.print(
         f"{config.cell} RNN, {config.nlayers} x {config.nhid} units, {parameters:,} parameters. "
-        f"Saved in {args.out}"
+        f"Saved in {escape(args.out)}"
     )
     output.json({"models": args.model, "nhid": config.nhid, "parameters": parameters})
     return 0

@@ -52,9 +52,10 @@ def test_command(tmp_path, capsys):
     folders = [str(tmp_path / str(i)) for i in range(2)]
     for folder, model in zip(folders, parts, strict=True):
         lm.save(model, small_config(nhid=model.rnn.hidden_size), folder)
-    out = str(tmp_path / "joined")
+    out = str(tmp_path / "joined[b] [")
     assert main(["join", *folders, "--out", out, "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["nhid"] == 49
+    printed, said = capsys.readouterr()
+    assert json.loads(printed)["nhid"] == 49 and f"Saved in {out}\n" in said
     loaded, expected = lm.load(out), lm.join(parts)
     assert np.array_equal(
         loaded.logprobs(loaded.vocab.encode("a1b2\n")),
