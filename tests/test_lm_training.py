@@ -124,7 +124,6 @@ def test_learning_rate_schedules(monkeypatch):
 
 def test_gradient_is_clipped_and_weights_decay_where_they_should():
     trainer = prepare(small_config(clip=1e-3), CORPUS)
-    trainer._clock = time.monotonic
     assert trainer.train_step().grad_norm > 1e-3  # as it was before clipping
     norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()])
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
@@ -141,7 +140,6 @@ def test_sgd_and_its_defaults():
     trainer = prepare(
         lm.Config.defaults("char", **{**SMALL, "optimizer": "sgd", "lr": 2.0, "epochs": 1}), CORPUS
     )
-    trainer._clock = time.monotonic
     before = storage.weights(trainer.model)
     rate = trainer.train_step().lr
     for name, p in trainer.model.named_parameters():
@@ -155,7 +153,6 @@ def test_sgd_and_its_defaults():
 def test_eps_is_adams(eps):
     """The first step of Adam (Kingma & Ba 2015, algorithm 1): lr g / (|g| + eps)."""
     trainer = prepare(small_config(epochs=1, eps=eps, weight_decay=0.0), CORPUS)
-    trainer._clock = time.monotonic
     before = storage.weights(trainer.model)
     rate = trainer.train_step().lr
     for name, p in trainer.model.named_parameters():
@@ -211,7 +208,6 @@ def test_accumulated_parts_are_the_whole_batch(kind):
     for parts in (1, 3, 4):
         trainer = prepare(small_config(accumulate=parts, dropout=0.0, **kind), CORPUS)
         trainer.model.double()
-        trainer._clock = time.monotonic
         losses = [trainer.train_step().loss for _ in range(7)]
         results.append((losses, storage.weights(trainer.model), trainer.hidden))
     for other in results[1:]:
@@ -226,7 +222,6 @@ def test_bf16_is_autocast(kind, level):
         text = PERIODIC if level == "char" else WORDS * 5
         config = small_config(level, bf16=bf16, dropout=0.0, nhid=16, emsize=16, **kind)
         trainer = prepare(config, lm.corpus.split(text))
-        trainer._clock = time.monotonic
         losses.append([trainer.train_step().loss for _ in range(20)])
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert losses[0] != losses[1]
@@ -241,12 +236,21 @@ def test_compiled_step_is_the_same(monkeypatch, kind):
     plain, compiled = (
         prepare(small_config(compile=on, dropout=0.0, **kind), CORPUS) for on in (False, True)
     )
-    for trainer in (plain, compiled):
-        trainer._clock = time.monotonic
     for _ in range(3):
         assert compiled.train_step().loss == pytest.approx(plain.train_step().loss, rel=1e-4)
     assert counter.frame_count > 0
     torch.compiler.reset()
+
+
+def test_steps_without_a_run_have_a_clock(tmp_path):
+    trainer = prepare(small_config(), CORPUS, storage.Folder(tmp_path / "model"))
+    first, second = trainer.train_step(), trainer.train_step()
+    assert 0 < first.seconds < second.seconds < 60
+    assert trainer.validate()["seconds"] > second.seconds
+    again = resume(tmp_path / "model", {}, CORPUS)
+    assert again.validate()["seconds"] > trainer.state.seconds
+    again.run()
+    assert again.report()["epochs"] == 2
 
 
 def test_time_budget_is_kept():

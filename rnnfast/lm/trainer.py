@@ -94,6 +94,7 @@ class Trainer:
         self.state = State(curve=[])
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
+        self._clock: Callable[[], float] | None = None  # of the run's seconds
         self._stop: int | None = None
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
@@ -110,8 +111,7 @@ class Trainer:
         Raises Interrupted after a signal (the model and a checkpoint are saved first) and
         UserError if the loss is not finite (the last good weights are kept).
         """
-        began = self._shared_time() - self.state.seconds
-        self._clock = lambda: self._shared_time() - began
+        self._start_clock()
         with self._signals():
             try:
                 while True:
@@ -138,6 +138,8 @@ class Trainer:
     def train_step(self) -> Step:
         """One chunk: forward, truncated back-propagation, clipping, update."""
         config, state = self.config, self.state
+        if self._clock is None:
+            self._start_clock()
         began = state.seconds
         chunk = state.step % len(self.lanes)
         if chunk == 0:
@@ -192,6 +194,8 @@ class Trainer:
     def validate(self) -> dict:
         """Evaluate on valid, keep the model if it is the best so far, and save a checkpoint."""
         state = self.state
+        if self._clock is None:
+            self._start_clock()
         began = state.seconds
         with self.average.in_place() if self.average else contextlib.nullcontext():
             loss = self._validation_loss()
@@ -323,6 +327,10 @@ class Trainer:
         for number, count in zip(SIGNALS, seen, strict=True):
             if count:
                 raise Interrupted(number)
+
+    def _start_clock(self) -> None:
+        began = self._shared_time() - self.state.seconds
+        self._clock = lambda: self._shared_time() - began
 
     def _shared_time(self) -> float:
         """The clock of rank 0."""
