@@ -454,6 +454,8 @@ def test_what_is_wrong_with_a_folder(classifier, tmp_path):
     broken("vocab.json", edit("tables", [[1]]))
     with pytest.raises(UserError, match="there is no model folder"):
         tasks.load(tmp_path / "none")
+    with pytest.raises(UserError, match="device 'gpu' is not available"):
+        tasks.load(good, "gpu")
     (good / "config.json").write_text('{"format": 1, "config": {}}')
     with pytest.raises(UserError, match="holds no classifier"):
         tasks.load(good)
@@ -480,6 +482,7 @@ def test_what_is_wrong_with_a_folder(classifier, tmp_path):
         ({"class_weight": {"zz": 1}}, TEXTS, ORDER, "class_weight must"),
         ({"class_weight": "even"}, TEXTS, ORDER, "class_weight must"),
         ({"patience": 1}, ["a"], ["x"], "at least 2"),
+        ({"device": "gpu"}, TEXTS, ORDER, "device 'gpu' is not available"),
     ],
 )
 def test_bad_input_names_the_argument(settings, X, y, message):

@@ -19,6 +19,7 @@ from ..embeddings import Vectors
 from ..lm.errors import UserError
 from ..lm.files import write_atomic
 from ..lm.optim import parameter_groups
+from ..lm.runs import set_up
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
 from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
@@ -174,6 +175,7 @@ class SequenceEstimator:
         Raises UserError (a ValueError) that names the argument for what cannot be used.
         """
         self._check()
+        set_up(self.device, None)
         self._networks = None  # what is left of a training that fails fits no other
         X, y = self._pairs(X, y, "X", "y")
         vectors = None if self.embeddings is None else self._vectors(X)
@@ -465,6 +467,7 @@ class SequenceEstimator:
         other files, or is another class than this one.
         """
         path = Path(path)
+        set_up(device, None)
         if not path.is_dir():
             raise UserError(f"there is no model folder {path}: give one that save made")
         settings = read_json(path / CONFIG)
