@@ -35,7 +35,7 @@ from .lm.evaluate import bits, perplexity
 from .lm.files import check_writable, write_atomic
 from .lm.runs import prepare, resume, set_up
 from .lm.storage import Folder
-from .lm.text import parts
+from .lm.text import parts, standard_input
 from .tasks import cli as tasks
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
@@ -399,7 +399,7 @@ def complete(args: argparse.Namespace, output: Output) -> int:
 
 
 def _completions(model, top_k: int, output: Output) -> Iterator[dict]:
-    typed = sys.stdin.isatty()
+    typed = standard_input().isatty()
     for text in _lines("" if output.target == "-" else "> "):
         try:
             best = model.complete(text, top_k)

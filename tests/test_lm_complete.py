@@ -138,3 +138,10 @@ def test_sentences_are_ranked(kind, capsys):
     ranking = capsys.readouterr().out.split("the most probable first")[1]
     places = [ranking.index(result["text"]) for result in results]
     assert places == sorted(places)
+
+
+def test_closed_standard_input(arpa, monkeypatch, rnnfast):
+    monkeypatch.setattr(sys, "stdin", None)
+    for argv in (["complete", "m"], ["eval", "m", "--data", "-"]):
+        status, out, err = rnnfast(*argv)
+        assert (status, out) == (2, "") and "standard input is closed" in err

@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from .errors import MissingPackage, UserError
 from .files import is_model, writing
@@ -101,6 +101,13 @@ def parts(text: str | Text) -> Iterator[str]:
         yield kept
 
 
+def standard_input() -> TextIO:
+    """Raises UserError where it is closed, as `<&-` does."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give it a text, or name a file")
+    return sys.stdin
+
+
 def is_pipe(path: str | Path) -> bool:
     """Whether a text can be read once alone."""
     return str(path) == STDIN or Path(path).is_fifo()
@@ -113,7 +120,7 @@ def _reader(path: str | Path) -> Callable[[], Iterator[str]]:
         # Closed, and gone, when nobody reads it any more.
         file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
         with writing(tempfile.gettempdir()), contextlib.ExitStack() as stack:
-            pipe = sys.stdin.buffer if stdin else stack.enter_context(open(path, "rb"))
+            pipe = standard_input().buffer if stdin else stack.enter_context(open(path, "rb"))
             shutil.copyfileobj(pipe, file)
         name = "standard input" if stdin else str(path)
         empty = f"{name} is empty: give text, and - for one text alone"
