@@ -176,6 +176,8 @@ def _trainer(args: argparse.Namespace):
             raise lm.UserError("--resume goes on in its own folder: leave --out and --overwrite")
         if args.embeddings:
             raise lm.UserError("--resume goes on with the embeddings it has: leave --embeddings")
+        if args.vocab:
+            raise lm.UserError("--resume goes on with the vocabulary it has: leave --vocab")
         corpus = lm.corpus.read(*paths) if given else None
         return resume(args.resume, changes, corpus)
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -441,6 +441,10 @@ BAD_INPUT = {
     "out is a model": ([*TRAIN, "--data", "text", "--out", "model"], "--resume model to go on"),
     "resume nowhere": (["train", "--resume", "nowhere"], "no model folder"),
     "resume and out": (["train", "--resume", "model", "--out", "x"], "--resume"),
+    "resume and vocab": (
+        ["train", "--resume", "model", "--epochs", "3", "--vocab", "nowhere"],
+        "goes on with the vocabulary it has: leave --vocab",
+    ),
     "resume, settings": (
         ["train", "--resume", "model", "--epochs", "3", "--bptt", "11"],
         "--bptt 11 was asked for but the checkpoint in model has 10",
