@@ -9,7 +9,7 @@ import torch
 from lm_helpers import DATA
 from torch import nn
 
-from rnnfast import tasks
+from rnnfast import lm, tasks
 from rnnfast.embeddings import Vectors
 from rnnfast.lm import UserError
 from rnnfast.tasks import SequenceClassifier, SequenceRegressor, SequenceTagger
@@ -452,6 +452,8 @@ def test_what_is_wrong_with_a_folder(classifier, tmp_path):
     broken("config.json", edit("targets", {}))
     broken("vocab.json", edit("tables", [["", "a"]]))
     broken("vocab.json", edit("tables", [[1]]))
+    with pytest.raises(UserError, match="holds a SequenceClassifier, not a language model"):
+        lm.load(good)
     with pytest.raises(UserError, match="there is no model folder"):
         tasks.load(tmp_path / "none")
     with pytest.raises(UserError, match="device 'gpu' is not available"):

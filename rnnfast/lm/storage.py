@@ -233,6 +233,11 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
             f"there is no model folder {path}: give one that rnnfast train made, or an ARPA file"
         )
     settings = read_json(path / CONFIG)
+    if isinstance(settings, dict) and "estimator" in settings:
+        raise UserError(
+            f"{path} holds a {settings['estimator']}, not a language model: give a folder that "
+            "rnnfast train made"
+        )
     try:
         if settings["format"] != FORMAT:
             raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
