@@ -90,7 +90,7 @@ class LanguageModel:
     ) -> np.ndarray:
         """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of all tokens, float64 (n,), nats.
 
-        `on_chunk` is called with the number of tokens done since its last call.
+        `on_chunk` is called with the number of tokens done so far.
         """
         raise NotImplementedError
 
