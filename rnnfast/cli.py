@@ -276,10 +276,10 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
     sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
     output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
     if test is not None:
-        output.text.print(
-            "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}, "
-            "{perplexity_without_oov:.6g} without <unk>".format(**report)
-        )
+        line = "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}"
+        if report["perplexity_without_oov"] is not None:
+            line += ", {perplexity_without_oov:.6g} without <unk>"
+        output.text.print(line.format(**report))
         output.text.print(BY_UNIT_LINE.format(**report))
     if args.arpa:
         output.text.print(escape(f"saved in {args.arpa}; more text: rnnfast generate {args.arpa}"))
@@ -294,7 +294,8 @@ def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
     ids = model.vocab.encode_stream(test)
     each, known = model.logprobs(ids), ids != model.vocab.unk
     whole = lm.Evaluation(len(ids), float(-each.mean()))
-    values = (len(ids), int((~known).sum()), whole.perplexity, perplexity(-each[known].mean()))
+    without = perplexity(-each[known].mean()) if known.any() else None
+    values = (len(ids), int((~known).sum()), whole.perplexity, without)
     return dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 

@@ -272,6 +272,17 @@ def test_ngram(rnnfast):
     assert f"{report['perplexity']:.6g}" in out and f"{report['seconds']:.2f} s" in out
 
 
+@pytest.mark.filterwarnings("error")
+def test_ngram_of_a_test_text_of_nothing_known(rnnfast):
+    Path("test").write_text("zzz")
+    argv = ("ngram", "--train", "text", "--test", "test", "--level", "char", "--json", "r")
+    status, out, _ = rnnfast(*argv)
+    report = json.loads(Path("r").read_text())
+    assert status == 0 and (report["test_tokens"], report["oov"]) == (3, 3)
+    assert report["perplexity_without_oov"] is None
+    assert f"3 of them <unk>; perplexity {report['perplexity']:.6g}\n" in out
+
+
 def test_ngram_options(rnnfast):
     Path("test").write_text("a1b1z\n")
     model = ("ngram", "--train", "text", "--test", "test", "--level", "char", "--json", "-")
