@@ -31,8 +31,10 @@ __global__ void __launch_bounds__(kThreads) cluster_barrier(uint32_t*, long long
   *clocks = clock64() - begin;
 }
 
-// With what a step hands on: each thread stores 4 bytes to every block.
-__global__ void __launch_bounds__(kThreads) cluster_exchange(uint32_t*, long long* clocks) {
+// With what a step hands on: each thread stores 4 bytes to every block. And with what it writes: 4
+// bytes of global memory, which the barrier waits for, its release being a fence of the whole GPU.
+template <bool Output>
+__global__ void __launch_bounds__(kThreads) cluster_exchange(uint32_t* out, long long* clocks) {
   uint32_t* const mine = reinterpret_cast<uint32_t*>(device::shared_memory());
   int ranks;
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
@@ -42,6 +44,9 @@ __global__ void __launch_bounds__(kThreads) cluster_exchange(uint32_t*, long lon
   for (uint32_t i = 0; i < kRounds; ++i) {
     for (int rank = 0; rank < ranks; ++rank) {
       device::store_remote(mine + (i % 2) * kThreads + threadIdx.x, rank, i);
+    }
+    if constexpr (Output) {
+      out[blockIdx.x * kThreads + threadIdx.x] = i;
     }
     device::cluster_arrive();
     device::cluster_wait();
@@ -67,9 +72,10 @@ __global__ void __launch_bounds__(kThreads) grid_flags(uint32_t* flags, long lon
 }
 
 void measured(const char* name, void (*kernel)(uint32_t*, long long*), device::Launch how) {
-  uint32_t* flags;
+  const size_t size = how.blocks * kThreads * sizeof(uint32_t);
+  uint32_t* words;
   long long *clocks, cycles;
-  device::check(cudaMalloc(&flags, how.blocks * sizeof *flags), name);
+  device::check(cudaMalloc(&words, size), name);
   device::check(cudaMalloc(&clocks, sizeof *clocks), name);
   cudaEvent_t begin, end;
   device::check(cudaEventCreate(&begin), name);
@@ -77,9 +83,9 @@ void measured(const char* name, void (*kernel)(uint32_t*, long long*), device::L
   std::vector<float> times;
   device::allow(name, kernel, how);
   for (int i = 0; i < 7; ++i) {
-    device::check(cudaMemset(flags, 0, how.blocks * sizeof *flags), name);
+    device::check(cudaMemset(words, 0, size), name);
     device::check(cudaEventRecord(begin), name);
-    device::launch(name, kernel, kThreads, how, flags, clocks);
+    device::launch(name, kernel, kThreads, how, words, clocks);
     device::check(cudaEventRecord(end), name);
     device::check(cudaEventSynchronize(end), name);
     float milliseconds;
@@ -91,7 +97,7 @@ void measured(const char* name, void (*kernel)(uint32_t*, long long*), device::L
   std::printf("%s %d blocks: %.0f ns, %.0f clocks\n", name,
               how.cluster > 1 ? how.cluster : how.blocks, times[times.size() / 2] * 1e6 / kRounds,
               double(cycles) / kRounds);
-  cudaFree(flags), cudaFree(clocks);
+  cudaFree(words), cudaFree(clocks);
 }
 
 // One that the device cannot do says so, and the others follow.
@@ -112,7 +118,8 @@ int main() {
     for (int size = 2; size <= machine.cluster; size *= 2) {
       const size_t shared = 2 * kThreads * sizeof(uint32_t);
       measure("cluster barrier", cluster_barrier, {size, size, false, shared, nullptr});
-      measure("cluster exchange", cluster_exchange, {size, size, false, shared, nullptr});
+      measure("cluster exchange", cluster_exchange<false>, {size, size, false, shared, nullptr});
+      measure("exchange, output", cluster_exchange<true>, {size, size, false, shared, nullptr});
       const device::Launch how{size, size, false, size_t(machine.shared), nullptr};
       std::printf("clusters of %d that run at the same time: %d\n", size,
                   device::active_clusters(cluster_barrier, kThreads, how));

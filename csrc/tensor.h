@@ -131,6 +131,7 @@ public:
 
   explicit operator bool() const { return exists_; }
   dlpack::DataType type() const { return tensor_.dtype; }
+  int32_t device_id() const { return tensor_.device_id; }
   int64_t dim() const { return tensor_.ndim; }
   int64_t size(int64_t i) const { return tensor_.shape[i < 0 ? i + tensor_.ndim : i]; }
   int64_t stride(int64_t i) const { return tensor_.strides[i < 0 ? i + tensor_.ndim : i]; }

@@ -382,6 +382,17 @@ def test_other_than_the_current_device(cuda_kernel):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_operator_refuses_tensors_of_two_devices(cuda_kernel):
+    data = rule.make(Case(20, 5, 16, 128), "cuda:0")
+    weights = [w.detach() for w in data.weights]
+    weights[1] = weights[1].to("cuda:1")
+    with pytest.raises(RuntimeError, match="must be on cuda:1 like the rest, got cuda:0"):
+        torch.ops.rnnfast.rnn(
+            data.input.detach(), None, weights, None, 1, False, False, True, False
+        )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_data_parallel_on_two_gpus(cuda_kernel):
     """The replicas run at the same time, each in a thread of its own."""
 

@@ -77,8 +77,15 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
       T, B, H, int(directions.size()), backward, relu, precision_of(precision), nullptr};
   const Dtype dtype = stored(shape.precision);
   const Dtype sums = dtype == Dtype::kFloat64 ? dtype : Dtype::kFloat32;
-  const auto tensor = [](const char* name, py::handle object) {
-    return Tensor(name, object, dlpack::kCuda);
+  int32_t device = -1; // the same for all
+  const auto tensor = [&](const char* name, py::handle object) {
+    const Tensor t(name, object, dlpack::kCuda);
+    if (t && device >= 0 && t.device_id() != device) {
+      throw std::runtime_error(std::string(name) + " must be on cuda:" + std::to_string(device) +
+                               " like the rest, got cuda:" + std::to_string(t.device_id()));
+    }
+    device = t ? t.device_id() : device;
+    return t;
   };
   const Tensor starts = tensor("starts", starts_);
   cuda::Problem problem = shape;

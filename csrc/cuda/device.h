@@ -242,10 +242,11 @@ template <class Kernel> int active_clusters(Kernel* kernel, int threads, const L
     return found->second;
   }
   int clusters = 0;
-  allow("cluster kernel", kernel, how);
-  const Config config(how, threads);
-  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config.config) != cudaSuccess) {
-    cudaGetLastError();
+  try {
+    allow("cluster kernel", kernel, how);
+    const Config config(how, threads);
+    check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config.config), "cluster kernel");
+  } catch (const Error&) {
     clusters = 0;
   }
   return known[key] = clusters;
