@@ -2,7 +2,15 @@
 
 import torch  # first: its OpenMP runtime is the one our kernels then share
 
-from . import _C, _ops_cuda, functional, reference
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled part of rnnfast in {__path__[0]} is missing, or does not load ({error}). If "
+        "that is the source, and not where rnnfast is installed: leave that folder, or pip "
+        "install -e ."
+    ) from error
+from . import _ops_cuda, functional, reference
 from ._version import __version__
 from .nn import FastRNN, FastRNNCell, accelerate
 

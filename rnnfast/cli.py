@@ -54,6 +54,8 @@ SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit status."""
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character of the text must not end the program.
         with contextlib.suppress(AttributeError):

@@ -140,6 +140,11 @@ def test_sentences_are_ranked(kind, capsys):
     assert places == sorted(places)
 
 
+def test_closed_standard_output(arpa, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["score", "m", "the cat"]) == 0
+
+
 def test_closed_standard_input(arpa, monkeypatch, rnnfast):
     monkeypatch.setattr(sys, "stdin", None)
     for argv in (["complete", "m"], ["eval", "m", "--data", "-"]):

@@ -283,6 +283,29 @@ def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
     assert lm.load(tmp_path / "model").evaluate(CORPUS.valid).loss == trainer.state.best_loss
 
 
+@pytest.mark.parametrize("clip, advice", [(0.5, "or --clip"), (0.0, "or set --clip")])
+def test_weights_of_a_loss_that_is_not_finite_are_not_saved(tmp_path, clip, advice):
+    trainer = prepare(small_config(clip=clip), CORPUS, storage.Folder(tmp_path / "model"))
+
+    def poison(step):
+        with torch.no_grad():
+            trainer.model.decoder.bias.fill_(math.nan)
+
+    with pytest.raises(lm.UserError, match=rf"at step 1: lower --lr {advice}; there was no good"):
+        trainer.run(on_step=poison)
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_of_a_gradient_that_is_not_finite_are_saved(tmp_path):
+    """The loss that they gave was finite."""
+    trainer = prepare(small_config(), CORPUS, storage.Folder(tmp_path / "model"))
+    with torch.no_grad():
+        trainer.model.decoder.bias.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(lm.UserError, match=r"gradient is not finite .* the last good weights are"):
+        trainer.run()
+    assert math.isfinite(lm.load(tmp_path / "model").evaluate(CORPUS.valid).loss)
+
+
 def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
     model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
     with pytest.raises(lm.UserError, match=r"as it was"):

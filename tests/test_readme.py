@@ -1,6 +1,9 @@
-"""What README.md claims by the name of a test."""
+"""What README.md claims by the name of a test, and what a checkout says that is not installed."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,3 +21,14 @@ def test_every_line_of_the_table_names_a_test_that_exists():
             file = other or file
             source = (ROOT / "tests" / file).read_text()
             assert f"def {name}(" in source, f"{file} has no {name}"
+
+
+def test_source_without_the_compiled_part_says_so(tmp_path):
+    shutil.copytree(ROOT / "rnnfast", tmp_path / "rnnfast", ignore=shutil.ignore_patterns("*.so"))
+    finders = "[f for f in sys.meta_path if 'ditable' not in str(f)]"  # would find it elsewhere
+    code = f"import sys; sys.meta_path = {finders}; import rnnfast"
+    argv = [sys.executable, "-c", code]
+    run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    assert run.returncode == 1 and last.startswith("ImportError: the compiled part of rnnfast in")
+    assert str(tmp_path) in last and "pip install -e ." in last

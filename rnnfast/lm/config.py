@@ -156,7 +156,8 @@ class Config:
             raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:
             raise UserError(
-                f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}"
+                f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
+                "give both, or not tied"
             )
 
     def _require(self, name, holds, what):

@@ -19,6 +19,7 @@ from .config import Config
 from .distributed import Ranks
 from .errors import Interrupted, UserError
 from .evaluate import evaluate
+from .files import WEIGHTS
 from .model import NeuralLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .report import baselines, report
@@ -310,15 +311,20 @@ class Trainer:
     def _diverged(self, what: str) -> None:
         kept = ""
         if self.folder is not None:
-            kept = f"; the last good weights are in {self.folder.final}"
-            if self.folder.path != self.folder.final:
-                self.folder.discard()
-                kept = f"; the model in {self.folder.final} is as it was"
-            elif self.best is None:
-                # No update with a gradient that is not finite was made: these are still good.
+            replaces = self.folder.path != self.folder.final
+            if what == "gradient" and self.best is None and not replaces:
+                # They gave a finite loss, and no update with this gradient was made.
                 self.folder.write_weights(weights(self.model))
+            self.folder.discard()  # if no weights were written
+            if replaces:
+                kept = f"; the model in {self.folder.final} is as it was"
+            elif (self.folder.final / WEIGHTS).exists():
+                kept = f"; the last good weights are in {self.folder.final}"
+            else:
+                kept = "; there was no good model to save yet"
+        clip = "or --clip" if self.config.clip else "or set --clip"
         raise UserError(
-            f"the {what} is not finite at step {self.state.step}: lower --lr or --clip{kept}"
+            f"the {what} is not finite at step {self.state.step}: lower --lr {clip}{kept}"
         )
 
     def _heed_signals(self) -> None:

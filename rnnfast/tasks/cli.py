@@ -21,7 +21,8 @@ def register(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands; `command(name, run, about)` makes the parser of one."""
     sub = command("classify", classify, "Train or use a classifier of texts (an RNN encoder).")
     labelled = "lines of label<TAB>text, or one file a class with a text a line"
-    text = _data_arguments(sub, labelled, "a text a line, to classify", "+")
+    unlabelled = "a text a line, to classify; empty lines are left out"
+    text = _data_arguments(sub, labelled, unlabelled, "+")
     text.add_argument("--folds", type=int, metavar="N", help="cross-validate on --train instead")
     group = _setting_arguments(sub, SequenceClassifier)
     group.add_argument("--pooling", choices=POOLINGS, help=_default(SequenceClassifier, "pooling"))
