@@ -450,7 +450,7 @@ BAD_INPUT = {
         "notes.txt",
     ),
     "out is a model": ([*TRAIN, "--data", "text", "--out", "model"], "--resume model to go on"),
-    "resume nowhere": (["train", "--resume", "nowhere"], "no model folder"),
+    "resume nowhere": (["train", "--resume", "nowhere"], "give one that rnnfast train made"),
     "resume and out": (["train", "--resume", "model", "--out", "x"], "--resume"),
     "resume and vocab": (
         ["train", "--resume", "model", "--epochs", "3", "--vocab", "nowhere"],
@@ -464,7 +464,7 @@ BAD_INPUT = {
         ["train", "--resume", "model", "--epochs", "3", "--data", "longer"],
         "not the one",
     ),
-    "eval nowhere": (["eval", "nowhere", "--data", "text"], "no model folder"),
+    "eval nowhere": (["eval", "nowhere", "--data", "text"], "there is no model nowhere"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
     "mixture": (["eval", "model", "model", "--data", "text"], "--tune TEXT is for a mixture"),

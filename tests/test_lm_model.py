@@ -485,6 +485,12 @@ def test_save_and_load(tmp_path, changes):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_device_that_is_not_there(tmp_path):
+    lm.save(small_model(), small_config(), tmp_path / "model")
+    with pytest.raises(lm.UserError, match="device 'warp' is not available"):
+        lm.load(tmp_path / "model", "warp")
+
+
 def test_models_of_the_first_release_load(tmp_path):
     """Their `cell` was called `nonlinearity`, and there were fewer settings."""
     model = small_model(cell="relu", nlayers=2)

@@ -1,5 +1,6 @@
 """Training: it learns, it can be stopped and resumed bit for bit, and it never loses a model."""
 
+import errno
 import json
 import math
 import os
@@ -247,6 +248,7 @@ def test_steps_without_a_run_have_a_clock(tmp_path):
     first, second = trainer.train_step(), trainer.train_step()
     assert 0 < first.seconds < second.seconds < 600
     assert trainer.validate()["seconds"] > second.seconds
+    trainer.folder.close()
     again = resume(tmp_path / "model", {}, CORPUS)
     assert again.validate()["seconds"] > trainer.state.seconds
     again.run()
@@ -518,7 +520,7 @@ def test_a_link_stays_one(tmp_path):
 
 
 def test_what_is_no_file_is_written_to(tmp_path):
-    """A pipe with a name, a link to it, and what the shell calls /dev/fd/N."""
+    """A pipe with a name, a link to it, and what the shell calls /dev/fd/N, be it a file."""
     fifo, link = tmp_path / "fifo", tmp_path / "link"
     os.mkfifo(fifo)
     link.symlink_to("fifo")
@@ -529,7 +531,11 @@ def test_what_is_no_file_is_written_to(tmp_path):
         write_atomic(path, (part for part in (b"some ", b"text")))
         assert os.read(end, 99) == b"some text"
     assert fifo.is_fifo() and link.is_symlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "link"]
+    with open(tmp_path / "file", "wb", buffering=0) as file:
+        file.write(b"before, ")
+        write_atomic(f"/dev/fd/{file.fileno()}", b"some text")
+    assert (tmp_path / "file").read_bytes() == b"before, some text"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "file", "link"]
     for end in (reader, *ends):
         os.close(end)
     with pytest.raises(lm.UserError, match=r"cannot write .*: give --json a file"):
@@ -633,6 +639,59 @@ def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path, replaced):
+    """Whether another asks for it anew, to replace it or to go on with it; another process too."""
+    path = tmp_path / "model"
+    if replaced:
+        lm.save(small_model(), small_config(), path)
+    trainer = prepare(small_config(epochs=2), CORPUS, storage.Folder(path, replaced))
+    refused = pytest.raises(lm.UserError, match=r"another run is writing to .*model")
+
+    def meanwhile(_):
+        before = {file: file.read_bytes() for file in path.iterdir()}
+        for overwrite in (False, True):
+            with refused:
+                storage.Folder(path, overwrite)
+        if storage.CHECKPOINT in os.listdir(path):
+            with refused:
+                resume(path, {}, CORPUS)
+            argv = [sys.executable, "-m", "rnnfast", "train", "--resume", str(path)]
+            other = subprocess.run(argv, capture_output=True, text=True, check=False)
+            assert other.returncode == 2 and "another run is writing" in other.stderr
+        assert before == {file: file.read_bytes() for file in path.iterdir()}
+
+    trainer.run(on_validation=meanwhile)
+    with pytest.raises(lm.UserError, match="is finished"):  # nobody writes there any more
+        resume(path, {}, CORPUS)
+    resume(path, {"epochs": 3}, CORPUS).run()
+
+
+def test_a_folder_is_free_when_nobody_writes(tmp_path):
+    path = tmp_path / "model"
+    first = storage.Folder(path)
+    del first
+    with pytest.raises(lm.UserError, match="empty") as kept:  # and with it the frames
+        prepare(small_config(), lm.Corpus(PERIODIC, ""), storage.Folder(path))
+    for overwrite in (False, True):
+        lm.save(small_model(), small_config(), path, overwrite)
+    (path / "notes").touch()
+    with pytest.raises(lm.UserError, match="not a model's") as other:
+        storage.Folder(path, True)
+    (path / "notes").unlink()
+    lm.save(small_model(), small_config(), path, overwrite=True)
+    assert [kept.type, other.type] == 2 * [lm.UserError]
+
+
+def test_a_folder_without_locks_is_written_to(tmp_path, monkeypatch):
+    def unknown(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("rnnfast.lm.storage.fcntl.flock", unknown)
+    for overwrite in (False, True):
+        lm.save(small_model(), small_config(), tmp_path / "model", overwrite)
+
+
 def test_a_model_is_replaced_through_a_link_and_keeps_its_mode(tmp_path):
     (tmp_path / "link").symlink_to("model")
     lm.save(small_model(), small_config(), tmp_path / "link")  # makes what it points to
@@ -659,9 +718,11 @@ def test_an_old_model_is_put_back_if_the_new_one_cannot_take_its_name(tmp_path, 
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(lm.UserError, match=r"cannot write .*model: Input/output error"):
-        lm.save(small_model(seed=1), small_config(), tmp_path / "model", overwrite=True)
+    new = small_model(seed=1)
+    with pytest.raises(lm.UserError, match=r"cannot write .*model: Input/output error; ") as error:
+        lm.save(new, small_config(), tmp_path / "model", overwrite=True)
     assert same_weights(old, lm.load(tmp_path / "model"))
+    assert same_weights(new, lm.load(str(error.value).rpartition(" is in ")[2]))
 
 
 def test_word_level_trains_and_saves(tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from .. import _ops
-from ..lm.errors import UserError
+from ..lm.errors import UserError, check_seed
 from ..lm.vocab import Vocabulary
 from .cooccurrence import cooccurrences
-from .vectors import Vectors, check_positive, check_seed
+from .vectors import Vectors, check_positive
 
 ALPHA = 0.75  # f(x) = min(1, x / x_max)^alpha
 BLOCK_BYTES = 1 << 19  # of vectors: half of a common L2
@@ -41,7 +41,7 @@ class Glove:
         seed: int = 1,
     ):
         check_positive(dim=dim, lr=lr, x_max=x_max)
-        check_seed(seed, 2**63)
+        check_seed(seed)
         if not len(x):
             raise UserError("there are no words near one another: give more text")
         self.lr = lr

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..lm.errors import MissingPackage, UserError
+from ..lm.errors import MissingPackage, UserError, check_seed
 from ..lm.vocab import Vocabulary
-from .vectors import Vectors, check_positive, check_seed
+from .vectors import Vectors, check_positive
 
 LONGEST = 10_000  # words of a sentence: gensim's MAX_WORDS_IN_BATCH
 

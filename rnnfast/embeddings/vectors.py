@@ -173,12 +173,6 @@ def check_positive(**settings: float) -> None:
             raise UserError(f"{name} must be positive, not {value}")
 
 
-def check_seed(seed: int, end: int) -> None:
-    """Raise UserError for one that is not in [0, end)."""
-    if not 0 <= seed < end:
-        raise UserError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")
-
-
 def check_suffix(path: str | Path) -> str:
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:

@@ -1,3 +1,8 @@
+"""What goes wrong for reasons that the user can mend, and the checks of what everybody takes."""
+
+import torch
+
+
 class UserError(ValueError):
     """What the user can mend: the message is one line and says what to do about it.
 
@@ -15,3 +20,17 @@ class Interrupted(Exception):
     def __init__(self, signum: int):
         super().__init__(f"interrupted by signal {signum}")
         self.signum = signum
+
+
+def check_seed(seed: int, end: int = 2**63) -> None:
+    """Raise UserError for a seed that is not in [0, `end`), a power of two."""
+    if not 0 <= seed < end:
+        raise UserError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")
+
+
+def check_device(device: str) -> None:
+    """Raise UserError for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here: use --device cpu") from error

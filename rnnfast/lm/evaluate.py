@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from .vocab import Vocabulary
@@ -203,8 +203,8 @@ def generate(
         raise UserError(f"top-k must be at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top-p must be more than 0 and at most 1, not {top_p}")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UserError(f"seed must be in [0, 2**63), not {seed}")
+    if seed is not None:
+        check_seed(seed)
     vocab = model.vocab
     ids = vocab.encode(prompt)
     sampler, block = model.sampler(

@@ -25,12 +25,12 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
 
     The data, all at once or in pieces, goes to a temporary name beside it, to the disk (fsync),
     and is then renamed. A link stays one to the new file. What is there and no regular file, such
-    as a pipe or a device, is written to.
+    as a pipe or a device, is written to, and so is where standard output goes.
     """
     pieces = [data] if isinstance(data, bytes) else data
     with writing(path):
         if _is_special(path):
-            with open(path, "wb") as file:
+            with open(path, "ab") as file:  # after what is there if /dev/stdout is a file
                 file.writelines(pieces)
             return
         target = Path(os.path.realpath(path))
@@ -56,7 +56,8 @@ def check_writable(path: str | Path, option: str) -> None:
 
 def _is_special(path: str | Path) -> bool:
     """Whether it is there, links followed, and no regular file, which alone can be replaced."""
-    return os.path.exists(path) and not os.path.isfile(path)
+    is_descriptor = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return os.path.exists(path) and (is_descriptor or not os.path.isfile(path))
 
 
 @contextlib.contextmanager

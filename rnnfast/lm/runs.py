@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from .batches import memory_map
 from .config import CHAR, Config
 from .corpus import Corpus, read
 from .distributed import rank
-from .errors import UserError
+from .errors import UserError, check_device
 from .model import NeuralLM, build
 from .storage import Folder, load, read_checkpoint, read_settings, weights
 from .text import Text, parts
@@ -71,32 +72,37 @@ def resume(
     set_up(changed.device, changed.threads)
     if changed.tensorboard:
         board.check()
-    best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
-    tensors, state = read_checkpoint(path)
-    corpus = corpus or _reread(path, about)
-    if corpus.fingerprint() != about.get("sha256"):
-        raise UserError(
-            f"the text is not the one the run in {path} began with: give that one, or start anew"
-        )
     folder = None if rank() else Folder(path, resume=True)
-    streams = _streams(vocab, corpus, folder)
-    trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
-    try:
-        trainer.restore(tensors, state, best)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
-        ) from error
-    if trainer.finished and trainer.state.step == trainer.state.validated_step:
-        if finished:
-            return trainer
-        raise UserError(
-            f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
-            f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
-        )
-    if folder is not None:
-        folder.write_settings(changed, vocab, _about(corpus))
-        folder.cut_log(trainer.state.step, trainer.state.validated_step)
+    with contextlib.ExitStack() as unless_it_goes_on:
+        if folder is not None:
+            unless_it_goes_on.callback(folder.close)
+        best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
+        tensors, state = read_checkpoint(path)
+        corpus = corpus or _reread(path, about)
+        if corpus.fingerprint() != about.get("sha256"):
+            raise UserError(
+                f"the text is not the one the run in {path} began with: give that one, or start "
+                "anew"
+            )
+        streams = _streams(vocab, corpus, folder)
+        trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
+        try:
+            trainer.restore(tensors, state, best)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
+            ) from error
+        if trainer.finished and trainer.state.step == trainer.state.validated_step:
+            if finished:
+                return trainer
+            raise UserError(
+                f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
+                f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
+            )
+        if folder is not None:
+            folder.write_settings(changed, vocab, _about(corpus))
+            folder.cut_log(trainer.state.step, trainer.state.validated_step)
+        unless_it_goes_on.pop_all()
     return trainer
 
 
@@ -123,10 +129,7 @@ def _streams(vocab: Vocabulary, corpus: Corpus, folder: Folder | None) -> tuple:
 
 def set_up(device: str, threads: int | None) -> None:
     """Set torch's number of threads. Raises UserError for a device that is not there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} is not available here: use --device cpu") from error
+    check_device(device)
     if threads is not None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")

@@ -12,10 +12,12 @@ tensorboard             the same numbers for TensorBoard, on request
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from .._version import __version__
 from . import arpa
 from .board import Board
 from .config import Config
-from .errors import MissingPackage, UserError
+from .errors import MissingPackage, UserError, check_device
 from .files import CONFIG, VOCAB, WEIGHTS, sync, write_atomic, writing
 from .model import NeuralLM, build
 from .ngram import NgramLM
@@ -49,30 +51,40 @@ class Folder:
     With `overwrite` the run is written beside the old model and takes its name at the first
     `publish`, when it has a model to show; until then the old one stays as it is. A link stays one,
     to the new folder, which has the old one's mode. Raises UserError if `path` holds anything but a
-    model, or a model and `overwrite` is false.
+    model, a model and `overwrite` is false, or if another run, of any process, is writing there: it
+    has the folder locked until `close`.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
         self.path = self.final = Path(path)
         self._real = Path(os.path.realpath(path))  # is renamed; messages have the name given
         self._board: Board | None = None
-        if resume:
-            for entry in self.path.iterdir():
-                if _is_temporary(entry.name):  # of a run that was killed while it wrote
-                    entry.unlink(missing_ok=True)
-            return
-        with writing(self.final):
-            if self.final.exists():
+        self._locks: list[int] = []  # descriptors of folders
+        weakref.finalize(self, _unlock, self._locks)
+        try:
+            if resume:
+                self.lock()
+                for entry in self.path.iterdir():
+                    if _is_temporary(entry.name):  # of a run that was killed while it wrote
+                        entry.unlink(missing_ok=True)
+                return
+            with writing(self.final):
+                if not self.final.exists():
+                    self._real.mkdir(parents=True, exist_ok=True)
+                elif not self.final.is_dir():
+                    raise UserError(f"{self.final} is a file: give --out another name")
+                self.lock()
                 self._check_replaceable(overwrite)
-            if (self.final / WEIGHTS).exists():
-                self.path = self._beside()
-            else:
-                self._real.mkdir(parents=True, exist_ok=True)
-                self._clear()  # of a run that was killed before it saved a model
+                if (self.final / WEIGHTS).exists():
+                    self.path = self._beside()
+                    self._locks.append(_lock(self.path))
+                else:
+                    self._clear()  # of a run that was killed before it saved a model
+        except BaseException:
+            self.close()
+            raise
 
     def _check_replaceable(self, overwrite: bool) -> None:
-        if not self.final.is_dir():
-            raise UserError(f"{self.final} is a file: give --out another name")
         names = sorted(entry.name for entry in self.final.iterdir())
         foreign = [n for n in names if n not in FILES | {BOARD} and not _is_temporary(n)]
         if foreign:
@@ -109,18 +121,23 @@ class Folder:
         """Give the run its name, if it was written beside an old model."""
         if self.path == self.final:
             return
-        self.close()  # it writes to a path that is about to go
+        self._close_board()  # it writes to a path that is about to go
         with writing(self.final):
             old = self.path.with_suffix(".old")
             os.rename(self._real, old)
             try:
                 os.rename(self.path, self._real)
-            except BaseException:
+            except BaseException as error:
                 os.rename(old, self._real)
+                if isinstance(error, OSError):
+                    why = f"{error.strerror}; the new model is in {self.path}"
+                    raise UserError(f"cannot write {self.final}: {why}") from error
                 raise
             sync(self._real.parent)
         self.path = self.final
         shutil.rmtree(old, ignore_errors=True)
+        _unlock(self._locks[:-1])  # what is gone
+        del self._locks[:-1]
 
     def discard(self) -> None:
         """Remove what a run that never had a model to show has written."""
@@ -160,8 +177,18 @@ class Folder:
                 self._board = self._board or Board(self.path / BOARD, record["step"])
                 self._board.log(record)
 
+    def lock(self) -> None:
+        """Keep other runs out until `close`, as a new Folder does already."""
+        if not self._locks:
+            self._locks.extend(_lock(folder) for folder in dict.fromkeys((self.final, self.path)))
+
     def close(self) -> None:
-        """Write out what TensorBoard is to show. The next `log` begins another file of it."""
+        """The end of a run. Who goes on to write has to `lock` again."""
+        self._close_board()
+        _unlock(self._locks)
+
+    def _close_board(self) -> None:
+        # Writes out what TensorBoard is to show. The next `log` begins another file of it.
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -180,6 +207,33 @@ class Folder:
         write_atomic(path, "".join(kept).encode("utf-8"))
 
 
+def _lock(folder: Path) -> int:
+    """A descriptor that keeps out everyone else who asks for one, until it is closed.
+
+    The system closes it when the process ends, however it ends.
+    """
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"another run is writing to {folder}: let it end, or give --out another folder"
+            ) from error
+        except OSError:  # there are file systems without locks
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+                return descriptor
+        os.close(descriptor)  # of a folder that has just been replaced
+
+
+def _unlock(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
@@ -191,19 +245,24 @@ def weights(model: NeuralLM) -> dict[str, torch.Tensor]:
 
 def save(model: NeuralLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
     """Save a model as a folder that `load` reads. An existing model is kept unless `overwrite`."""
-    folder = Folder(path, overwrite)
-    folder.write_settings(config, model.vocab, {})
-    folder.write_weights(weights(model))
+    with contextlib.closing(Folder(path, overwrite)) as folder:
+        folder.write_settings(config, model.vocab, {})
+        folder.write_weights(weights(model))
 
 
 def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
     """The model of a folder, or of an ARPA file, ready to evaluate, score and generate.
 
     A NeuralLM is on `device` and in eval mode. Raises UserError, with the file's name, for a file
-    that is missing, corrupted or does not match the others.
+    that is missing, corrupted or does not match the others, and for a device that is not there.
     """
+    check_device(device)
     if Path(path).is_file():
         return arpa.read(path)
+    if not Path(path).is_dir():
+        raise UserError(
+            f"there is no model {path}: give a folder that rnnfast train made, or an ARPA file"
+        )
     config, vocab, _ = read_settings(path)
     try:
         # The shapes come first, and cost nothing: a wrong config could ask for any memory.
@@ -229,9 +288,7 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
     """Config, vocabulary and the record of the corpus. Raises UserError as `load` does."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(
-            f"there is no model folder {path}: give one that rnnfast train made, or an ARPA file"
-        )
+        raise UserError(f"there is no model folder {path}: give one that rnnfast train made")
     settings = read_json(path / CONFIG)
     if isinstance(settings, dict) and "estimator" in settings:
         raise UserError(

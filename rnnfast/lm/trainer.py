@@ -113,6 +113,8 @@ class Trainer:
         UserError if the loss is not finite (the last good weights are kept).
         """
         self._start_clock()
+        if self.folder is not None:
+            self.folder.lock()
         with self._signals():
             try:
                 while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import time
 from collections.abc import Callable, Sequence
@@ -449,15 +450,16 @@ class SequenceEstimator:
             "history": self.history_,
         }
         vocab = {"tables": self._inputs.tables if tokens else []}
-        write_atomic(folder.path / VOCAB, to_json(vocab))
-        write_atomic(folder.path / CONFIG, to_json(settings))
-        folder.write_weights(
-            {
-                f"{k}.{name}": value.detach().cpu().contiguous()
-                for k, network in enumerate(self._networks)
-                for name, value in network.state_dict().items()
-            }
-        )
+        with contextlib.closing(folder):
+            write_atomic(folder.path / VOCAB, to_json(vocab))
+            write_atomic(folder.path / CONFIG, to_json(settings))
+            folder.write_weights(
+                {
+                    f"{k}.{name}": value.detach().cpu().contiguous()
+                    for k, network in enumerate(self._networks)
+                    for name, value in network.state_dict().items()
+                }
+            )
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> SequenceEstimator:
