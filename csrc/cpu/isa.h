@@ -62,7 +62,7 @@ template <class S, class O = S> struct Outer {
   int64_t K, M, N;
   const O* p; // [K, M]
   int64_t p_stride;
-  const O* q;  // [K, N], packed by Kernels::pack_row
+  const O* q;  // [K, N], packed by Kernels::pack_rows
   Sum<S>* out; // [M, N], contiguous
   bool add;
 };
@@ -75,8 +75,8 @@ template <class S, class O = S> struct Kernels {
   // zeros. `packed` has packed_size(K, N) elements.
   void (*pack)(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
                S* packed);
-  // Row k of K of a right factor for Outer, in order of k; nullptr: zeros.
-  void (*pack_row)(const S* row, int64_t k, int64_t K, int64_t N, O* packed);
+  // A right factor for Outer, from its K rows; nullptr: zeros.
+  void (*pack_rows)(const S* const* rows, int64_t K, int64_t N, O* packed);
   // A row of n elements as a left factor, with zeros up to the vector.
   void (*widen)(const S* row, int64_t n, O* operand);
   void (*narrow)(const Sum<S>* row, int64_t n, S* out);

@@ -13,6 +13,7 @@ static bool available() {
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 12
 #define RNNFAST_MULTIPLY_ADD_PAIRS(sum, a, b) multiply_add_pairs(sum, a, (__m512bh)(b))
+#define RNNFAST_NARROW_BF16(v) ((Half)_mm512_cvtneps_pbh(v)) // subnormals to zeros, as the product
 namespace rnnfast::avx512_bf16 {
 static inline __attribute__((always_inline)) __m512 multiply_add_pairs(__m512 sum,
                                                                        const bfloat16* a,

@@ -151,8 +151,12 @@ private:
       Outer<T> o{};
       o.K = std::min(kOuterRows, rows - r0), o.N = c_.H;
       o.p_stride = ld_, o.q = q, o.add = n0 + r0 > 0;
-      for (int64_t r = 0; c_.dw != nullptr && r < o.K; ++r) {
-        kernels_.pack_row(c_.x + (n0 + r0 + r) * c_.x_row, r, o.K, c_.H, q);
+      if (c_.dw != nullptr) {
+        const T* right[kOuterRows];
+        for (int64_t r = 0; r < o.K; ++r) {
+          right[r] = c_.x + (n0 + r0 + r) * c_.x_row;
+        }
+        kernels_.pack_rows(right, o.K, c_.H, q);
       }
       for (int64_t v = begin; v < end; v += o.M) {
         const int64_t k = v / kTileClasses;

@@ -82,10 +82,14 @@ template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(V<float> v)
   const Bits bits = (Bits)v, magnitude = bits & 0x7FFFFFFF;
   const Bits nan = magnitude > 0x7F800000;
   if constexpr (std::is_same_v<S, bfloat16>) {
+#if defined(RNNFAST_NARROW_BF16)
+    return RNNFAST_NARROW_BF16(v);
+#else
     const Unsigned rounded = (Unsigned)bits + 0x7FFF + (((Unsigned)bits >> 16) & 1);
     const Unsigned result =
         ((Unsigned)nan & ((Unsigned)bits | 0x400000)) | (~(Unsigned)nan & rounded);
     return __builtin_convertvector(result >> 16, Half);
+#endif
   } else {
 #if defined(RNNFAST_NARROW_F16)
     return RNNFAST_NARROW_F16(v);
@@ -592,25 +596,28 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
-// The right factors of Outer are packed as they are multiplied: as O.
+// The right factors of Outer are packed as they are multiplied: as O. Eight rows at a time, for one
+// alone would go to as many places, all in the same cache sets, as there are panels.
 template <class S, class O>
-static void pack_row(const S* row, int64_t k, int64_t K, int64_t N, O* packed) {
+static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
   using C = Sum<S>;
-  constexpr int64_t VL = kVector<C>;
+  constexpr int64_t VL = kVector<C>, kRows = 8;
   const int64_t depth = packed_rows<O>(K);
-  for (int64_t c = 0; c < N; c += VL) {
-    const int64_t panel = c / kPanel<C> * kPanel<C>;
-    const int64_t width = panel_width<O, O>(N - panel);
-    O* const to =
-        packed + panel * depth + packed_at<O, O>(k / kPair<O> * kPair<O>, c - panel, width);
-    if constexpr (kPair<O> == 1) {
-      store<C>(to, row != nullptr ? load_edge<S>(row + c, N - c) : V<C>{});
-    } else { // one element of each pair; the first clears the other, which may not come
-      using Unsigned = typename Lanes<float>::Unsigned;
-      const V<C> v = row != nullptr ? load_edge<S>(row + c, N - c) : V<C>{};
-      C* const pairs = reinterpret_cast<C*>(to);
-      store<C>(pairs, k % 2 == 0 ? (V<C>)((Unsigned)v >> 16)
-                                 : (V<C>)((Unsigned)load<C>(pairs) | (Unsigned)v));
+  for (int64_t k0 = 0; k0 < K; k0 += kRows) {
+    for (int64_t c = 0; c < N; c += VL) {
+      const int64_t panel = c / kPanel<C> * kPanel<C>;
+      const int64_t width = panel_width<O, O>(N - panel);
+      for (int64_t k = k0; k < K && k < k0 + kRows; k += kPair<O>) {
+        V<C> v = rows[k] != nullptr ? load_edge<S>(rows[k] + c, N - c) : V<C>{};
+        if constexpr (kPair<O> == 2) { // an element of each of two rows, side by side
+          using Unsigned = typename Lanes<float>::Unsigned;
+          const S* const other = k + 1 < K ? rows[k + 1] : nullptr;
+          const V<C> second = other != nullptr ? load_edge<S>(other + c, N - c) : V<C>{};
+          v = (V<C>)((Unsigned)v >> 16 | (Unsigned)second);
+        }
+        O* const to = packed + panel * depth + packed_at<O, O>(k, c - panel, width);
+        store<C>(reinterpret_cast<C*>(to), v);
+      }
     }
   }
 }
@@ -782,7 +789,7 @@ template <class S, class O> static void outer(const Outer<S, O>& o) {
 #include "glove-inl.h"
 
 template <class S, class O> constexpr Kernels<S, O> table() {
-  return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_row<S, O>, widen_row<S, O>,
+  return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_rows<S, O>, widen_row<S, O>,
           narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>};
 }
 
