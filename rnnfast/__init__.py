@@ -31,7 +31,7 @@ __all__ = [
 def build_info():
     """What this build has and what this machine can run.
 
-    Returns a dict: ``version``; ``isas``, the instruction sets this CPU can run, slowest first;
+    Returns a dict: ``version``; ``isas``, the instruction sets this CPU can run, the default last;
     ``isa``, the one in use; ``openmp``, whether the kernels have threads; ``threads``, how many
     they would use now; ``cuda``, whether there are CUDA kernels; ``compiler``; ``kernels``, the
     dtypes by device that run on rnnfast's kernels. Everything else runs on torch's operators.
@@ -59,7 +59,7 @@ def set_isa(name=None):
 
     Args:
         name: one of ``build_info()["isas"]``, or None for the default: the environment's
-            ``RNNFAST_ISA`` if set, else the fastest.
+            ``RNNFAST_ISA`` if set, else the last of these.
 
     Raises:
         ValueError: this CPU cannot run ``name``.

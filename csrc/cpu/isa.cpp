@@ -27,7 +27,16 @@ const Isa* find(const std::string& name, const char* source) {
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> list{&kGeneric};
 #if defined(__x86_64__)
-  for (const Isa* isa : {&kAvx512OnAvx2, &kAvx2, &kAvx512, &kAvx512Bf16}) {
+  for (const Isa* isa : {
+           &kAvx512OnAvx2,
+#if defined(RNNFAST_AMX)
+           &kAmxEmulated,
+           &kAmx, // would be last, but has not run on a CPU that has it yet
+#endif
+           &kAvx2,
+           &kAvx512,
+           &kAvx512Bf16,
+       }) {
     if (isa->available()) {
       list.push_back(isa);
     }

@@ -113,10 +113,14 @@ struct Isa {
 extern const Isa kGeneric;
 #if defined(__x86_64__)
 extern const Isa kAvx2, kAvx512OnAvx2, kAvx512, kAvx512Bf16;
-extern const Tables kAvx512Tables; // of the last two
+#if !defined(__clang__) && __GNUC__ >= 11
+#define RNNFAST_AMX
+extern const Isa kAmx, kAmxEmulated;
+#endif
+extern const Tables kAvx512Tables; // of all from kAvx512 on
 #endif
 
-// Slowest first; those this CPU and operating system can run.
+// Those this CPU and operating system can run; the last is the fastest that has been tried.
 std::vector<const Isa*> available_isas();
 // The one in use: set_isa, else the environment's RNNFAST_ISA, else the last of available_isas().
 const Isa& current_isa();

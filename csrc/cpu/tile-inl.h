@@ -301,6 +301,7 @@ __attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t 
 // latency of the multiply-add.
 constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
+#if !defined(RNNFAST_TILES)
 template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
 RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                                     int64_t panel_size, int64_t K, Sum<S>* result) {
@@ -313,6 +314,11 @@ RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, 
     accumulate<S, O, MR, P, NV>(a, a_stride, w, panel_size, K, result);
   }
 }
+#else // amx-inl.h has it
+template <class S, class O, int P, int NV>
+static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                            int64_t panel_size, int64_t K, Sum<S>* result);
+#endif
 
 // The n elements at p, or the first vector of them; zeros past the end.
 template <class S> RNNFAST_INLINE V<Sum<S>> load_edge(const S* p, int64_t n) {
@@ -676,6 +682,38 @@ template <class S> static void narrow_row(const Sum<S>* row, int64_t n, S* out) 
   }
 }
 
+// Sums of outer products, [rows, NV vectors], are added to those from row m and column n on. Blocks
+// of K are added up one by one, which is also more accurate than a single long sum.
+template <int NV, class S, class O>
+RNNFAST_INLINE void add_up(const Outer<S, O>& o, int64_t rows, int64_t m, int64_t n,
+                           const Sum<O>* sums) {
+  using C = Sum<O>;
+  constexpr int VL = kVector<C>;
+  C* const out = o.out + m * o.N + n;
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
+      V<C> v = load<C>(sums + i * NV * VL + j);
+      if (o.add) {
+        v += load_edge<C>(out + i * o.N + j, o.N - n - j);
+      }
+      store_edge<C>(out + i * o.N + j, o.N - n - j, v);
+    }
+  }
+}
+
+// Those to be added to may be as far away as memory.
+template <int NV, class S, class O>
+RNNFAST_INLINE void prefetch_sums(const Outer<S, O>& o, int64_t rows, int64_t m, int64_t n) {
+  using C = Sum<O>;
+  const C* const out = o.out + m * o.N + n;
+  for (int i = 0; o.add && i < rows; ++i) {
+    for (int j = 0; j < NV * kVector<C>; j += 64 / sizeof(C)) {
+      __builtin_prefetch(out + i * o.N + j, 1);
+    }
+  }
+}
+
+#if !defined(RNNFAST_TILES)
 // The same for a tile of outer products: p has the elements, or pairs, of a row side by side, q is
 // packed. The sums leave the registers through `result` here too: a store that may end inside a
 // vector calls memcpy, and with that in sight GCC keeps accumulators in memory.
@@ -713,31 +751,13 @@ __attribute__((noinline)) static void accumulate_outer(const O* __restrict p, in
   }
 }
 
-// MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m. Blocks of K
-// are added up one by one, which is also more accurate than a single long sum.
+// MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m.
 template <class S, class O, int MR, int NV>
 static void outer_tile(const Outer<S, O>& o, const O* p, int64_t p_stride, int64_t m, int64_t n) {
-  using C = Sum<O>;
-  constexpr int VL = kVector<C>;
-  alignas(64) C acc[MR * NV * VL];
-  C* const out = o.out + m * o.N + n;
-  if (o.add) { // the sums so far may be as far away as memory
-    for (int i = 0; i < MR; ++i) {
-      for (int j = 0; j < NV * VL; j += 64 / sizeof(C)) {
-        __builtin_prefetch(out + i * o.N + j, 1);
-      }
-    }
-  }
+  alignas(64) Sum<O> acc[MR * NV * kVector<Sum<O>>];
+  prefetch_sums<NV>(o, MR, m, n);
   accumulate_outer<O, MR, NV>(p, p_stride, o.q + n * packed_rows<O>(o.K), o.K, acc);
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
-      V<C> v = load<C>(acc + i * NV * VL + j);
-      if (o.add) {
-        v += load_edge<C>(out + i * o.N + j, o.N - n - j);
-      }
-      store_edge<C>(out + i * o.N + j, o.N - n - j, v);
-    }
-  }
+  add_up<NV>(o, MR, m, n, acc);
 }
 
 // Rows [m, m + rows) of the sums. Where enough columns will use them, their columns of p are first
@@ -776,6 +796,9 @@ static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
     }
   }
 }
+#else
+#include "amx-inl.h"
+#endif
 
 template <class S, class O> static void outer(const Outer<S, O>& o) {
   const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
