@@ -131,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.only is not None:
         return
 
-    # The instruction set is part of the name because hypervisors call every generation of a CPU
-    # the same.
-    name = f"{report['machine']['cpu']} {report['build']['isa']}".lower()
+    # With its numbers, because hypervisors call every generation of a CPU the same.
+    machine = report["machine"]
+    name = f"{machine['cpu']} {machine['cpu_numbers']} {report['build']['isa']}".lower()
     stem = args.out / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     write_atomic(stem.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(stem.with_suffix(".md"), reports.markdown(report).encode())
