@@ -404,6 +404,20 @@ def test_ctrl_c_ends_a_long_text(trained):
     assert (running.returncode, err) == (130, "rnnfast: interrupted\n")
 
 
+def test_json_to_where_standard_output_goes(model):
+    """A file, which has what is printed before and after, also what waits in a buffer."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    argv = ["generate", model, "--length", 5, "--seed", 1, "--json", "/dev/stdout"]
+    command = [sys.executable, "-m", "rnnfast", *map(str, argv)]
+    Path("file").write_text("before\n")
+    with open("file", "ab") as file:
+        subprocess.run(command, stdout=file, env=environment, check=True)
+    printed, _, report = Path("file").read_text().partition("{")
+    text = json.loads("{" + report)["text"]
+    assert printed == "before\n" + text + ("" if text.endswith("\n") else "\n")
+
+
 # ---- bad input
 
 

@@ -534,7 +534,8 @@ def test_what_is_no_file_is_written_to(tmp_path):
     with open(tmp_path / "file", "wb", buffering=0) as file:
         file.write(b"before, ")
         write_atomic(f"/dev/fd/{file.fileno()}", b"some text")
-    assert (tmp_path / "file").read_bytes() == b"before, some text"
+        file.write(b", after")
+    assert (tmp_path / "file").read_bytes() == b"before, some text, after"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "file", "link"]
     for end in (reader, *ends):
         os.close(end)
@@ -661,6 +662,7 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, replaced):
             assert other.returncode == 2 and "another run is writing" in other.stderr
         assert before == {file: file.read_bytes() for file in path.iterdir()}
 
+    meanwhile(None)
     trainer.run(on_validation=meanwhile)
     with pytest.raises(lm.UserError, match="is finished"):  # nobody writes there any more
         resume(path, {}, CORPUS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from .errors import UserError
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 VOCAB = "vocab.json"
+
+STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # by the numbers of their descriptors
 
 
 def is_model(folder: Path) -> bool:
@@ -25,12 +29,17 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
 
     The data, all at once or in pieces, goes to a temporary name beside it, to the disk (fsync),
     and is then renamed. A link stays one to the new file. What is there and no regular file, such
-    as a pipe or a device, is written to, and so is where standard output goes.
+    as a pipe or a device, is written to; so is what this process has open, /dev/stdout for one,
+    whatever that is, between what it writes there before and after.
     """
     pieces = [data] if isinstance(data, bytes) else data
     with writing(path):
         if _is_special(path):
-            with open(path, "ab") as file:  # after what is there if /dev/stdout is a file
+            descriptor = _open_descriptor(path)
+            if descriptor is not None:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+            with open(path if descriptor is None else os.dup(descriptor), "wb") as file:
                 file.writelines(pieces)
             return
         target = Path(os.path.realpath(path))
@@ -56,8 +65,18 @@ def check_writable(path: str | Path, option: str) -> None:
 
 def _is_special(path: str | Path) -> bool:
     """Whether it is there, links followed, and no regular file, which alone can be replaced."""
-    is_descriptor = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
-    return os.path.exists(path) and (is_descriptor or not os.path.isfile(path))
+    if _open_descriptor(path) is not None:
+        return True
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _open_descriptor(path: str | Path) -> int | None:
+    """The number of what is open already, if that is what the name stands for."""
+    name = os.path.abspath(path)
+    if name in STREAMS:
+        return STREAMS.index(name)
+    match = re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", name)
+    return int(match[1]) if match else None
 
 
 @contextlib.contextmanager

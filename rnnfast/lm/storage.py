@@ -52,7 +52,7 @@ class Folder:
     `publish`, when it has a model to show; until then the old one stays as it is. A link stays one,
     to the new folder, which has the old one's mode. Raises UserError if `path` holds anything but a
     model, a model and `overwrite` is false, or if another run, of any process, is writing there: it
-    has the folder locked until `close`.
+    has the folder locked until `close`, where the file system has locks of folders (NFS has none).
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
@@ -140,13 +140,15 @@ class Folder:
         del self._locks[:-1]
 
     def discard(self) -> None:
-        """Remove what a run that never had a model to show has written."""
-        if (self.path / WEIGHTS).exists():
-            return
-        self.close()
-        self._clear()
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        """The end of a run; what it has written is removed if it never had a model to show."""
+        self._close_board()
+        try:
+            if not (self.path / WEIGHTS).exists():
+                self._clear()
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        finally:
+            self.close()
 
     def _clear(self) -> None:
         shutil.rmtree(self.path / BOARD, ignore_errors=True)
@@ -180,7 +182,9 @@ class Folder:
     def lock(self) -> None:
         """Keep other runs out until `close`, as a new Folder does already."""
         if not self._locks:
-            self._locks.extend(_lock(folder) for folder in dict.fromkeys((self.final, self.path)))
+            folders = dict.fromkeys((self.final, self.path))
+            with writing(self.final):
+                self._locks.extend(_lock(folder) for folder in folders)
 
     def close(self) -> None:
         """The end of a run. Who goes on to write has to `lock` again."""
