@@ -59,6 +59,10 @@ void set_isa(const std::string& name) {
   const Isa* isa = !name.empty()                        ? find(name, "isa")
                    : (env != nullptr && env[0] != '\0') ? find(env, "environment RNNFAST_ISA")
                                                         : available_isas().back();
+  if (isa->enable != nullptr && !isa->enable()) {
+    throw std::invalid_argument(std::string("isa: the system does not let this process use ") +
+                                isa->name);
+  }
   chosen.store(isa, std::memory_order_release);
 }
 

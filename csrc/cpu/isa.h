@@ -107,6 +107,7 @@ struct Isa {
   bool (*available)();
   const Tables* tables;
   const Kernels<bfloat16>* bf16_pairs; // or nullptr
+  bool (*enable)() = nullptr;          // to be called before the first use
 };
 
 // One per isa_*.cpp.

@@ -9,14 +9,20 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// The kernel gives a process tiles if it asks for them (Documentation/arch/x86/xstate.rst).
+// Linux gives a process tiles that asks for them (its Documentation/arch/x86/xstate.rst), for good
+// and with larger frames of signals: not before they are chosen.
+constexpr int kSupported = 0x1021, kRequestPermission = 0x1023, kTileData = 18;
+
 static bool available() {
   constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22, kBoth = kTile | kBf16;
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
   unsigned a, b, c, d;
+  unsigned long features = 0;
   return rnnfast::kAvx512Bf16.available() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 &&
-         (d & kBoth) == kBoth && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+         (d & kBoth) == kBoth && syscall(SYS_arch_prctl, kSupported, &features) == 0 &&
+         (features >> kTileData & 1) != 0;
 }
+
+static bool enable() { return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0; }
 
 #pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
@@ -47,6 +53,6 @@ static constexpr Kernels<bfloat16> kPairs = table<bfloat16, bfloat16>();
 } // namespace rnnfast::amx
 
 namespace rnnfast {
-extern const Isa kAmx{"amx", available, &kAvx512Tables, &amx::kPairs};
+extern const Isa kAmx{"amx", available, &kAvx512Tables, &amx::kPairs, enable};
 }
 #endif
