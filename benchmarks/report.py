@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import contest
 from cases import Case
 from matplotlib.figure import Figure
 
@@ -103,6 +104,17 @@ def remarks(report: dict[str, Any], mode: str) -> list[str]:
             lines.append(
                 f"{bench.OURS} at {case}: {packed:.2f} us for each of {case.tokens} tokens; "
                 f"without the lengths {full:.2f} us for each of {case.T * case.B}."
+            )
+    for name in (bench.OURS, contest.KERNELS):
+        ratios = [
+            r[mode]["ms"][r[mode]["fastest_other"]]["median"] / r[mode]["ms"][name]["median"]
+            for r in results
+            if name in r[mode]["ms"]
+        ]
+        if ratios:
+            lines.append(
+                f"The fastest other takes {bench.geometric_mean(ratios):.2f} times as long as "
+                f"{name}, by the geometric mean over all {len(ratios)} rows."
             )
     return lines
 

@@ -302,6 +302,8 @@ def test_run_writes_its_files(fake_run, tmp_path, capsys):
     assert "half at 6,3,5,7: wrong: h_n differs" in printed
     # 2 ms over 6 + 4 + 1 tokens, and over 18
     assert "181.82 us for each of 11 tokens; without the lengths 111.11 us" in printed
+    # A half, and twice 2
+    assert "takes 1.26 times as long as rnnfast, by the geometric mean over all 3 rows" in printed
 
 
 def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
