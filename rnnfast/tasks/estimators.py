@@ -17,10 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .._version import __version__
 from ..embeddings import Vectors
-from ..lm.errors import UserError
+from ..lm.errors import UserError, check_device
 from ..lm.files import write_atomic
 from ..lm.optim import parameter_groups
-from ..lm.runs import set_up
 from ..lm.storage import CONFIG, VOCAB, WEIGHTS, Folder, corrupted, read_json, read_tensors, to_json
 from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
@@ -176,7 +175,7 @@ class SequenceEstimator:
         Raises UserError (a ValueError) that names the argument for what cannot be used.
         """
         self._check()
-        set_up(self.device, None)
+        check_device(self.device)
         self._networks = None  # what is left of a training that fails fits no other
         X, y = self._pairs(X, y, "X", "y")
         vectors = None if self.embeddings is None else self._vectors(X)
@@ -469,7 +468,7 @@ class SequenceEstimator:
         other files, or is another class than this one.
         """
         path = Path(path)
-        set_up(device, None)
+        check_device(device)
         if not path.is_dir():
             raise UserError(f"there is no model folder {path}: give one that save made")
         settings = read_json(path / CONFIG)
