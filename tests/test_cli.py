@@ -134,7 +134,7 @@ def test_json_on_stdout_is_alone_there(rnnfast):
 
 
 def test_no_arguments_train_on_the_builtin_text(rnnfast):
-    status, out, _ = rnnfast("train", "--max-seconds", 3, "--nhid", 64, "--threads", 1)
+    status, out, _ = rnnfast("train", "--epochs", 1, "--nhid", 64, "--threads", 1)
     assert status == 0
     rows = re.findall(r"(unigram|bigram|RNN), valid\D+([\d.]+)", out)
     unigram, bigram, rnn = (float(loss) for _, loss in rows)
@@ -364,7 +364,7 @@ def interrupt(number, *, again=False):
     running.send_signal(number)
     if again:
         running.send_signal(number)
-    out, err = running.communicate(timeout=30)
+    out, err = running.communicate(timeout=120)
     return running.returncode, out, err
 
 
@@ -393,14 +393,14 @@ def test_closed_pipe_is_no_traceback(trained):
     running.stdout.read(10)
     running.stdout.close()
     assert running.stderr.read() == ""
-    assert running.wait(30) == 128 + signal.SIGPIPE
+    assert running.wait(120) == 128 + signal.SIGPIPE
 
 
 def test_ctrl_c_ends_a_long_text(trained):
     running = process("generate", trained[0], "--length", 10**12, "--seed", 1)
     running.stdout.read(10)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=30)
+    _, err = running.communicate(timeout=120)
     assert (running.returncode, err) == (130, "rnnfast: interrupted\n")
 
 
@@ -597,7 +597,7 @@ def test_wrong_usage_is_status_two(rnnfast, argv):
 
 def test_the_process_itself_exits_with_two():
     running = process("train", "--data", "nowhere")
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=120)
     assert (running.returncode, out, err.count("\n")) == (2, "", 1)
 
 

@@ -25,7 +25,7 @@ def shell(command):
         ["bash", "-euo", "pipefail", "-c", command],
         env={**os.environ, "PATH": path},
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -105,7 +105,7 @@ def test_nobody_runs_unless_asked(everyone):
     contestant = everyone[bench.NUMPY]
     contestant.ask("prepare", CASES[0], "forward")
     stat = Path(f"/proc/{contestant._process.pid}/stat")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while stat.read_text().rpartition(")")[2].split()[0] != "T" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert stat.read_text().rpartition(")")[2].split()[0] == "T"
