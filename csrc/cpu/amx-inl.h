@@ -85,19 +85,18 @@ static void outer_tile(const Outer<S, O>& o, int64_t rows, const O* left, int64_
 // Rows [m, m + rows) of the sums: columns of p, which become rows of a left factor.
 template <class S, class O> static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
   using C = Sum<O>;
-  using Unsigned = typename Lanes<C>::Unsigned;
   constexpr int64_t kStride = kOuterRows + kTileDepth;
   alignas(64) O left[RNNFAST_MAX_ROWS * kStride];
   for (int64_t k = 0; k < o.K; k += kTileDepth) {
     for (int64_t i = 0; i < rows; i += kTileRows) { // reads past the columns, in the rows' padding
-      alignas(64) C pairs[kTileRows * kTileRows];
+      alignas(64) C both[kTileRows * kTileRows];
       for (int64_t j = 0; j < kTileRows; ++j) {
         const O* const from = o.p + (k + 2 * j) * o.p_stride + m + i;
         const V<C> first = k + 2 * j < o.K ? load_as_sum<O>(from) : V<C>{};
         const V<C> second = k + 2 * j + 1 < o.K ? load_as_sum<O>(from + o.p_stride) : V<C>{};
-        store<C>(pairs + j * kTileRows, (V<C>)((Unsigned)first >> 16 | (Unsigned)second));
+        store<C>(both + j * kTileRows, pairs(first, second));
       }
-      transpose_block<C>(pairs, kTileRows * sizeof(C), reinterpret_cast<C*>(left + i * kStride + k),
+      transpose_block<C>(both, kTileRows * sizeof(C), reinterpret_cast<C*>(left + i * kStride + k),
                          kStride / 2);
     }
   }

@@ -195,27 +195,25 @@ public:
     const int64_t m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
     for (int64_t n0 = 0; n0 < rows.count(); n0 += kOuterRows) {
       const Rows::Row first = rows[n0];
-      const S* right[kOuterRows]; // rows of the right factor
       Outer<S, O> o{};
       o.K = std::min(kOuterRows, rows.count() - n0), o.M = m1 - m0, o.add = k > 0 || n0 > 0;
       o.p = dpre + n0 * ld_ + m0, o.p_stride = ld_, o.q = q;
-      if (call_.dw_ih != nullptr) {
+      const auto add_product = [&](int64_t N, C* out, const auto& right_row) {
+        const S* right[kOuterRows];
         Rows::Row row = first;
         for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
-          right[n] = steps_.at(call_.x, row.t, row.b);
+          right[n] = right_row(row);
         }
-        kernels_.pack_rows(right, o.K, I, q);
-        o.N = I, o.out = sums(call_.dw_ih, dw_ih_) + m0 * I;
+        kernels_.pack_rows(right, o.K, N, q);
+        o.N = N, o.out = out + m0 * N;
         kernels_.outer(o);
+      };
+      if (call_.dw_ih != nullptr) {
+        add_product(I, sums(call_.dw_ih, dw_ih_),
+                    [&](Rows::Row row) { return steps_.at(call_.x, row.t, row.b); });
       }
       if (call_.dw_hh != nullptr) {
-        Rows::Row row = first;
-        for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
-          right[n] = previous(row);
-        }
-        kernels_.pack_rows(right, o.K, H, q);
-        o.N = H, o.out = sums(call_.dw_hh, dw_hh_) + m0 * H;
-        kernels_.outer(o);
+        add_product(H, sums(call_.dw_hh, dw_hh_), [&](Rows::Row row) { return previous(row); });
       }
       if (call_.db != nullptr) {
         sum_columns(o, sums(call_.db, db_) + m0);

@@ -126,6 +126,12 @@ template <class S> RNNFAST_INLINE void store_sum(S* p, V<Sum<S>> v) {
   }
 }
 
+// Of two rows of bfloat16 the elements of each lane side by side, as products of pairs take them.
+RNNFAST_INLINE V<float> pairs(V<float> first, V<float> second) {
+  using Unsigned = typename Lanes<float>::Unsigned;
+  return (V<float>)((Unsigned)first >> 16 | (Unsigned)second);
+}
+
 // exp y = power (1 + small), power = 2^n and small = exp r - 1, |r| <= ln 2 / 2.
 template <class T> struct Exponential {
   V<T> power, small;
@@ -556,14 +562,12 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
     int64_t k_done = 0, j_done = 0; // so many rows of so many columns by whole vectors
     if (!transpose) {
       if constexpr (kPair<O> == 2) {
-        using Unsigned = typename Lanes<float>::Unsigned;
         k_done = K / 2 * 2, j_done = used / kVector<C> * kVector<C>;
         for (int64_t k = 0; k < k_done; k += 2) {
           for (int64_t j = 0; j < j_done; j += kVector<C>) {
             const S* const from = w + k * N + c + j;
-            const Unsigned first = (Unsigned)load_as_sum<S>(from) >> 16;
-            const Unsigned pairs = first | (Unsigned)load_as_sum<S>(from + N);
-            store<C>(reinterpret_cast<C*>(to + packed_at<S, O>(k, j, width)), (V<C>)pairs);
+            const V<C> both = pairs(load_as_sum<S>(from), load_as_sum<S>(from + N));
+            store<C>(reinterpret_cast<C*>(to + packed_at<S, O>(k, j, width)), both);
           }
         }
       }
@@ -615,11 +619,9 @@ static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
       const int64_t width = panel_width<O, O>(N - panel);
       for (int64_t k = k0; k < K && k < k0 + kRows; k += kPair<O>) {
         V<C> v = rows[k] != nullptr ? load_edge<S>(rows[k] + c, N - c) : V<C>{};
-        if constexpr (kPair<O> == 2) { // an element of each of two rows, side by side
-          using Unsigned = typename Lanes<float>::Unsigned;
+        if constexpr (kPair<O> == 2) {
           const S* const other = k + 1 < K ? rows[k + 1] : nullptr;
-          const V<C> second = other != nullptr ? load_edge<S>(other + c, N - c) : V<C>{};
-          v = (V<C>)((Unsigned)v >> 16 | (Unsigned)second);
+          v = pairs(v, other != nullptr ? load_edge<S>(other + c, N - c) : V<C>{});
         }
         O* const to = packed + panel * depth + packed_at<O, O>(k, c - panel, width);
         store<C>(reinterpret_cast<C*>(to), v);
