@@ -17,6 +17,7 @@
 #include <sched.h>
 
 #include "cpu/isa.h"
+#include "dropout.h"
 #include "generate.h"
 #include "glove.h"
 #include "loss.h"
@@ -381,6 +382,27 @@ void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, p
        : run_cross_entropy<double>)(x, w, target, b, dloss, scale, threads, loss, dx, dw, db);
 }
 
+void py_dropout(py::handle x_, py::handle seed_, double p, int threads, py::handle out_) {
+  const Tensor x("input", x_), seed("seed", seed_), out("out", out_);
+  const Dtype dtype = x.dtype();
+  if (x.dim() != 1 || dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
+    x.refuse("torch.float32, float64, bfloat16 or float16 (n)");
+  }
+  const int64_t n = x.size(0);
+  x.expect_contiguous(dtype, {n});
+  seed.expect_contiguous(Dtype::kInt64, {});
+  out.expect_contiguous(dtype, {n});
+  require(p >= 0 && p <= 1, "p must be in [0, 1]", p);
+  require(threads >= 1, "threads must be at least 1", threads);
+  dispatch(dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto number = static_cast<uint64_t>(*seed.data<int64_t>());
+    const Dropout<T> call{n, x.data<const T>(), number, p, out.data<T>(), threads};
+    py::gil_scoped_release release;
+    dropout(call);
+  });
+}
+
 // table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;
 // decoder_w [V, H], decoder_b [V].
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
@@ -495,6 +517,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
   m.def("linear_cross_entropy", &py_linear_cross_entropy);
+  m.def("dropout", &py_dropout);
   m.def("glove_epoch", &py_glove_epoch);
   m.def("isas", [] {
     std::vector<std::string> names;

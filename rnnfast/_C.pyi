@@ -51,6 +51,7 @@ def linear_cross_entropy(
     db: Tensor | None,
     /,
 ) -> None: ...
+def dropout(x: Tensor, seed: Tensor, p: float, threads: int, out: Tensor, /) -> None: ...
 def glove_epoch(
     starts: Tensor,
     shifts: Tensor,

@@ -11,6 +11,8 @@ layer with `keep`, as the backward needs them, else of the last one alone.
 gradients are for `dloss`, (N,); with "mean" or "sum" it is (), the gradients are of that, and there
 is no `dloss`. A gradient that is not wanted is an empty tensor.
 
+`dropout` is what csrc/dropout.h says, of a contiguous result; `seed` is int64 ().
+
 The operators carry no gradient of their own: rnnfast.functional has the autograd.Functions.
 """
 
@@ -37,6 +39,7 @@ _library.define(
     "-> (Tensor loss, Tensor dx, Tensor dw, Tensor db)",
     tags=_tags,
 )
+_library.define("dropout(Tensor x, Tensor seed, float p) -> Tensor", tags=_tags)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -44,6 +47,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def has_kernel(device_type, dtype):
     if device_type == "cuda":
         return _ops_cuda.has_kernel(dtype)
+    return device_type == "cpu" and dtype in DTYPES
+
+
+def has_dropout_kernel(device_type, dtype):
     return device_type == "cpu" and dtype in DTYPES
 
 
@@ -200,9 +207,24 @@ def _(x, w, target, b, dloss, reduction, *needs):
     return x.new_empty(target.shape if reduction == "none" else ()), *gradients
 
 
+def _dropout_cpu(x, seed, p):
+    x, out = _contiguous(x), _C.empty(x.shape, x)
+    _C.dropout(x.view(-1), seed, p, torch.get_num_threads(), out.view(-1))
+    return out
+
+
+_library.impl("dropout", torch._disable_dynamo(_dropout_cpu), "CPU")
+
+
+@torch.library.register_fake("rnnfast::dropout", lib=_library)
+def _(x, seed, p):
+    return x.new_empty(x.shape)
+
+
 _rnn_op = torch.ops.rnnfast.rnn.default
 _rnn_backward_op = torch.ops.rnnfast.rnn_backward.default
 _linear_cross_entropy_op = torch.ops.rnnfast.linear_cross_entropy.default
+_dropout_op = torch.ops.rnnfast.dropout.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
 
 
@@ -247,6 +269,11 @@ def linear_cross_entropy(x, w, target, b, dloss, *options):
     plain = _unobserved((), x, w, target, b, dloss)
     call = _linear_cross_entropy_cpu if plain else _linear_cross_entropy_op
     return call(x, w, target, b, dloss, *options)
+
+
+def dropout(x, seed, p):
+    call = _dropout_cpu if _unobserved((), x, seed) else _dropout_op
+    return call(x, seed, p)
 
 
 def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):

@@ -1,5 +1,5 @@
-"""The stateless RNN, :func:`rnn`, and the output layer of a language model with its loss,
-:func:`linear_cross_entropy`; the autograd Functions under them."""
+"""The stateless RNN, :func:`rnn`; the output layer of a language model with its loss,
+:func:`linear_cross_entropy`; :func:`dropout`; the autograd Functions under them."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from . import _ops, _steps
 
-__all__ = ["linear_cross_entropy", "rnn"]
+__all__ = ["dropout", "linear_cross_entropy", "rnn"]
 
 
 def rnn(
@@ -151,9 +151,13 @@ def _has_kernel(input, dtype, has_kernel=_ops.has_kernel):
         has_kernel(device_type, dtype)
         and input.numel() > 0
         and not torch.is_autocast_enabled(device_type)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not _is_transformed()
     )
+
+
+def _is_transformed():
+    """By torch.func, or by forward-mode AD."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _is_vmapped():
@@ -406,3 +410,59 @@ class _LinearCrossEntropy(torch.autograd.Function):
             _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, ctx.reduction, *ctx.needs)
         dx, dw, db = (g if need else None for g, need in zip(gradients, ctx.needs, strict=True))
         return dx, dw, None, db, None, None
+
+
+def dropout(input, p=0.5, training=True):
+    """``F.dropout(input, p, training)``, but for the choice of elements; on the CPU in a fraction
+    of the time.
+
+    In training elements are zeroed with probability ``p``, and all others multiplied by
+    ``1 / (1 - p)`` (Srivastava et al. 2014).
+
+    Args:
+        input: of any shape and strides.
+        p: in [0, 1].
+        training: else ``input`` is returned as it is.
+
+    Returns:
+        A tensor of the shape of ``input``; contiguous where it is made by rnnfast's kernel.
+
+    float32, float64, bfloat16 and float16 on the CPU run on that kernel: which elements are zeroed
+    is decided by a generator of its own, seeded by one number from torch's, so it depends neither
+    on the number of threads nor on the instruction set. Nothing but that number is kept for the
+    backward pass. Other dtypes and devices, empty input, torch.func transforms and forward-mode AD
+    run on ``F.dropout``. Differentiable any number of times.
+
+    Raises:
+        ValueError: ``p`` is not in [0, 1].
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be in [0, 1], got {p}")
+    if not (training and p):
+        return input
+    has_kernel = _ops.has_dropout_kernel(input.device.type, input.dtype)
+    if not (has_kernel and input.numel()) or _is_transformed():
+        return F.dropout(input, p)
+    seed = torch.randint(torch.iinfo(torch.int64).max, (), device=input.device)
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Dropout.apply(input, seed, p)
+    return _ops.dropout(input, seed, p)
+
+
+class _Dropout(torch.autograd.Function):
+    # No setup_context, as in _Stack.
+    @staticmethod
+    def forward(ctx, input, seed, p):
+        ctx.save_for_backward(seed)
+        ctx.p = p
+        return _ops.dropout(input, seed, p)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (seed,) = ctx.saved_tensors
+        if not torch.compiler.is_compiling() and not torch._C._has_storage(dy):
+            # Batched by vmap, as in is_grads_batched.
+            kept = torch.ones(dy.shape, dtype=dy.dtype, device=seed.device)
+            return dy * _ops.dropout(kept, seed, ctx.p), None, None
+        call = _Dropout.apply if torch.is_grad_enabled() else _ops.dropout
+        return call(dy, seed, ctx.p), None, None

@@ -4,7 +4,6 @@ import numbers
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import _dynamo, functional
@@ -87,7 +86,7 @@ class FastRNN(nn.RNN):
         weights = [own[name] if name in own else getattr(self, name) for name in names]
         if self.training and self.weight_dropout:
             weights = [
-                F.dropout(weight, self.weight_dropout) if name.startswith("weight_hh") else weight
+                functional.dropout(weight, self.weight_dropout) if "weight_hh" in name else weight
                 for name, weight in zip(names, weights, strict=True)
             ]
         return weights

@@ -200,6 +200,7 @@ def test_regularised_layers_are_torchs_with_masks_between(cell, locked, monkeypa
         torch.randn(3 * (1 + (cell == "lstm")), 5, 16).double(),
     )
     monkeypatch.setattr(F, "dropout", dropout)
+    monkeypatch.setattr("rnnfast.functional.dropout", dropout)
     for hx in (None, state):
         model.zero_grad()
         y, parts, grads = x, [], {}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import FastRNN
+from rnnfast import FastRNN, functional
 
 EACH = ["variational_dropout", "weight_dropout", "zoneout"]
 
@@ -130,7 +130,7 @@ def test_weight_dropout_masks_weight_hh_alone(device, bidirectional):
     found = torch.autograd.grad(output.square().sum() + h_n.sum(), list(ours.parameters()))
     torch.manual_seed(3)
     weights = {
-        name: F.dropout(weight, p) if name.startswith("weight_hh") else weight
+        name: functional.dropout(weight, p) if name.startswith("weight_hh") else weight
         for name, weight in theirs.named_parameters()
     }
     expected, expected_h_n = torch.func.functional_call(theirs, weights, (x,))

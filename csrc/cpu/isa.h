@@ -86,6 +86,10 @@ template <class S, class O = S> struct Kernels {
   void (*exponentials)(Sum<S>* row, int64_t n, Sum<S>* max, Sum<S>* sum);
   void (*step)(const Step<S, O>&);
   void (*outer)(const Outer<S, O>&);
+  // Of the elements [begin, end), begin a multiple of the vector: 0 where the random number is less
+  // than `dropped`, else x scale.
+  void (*dropout)(const S* x, int64_t begin, int64_t end, uint64_t seed, uint32_t dropped,
+                  Sum<S> scale, S* out);
 
   int64_t packed_size(int64_t K, int64_t N) const {
     return (K + 1) / 2 * 2 * ((N + panel - 1) / panel * panel);

@@ -25,6 +25,7 @@ template <> struct Lanes<double> {
   typedef double V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef double Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(8)));
   typedef int64_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
+  typedef uint64_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   static constexpr int kTaylor = 13, kMantissa = 52;
   static constexpr int64_t kOne = 0x3FF0000000000000, kSign = INT64_MIN;
   static constexpr double kMagic = 6755399441055744.0; // 1.5 * 2^52
@@ -811,11 +812,12 @@ template <class S, class O> static void outer(const Outer<S, O>& o) {
   }
 }
 
+#include "dropout-inl.h"
 #include "glove-inl.h"
 
 template <class S, class O> constexpr Kernels<S, O> table() {
   return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_rows<S, O>, widen_row<S, O>,
-          narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>};
+          narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>,     dropout<S>};
 }
 
 template <class = void> constexpr Tables tables() {

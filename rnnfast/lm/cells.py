@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .. import functional
+
 
 class _Gated:
     """Before nn.LSTM or nn.GRU among the bases of a class; see `FastRNN` for the regularisers.
@@ -36,9 +38,9 @@ class _Gated:
         states = []
         for layer, (w_ih, w_hh, *biases) in enumerate(self.all_weights):
             if layer:
-                x = F.dropout(x, self.dropout)
+                x = functional.dropout(x, self.dropout)
                 x = x * F.dropout(x.new_ones(x.shape[1:]), self.variational_dropout)
-            weights = [w_ih, F.dropout(w_hh, self.weight_dropout), *biases]
+            weights = [w_ih, functional.dropout(w_hh, self.weight_dropout), *biases]
             h, *c = (part.contiguous() for part in state[layer :: self.num_layers].split(1))
             call, hx = (torch.lstm, (h, *c)) if is_lstm else (torch.gru, h)
             x, *new = call(x, hx, weights, *options)

@@ -32,6 +32,11 @@ BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
 
 
+class Dropout(nn.Dropout):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x, self.p, self.training)
+
+
 class LockedDropout(nn.Dropout):
     """Dropout of (T, ...) with one mask for all T."""
 
@@ -63,7 +68,7 @@ class NeuralLM(LanguageModel, nn.Module):
         super().__init__()
         self.vocab = vocab
         self.encoder = nn.Embedding(len(vocab), emsize)
-        self.dropout = (LockedDropout if locked_dropout else nn.Dropout)(dropout)
+        self.dropout = (LockedDropout if locked_dropout else Dropout)(dropout)
         self.embedding_dropout = embedding_dropout
 
     def _add_decoder(

@@ -1,0 +1,38 @@
+// Each thread's share of the elements; what becomes of one is in dropout-inl.h.
+#include "../dropout.h"
+
+#include "parallel.h"
+#include "work.h"
+
+namespace rnnfast {
+namespace {
+
+// Shares are whole numbers of so many elements, which all vectors divide.
+constexpr int64_t kBlock = 1024;
+// An element takes as long as so many multiply-adds.
+constexpr double kElementWork = 8;
+
+template <class T> void run(const Dropout<T>& call) {
+  const double dropped = std::nearbyint(call.p * 0x1p32);
+  if (dropped >= 0x1p32) {
+    std::fill_n(call.out, call.n, T{});
+    return;
+  }
+  const Kernels<T, Sum<T>>& kernels = rnnfast::kernels<T, Sum<T>>();
+  const auto scale = static_cast<Sum<T>>(1 / (1 - dropped * 0x1p-32));
+  const int64_t blocks = (call.n + kBlock - 1) / kBlock;
+  parallel(threads_for(call.threads, double(call.n) * kElementWork), [&](int thread, int threads) {
+    const int64_t begin = blocks * thread / threads * kBlock;
+    const int64_t end = std::min(call.n, blocks * (thread + 1) / threads * kBlock);
+    kernels.dropout(call.x, begin, end, call.seed, static_cast<uint32_t>(dropped), scale, call.out);
+  });
+}
+
+} // namespace
+
+void dropout(const Dropout<float>& call) { run(call); }
+void dropout(const Dropout<double>& call) { run(call); }
+void dropout(const Dropout<bfloat16>& call) { run(call); }
+void dropout(const Dropout<float16>& call) { run(call); }
+
+} // namespace rnnfast
