@@ -1,4 +1,5 @@
-"""The modules :class:`FastRNN` and :class:`FastRNNCell`; :func:`accelerate` for existing models."""
+"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`; :func:`accelerate` for
+existing models."""
 
 import numbers
 
@@ -9,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from . import _dynamo, functional
 from ._ops import is_one_hot
 
-__all__ = ["FastRNN", "FastRNNCell", "accelerate"]
+__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
 
 
 def _probability(name, p):
@@ -210,6 +211,20 @@ class FastRNNCell(nn.RNNCell):
     (B, H) or (H). Like a single step of :class:`FastRNN` it runs on torch's own operators, there
     being nothing to fuse over time; to go over a sequence use :class:`FastRNN`.
     """
+
+
+class Dropout(nn.Dropout):
+    """:class:`torch.nn.Dropout` by :func:`rnnfast.functional.dropout`, which says what is other.
+
+    Args:
+        p: probability of zeroing an element, in [0, 1].
+    """
+
+    def __init__(self, p=0.5):
+        super().__init__(p)
+
+    def forward(self, input):
+        return functional.dropout(input, self.p, self.training)
 
 
 _FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from rnnfast import FastRNN, lm
 from rnnfast.functional import dropout
+from rnnfast.nn import Dropout
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = [1, 2, 7, 65, 257, 5003]
@@ -190,6 +190,17 @@ def test_compile():
     torch.compiler.reset()
 
 
+def test_module():
+    module = Dropout(0.25)
+    assert str(module) == "Dropout(p=0.25, inplace=False)"
+    x = torch.ones(33, 65)
+    torch.manual_seed(1)
+    out = module(x)
+    torch.manual_seed(1)
+    assert torch.equal(out, dropout(x, 0.25))
+    assert module.eval()(x) is x
+
+
 def test_weight_dropout_and_language_models_use_it(monkeypatch):
     calls = []
 
@@ -204,7 +215,6 @@ def test_weight_dropout_and_language_models_use_it(monkeypatch):
     model = lm.RNNLM(vocab, 3, 4, dropout=0.25)
     model.features(torch.zeros(5, 2, dtype=torch.int64))
     assert calls[1:] == [((5, 2, 3), 0.25, True), ((5, 2, 4), 0.25, True)]
-    assert isinstance(model.dropout, nn.Dropout)
     calls.clear()
     model.eval().features(torch.zeros(5, 2, dtype=torch.int64))
     assert all(not training for *_, training in calls)

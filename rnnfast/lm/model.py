@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .. import _ops, functional
 from ..diagnostics import spectral_radius
-from ..nn import FastRNN
+from ..nn import Dropout, FastRNN
 from .adaptive import AdaptiveDecoder
 from .batches import shifted
 from .cells import CELLS
@@ -30,11 +30,6 @@ CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of word
 BLOCK = 64  # tokens a call of the sampler: the reader, and Ctrl-C, wait for so many
 BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
 INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
-
-
-class Dropout(nn.Dropout):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.dropout(x, self.p, self.training)
 
 
 class LockedDropout(nn.Dropout):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..nn import FastRNN
+from ..nn import Dropout, FastRNN
 
 POOLINGS = ("last", "mean", "max")
 INPUT_STD = 0.25  # of what the input adds to the hidden units at the start
@@ -76,7 +76,7 @@ class SequenceNetwork(nn.Module):
             bidirectional=bidirectional,
             dropout=dropout if num_layers > 1 else 0.0,
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pooling = pooling
         self.head = nn.Linear(hidden_size * (1 + bidirectional), outputs)
         for name, parameter in self.rnn.named_parameters():
