@@ -1,5 +1,7 @@
 """What every test file shares: the devices and instruction sets a test runs on."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -10,6 +12,9 @@ hypothesis.settings.load_profile("rnnfast")
 
 
 def pytest_configure(config):
+    # They would colour what the command line prints, here and in processes that tests start.
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        os.environ.pop(name, None)
     # The rule compares float32 with float32; test_cuda.py asks for TF32 where it means it.
     torch.backends.cudnn.allow_tf32 = False
 

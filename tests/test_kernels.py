@@ -298,21 +298,25 @@ def test_gil_is_released(num_threads):
         while not stop.wait(1e-3):
             ticks.append(time.perf_counter())
 
+    def longest_silence():
+        """As a share of a call, 1 had it kept the GIL."""
+        start = time.perf_counter()
+        with torch.no_grad():
+            rnn(data.input, data.hx, data.weights)
+        end = time.perf_counter()
+        during = [start, *(t for t in ticks if start < t < end), end]
+        return max(b - a for a, b in itertools.pairwise(during)) / (end - start)
+
     ticker = threading.Thread(target=tick)
     ticker.start()
     try:
         while not ticks:
             time.sleep(1e-3)
-        start = time.perf_counter()
-        with torch.no_grad():
-            rnn(data.input, data.hx, data.weights)
-        end = time.perf_counter()
+        # Of several, for all threads are silent while the machine does something else.
+        assert min(longest_silence() for _ in range(5)) < 0.5
     finally:
         stop.set()
         ticker.join()
-    during = [start, *(t for t in ticks if start < t < end), end]
-    longest = max(b - a for a, b in itertools.pairwise(during))
-    assert longest < (end - start) / 2, "as long as the kernel, had it kept the GIL"
 
 
 def test_calls_from_many_python_threads(num_threads):

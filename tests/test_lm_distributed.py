@@ -48,6 +48,7 @@ def test_two_processes_train_the_model_of_one(tmp_path, num_threads):
     num_threads(1)
     assert cli.main(one) == 0
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    torchrun += ["--local-addr", "127.0.0.1"]  # a machine's own name may not be known to itself
     command = [sys.executable, *torchrun, "-m", "rnnfast", *two]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

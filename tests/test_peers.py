@@ -35,6 +35,7 @@ ALWAYS = (bench.OURS, contest.KERNELS, bench.THEIRS, "torch.compile", bench.NUMP
 @pytest.fixture(scope="module")
 def everyone():
     everyone = contest.contestants()
+    contest.PATIENCE = 1200  # torch.compile takes seconds, and on a busy machine minutes
     with contest.started(everyone, threads=1):
         yield {contestant.name: contestant for contestant in everyone}
 

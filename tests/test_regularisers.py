@@ -120,6 +120,7 @@ def test_variational_dropout_of_packed_sequences_under_a_default_device():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_weight_dropout_masks_weight_hh_alone(device, bidirectional):
+    torch.manual_seed(0)
     p, options = 0.5, {"num_layers": 2, "bidirectional": bidirectional}
     ours = FastRNN(3, 4, weight_dropout=p, **options).to(device)
     theirs = nn.RNN(3, 4, **options).to(device)
