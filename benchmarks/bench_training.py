@@ -92,11 +92,12 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
     samplers = {name: bench.sampler(stepper(m, inputs, targets)) for name, m in models.items()}
     seconds = bench.alternate(samplers, repeats)
     medians = {name: float(np.median(samples)) for name, samples in seconds.items()}
+    ms = {name: 1e3 * median for name, median in medians.items()}
     return {
         "case": {"level": level, "V": V, "E": emsize, "H": H, "L": layers, "B": B, "T": T},
-        "ms": {name: 1e3 * median for name, median in medians.items()},
+        "ms": ms,
         "tokens_per_second": {name: T * B / median for name, median in medians.items()},
-        "ratio": medians[THEIRS] / medians[OURS],
+        "ratio": ms[THEIRS] / ms[OURS],
     }
 
 

@@ -9,9 +9,7 @@ import pytest
 def test_training(case):
     result = bench_training.measure(*case, repeats=1)
     assert tuple(result["case"].values()) == case
-    # Of seconds, where these are milliseconds: equal up to rounding.
-    expected = result["ms"]["nn.RNN"] / result["ms"]["rnnfast"]
-    assert result["ratio"] == pytest.approx(expected) and expected > 0
+    assert result["ratio"] == result["ms"]["nn.RNN"] / result["ms"]["rnnfast"] > 0
 
 
 def test_training_refuses(monkeypatch):

@@ -356,9 +356,9 @@ def test_eval_of_a_mixture(rnnfast):
 
 def interrupt(number, *, again=False):
     argv = ("train", "--max-seconds", 600, "--nhid", 32, "--emsize", 8, "--threads", 1)
-    running = process(*argv, "--out", "run", "--log-interval", 5)
+    running = process(*argv, "--out", "run", "--log-interval", 50)
     seen = ""
-    while not (line := running.stderr.readline()).startswith("step 10 "):
+    while not (line := running.stderr.readline()).startswith("step 50 "):
         seen += line
         assert line, seen
     running.send_signal(number)
@@ -384,8 +384,7 @@ def test_ctrl_c_saves_a_model_that_goes_on(rnnfast):
 
 def test_sigterm_saves_too():
     status, out, err = interrupt(signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM and "saved in run" in out
-    assert all(line.startswith("step ") for line in err.splitlines()), err
+    assert (status, err) == (128 + signal.SIGTERM, "") and "saved in run" in out
     lm.load("run")
 
 

@@ -258,9 +258,8 @@ def test_steps_without_a_run_have_a_clock(tmp_path):
 def test_time_budget_is_kept():
     config = small_config(epochs=None, max_seconds=1.5)
     _, report = lm.train(config, CORPUS)
-    # A busy machine may be late by a step, or end early for a validation that took long.
-    assert 0.1 < report["seconds"] < 60
-    assert report["curve"][-1]["step"] == report["steps"]
+    assert 1.0 < report["seconds"] < 3.0  # a busy machine may be late, by a step or a validation
+    assert len(report["curve"]) >= 2 and report["curve"][-1]["step"] == report["steps"]
 
 
 def test_a_run_needs_an_end():
