@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import nn
 
 from rnnfast import bench, build_info, lm
-from rnnfast.lm.evaluate import one_thread
-from rnnfast.lm.storage import write_atomic
+from rnnfast._common.files import write_atomic
+from rnnfast._common.runtime import one_thread
 
 OURS = "rnnfast"
 SIZES = ((128, 65), (512, 65), (1024, 65), (200, 10_000))  # H, V

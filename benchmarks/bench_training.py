@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from rnnfast import bench, build_info, lm
-from rnnfast.lm.storage import write_atomic
+from rnnfast._common.files import write_atomic
 
 OURS, THEIRS = "rnnfast", "nn.RNN"
 CASES = (  # level, V, emsize, H, layers, B, T

@@ -28,7 +28,7 @@ from torch import nn
 
 import rnnfast
 from rnnfast import FastRNN
-from rnnfast.lm.storage import write_atomic
+from rnnfast._common.files import write_atomic
 
 # The widest first: when time runs out, the shapes in the middle of the claim are there.
 HIDDEN = (512, 1024, 256, 2048, 128, 384, 768, 64)

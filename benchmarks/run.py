@@ -18,7 +18,8 @@ from cases import Case, special_cases
 from rich.console import Console
 
 from rnnfast import bench
-from rnnfast.lm.files import write_atomic
+from rnnfast._common.files import write_atomic
+from rnnfast._common.plots import save_figure
 
 
 def measure(
@@ -137,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stem = args.out / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     write_atomic(stem.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(stem.with_suffix(".md"), reports.markdown(report).encode())
-    bench.save_figure(reports.comparison(report), stem.with_suffix(".png"))
-    bench.save_figure(reports.roofline(report), stem.with_name(stem.name + "-roofline.png"))
+    save_figure(reports.comparison(report), stem.with_suffix(".png"))
+    save_figure(reports.roofline(report), stem.with_name(stem.name + "-roofline.png"))
 
 
 if __name__ == "__main__":

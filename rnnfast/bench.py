@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
 import math
 import os
 import platform
@@ -29,9 +28,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from . import build_info, reference
+from ._common.errors import UserError
+from ._common.plots import check_plot, plot_path, require_matplotlib, save_figure
 from ._version import __version__
-from .lm.errors import UserError
-from .lm.files import write_atomic
 from .nn import FastRNN
 
 OURS, THEIRS, NUMPY = "rnnfast", "nn.RNN", "NumPy"
@@ -422,28 +421,6 @@ def figure(report: dict[str, Any]) -> Any:
     return fig
 
 
-def require_matplotlib() -> None:
-    """Raise UserError, saying what to install, where there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError("a plot needs matplotlib: pip install 'rnnfast[plot]'") from error
-
-
-def check_plot(path: Path) -> None:
-    """Raise UserError for a plot that cannot be: before the measurement rather than after it."""
-    require_matplotlib()
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: give the plot a name in a folder")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure, whole or not at all, in the format that the name ends with."""
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:], dpi=150)
-    write_atomic(path, image.getvalue())
-
-
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the headline and a table a mode, and a warning where the machine was busy."""
     console.print(headline(report), highlight=False)
@@ -539,11 +516,3 @@ def _parse_shape(text: str) -> Shape:
     if shape is None or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: want four positive integers T,B,I,H")
     return shape
-
-
-def plot_path(text: str) -> Path:
-    """The value of a --plot option."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r}: want a name that ends with .png or .svg")
-    return path

@@ -24,18 +24,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 
 from . import bench, lm
+from ._common.files import check_writable, write_atomic
+from ._common.runtime import rank, set_up
+from ._common.text import parts, standard_input
 from ._version import __version__
 from .diagnostics import cli as diagnostics
 from .embeddings import Vectors
 from .embeddings import cli as embeddings
 from .lm import curves
 from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
-from .lm.distributed import joined, rank
+from .lm.distributed import joined
 from .lm.evaluate import bits, perplexity
-from .lm.files import check_writable, write_atomic
-from .lm.runs import prepare, resume, set_up
-from .lm.storage import Folder
-from .lm.text import parts, standard_input
+from .lm.runs import prepare, resume
+from .lm.storage import RunFolder
 from .tasks import cli as tasks
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
@@ -192,7 +193,7 @@ def _trainer(args: argparse.Namespace):
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:
-        folder = Folder(args.out, args.overwrite) if args.out else Folder.fresh()
+        folder = RunFolder(args.out, args.overwrite) if args.out else RunFolder.fresh()
     trainer = prepare(config, corpus, folder)
     if args.embeddings:
         try:

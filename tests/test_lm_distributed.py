@@ -106,8 +106,8 @@ def work(folder):
 
     from torch import distributed
 
+    from rnnfast._common.runtime import rank
     from rnnfast.lm import trainer as module
-    from rnnfast.lm.distributed import rank
     from rnnfast.lm.runs import prepare, resume
 
     distributed.init_process_group("gloo")
@@ -116,7 +116,7 @@ def work(folder):
     corpus, config = lm.corpus.split(TEXT), small_config(**CHANGES)
 
     def directory(name):
-        return None if rank() else storage.Folder(folder / name)
+        return None if rank() else storage.RunFolder(folder / name)
 
     prepare(config, corpus, directory("whole")).run()
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from lm_helpers import PERIODIC, SMALL, same_weights, small_config
 
 from rnnfast import cli, lm
-from rnnfast.lm import text
+from rnnfast._common import text
 from rnnfast.lm.batches import Lanes, memory_map
-from rnnfast.lm.storage import Folder
+from rnnfast.lm.storage import RunFolder
 
 
 def zstd(data):
@@ -167,7 +167,7 @@ def test_standard_input(stdin):
 
 @pytest.mark.parametrize("name", ["data", "vocab"])
 def test_processes_do_not_share_a_pipe(monkeypatch, name):
-    monkeypatch.setattr(lm.corpus, "size", lambda: 2)
+    monkeypatch.setattr(lm.corpus, "world_size", lambda: 2)
     with pytest.raises(lm.UserError, match=rf"--{name} - can be read once, and all 2 processes"):
         lm.corpus.read(**{name: "-"})
 
@@ -307,7 +307,7 @@ def test_training_from_the_disk_is_training_from_memory(tmp_path, monkeypatch, s
     corpus = lm.corpus.read(**paths)
     assert isinstance(corpus.train, lm.Text) and corpus.fingerprint() == usual.fingerprint()
     folder = tmp_path / "out"
-    trainer = lm.prepare(config, corpus, Folder(folder))
+    trainer = lm.prepare(config, corpus, RunFolder(folder))
     assert isinstance(trainer.train, np.memmap) and trainer.train.dtype == np.uint8
     trainer.run()
     assert same_weights(trainer.model, expected)

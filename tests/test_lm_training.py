@@ -17,8 +17,8 @@ from lm_helpers import PERIODIC, SMALL, WORDS, same_weights, small_config, small
 from torch._dynamo.testing import CompileCounter
 
 from rnnfast import lm
+from rnnfast._common.files import check_writable, write_atomic
 from rnnfast.lm import storage
-from rnnfast.lm.files import check_writable, write_atomic
 from rnnfast.lm.optim import has_stalled
 from rnnfast.lm.runs import prepare, resume
 
@@ -82,7 +82,7 @@ def test_adaptive_softmax_learns(tmp_path):
 
 
 def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
-    trainer = prepare(small_config(epochs=3), CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(small_config(epochs=3), CORPUS, storage.RunFolder(tmp_path / "model"))
     losses = iter([2.0, 1.0, 1.5])
     snapshots = []
 
@@ -179,7 +179,7 @@ def test_averaging_starts_when_the_loss_is_above_an_earlier_one():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_averaged_weights_are_validated_and_saved(tmp_path, monkeypatch, optimizer):
     config = small_config(epochs=5, optimizer=optimizer, average=0, lr=0.02)
-    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model"))
     losses, passed, validated = iter([3.0, 4.0, 2.5, 2.0, 2.1]), [], []
 
     def evaluation(model, ids, on_chunk=None):
@@ -244,7 +244,7 @@ def test_compiled_step_is_the_same(monkeypatch, kind):
 
 
 def test_steps_without_a_run_have_a_clock(tmp_path):
-    trainer = prepare(small_config(), CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(small_config(), CORPUS, storage.RunFolder(tmp_path / "model"))
     first, second = trainer.train_step(), trainer.train_step()
     assert 0 < first.seconds < second.seconds < 600
     assert trainer.validate()["seconds"] > second.seconds
@@ -273,7 +273,7 @@ def test_same_seed_same_model():
 
 
 def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
-    trainer = prepare(small_config(epochs=3), CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(small_config(epochs=3), CORPUS, storage.RunFolder(tmp_path / "model"))
 
     def poison(step):
         if step.step == len(trainer.lanes) + 3:
@@ -287,7 +287,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
 
 @pytest.mark.parametrize("clip, advice", [(0.5, "or --clip"), (0.0, "or set --clip")])
 def test_weights_of_a_loss_that_is_not_finite_are_not_saved(tmp_path, clip, advice):
-    trainer = prepare(small_config(clip=clip), CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(small_config(clip=clip), CORPUS, storage.RunFolder(tmp_path / "model"))
 
     def poison(step):
         with torch.no_grad():
@@ -300,7 +300,7 @@ def test_weights_of_a_loss_that_is_not_finite_are_not_saved(tmp_path, clip, advi
 
 def test_weights_of_a_gradient_that_is_not_finite_are_saved(tmp_path):
     """The loss that they gave was finite."""
-    trainer = prepare(small_config(), CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(small_config(), CORPUS, storage.RunFolder(tmp_path / "model"))
     with torch.no_grad():
         trainer.model.decoder.bias.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(lm.UserError, match=r"gradient is not finite .* the last good weights are"):
@@ -323,7 +323,8 @@ def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
 @pytest.mark.parametrize("kind", [{"nlayers": 2}, {"average": 0}, {"cell": "lstm"}], ids=str)
 def test_log_has_gradient_norms_and_spectral_radii(tmp_path, kind, monkeypatch):
     monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
-    trainer = prepare(small_config(log_interval=20, **kind), CORPUS, storage.Folder(tmp_path / "m"))
+    folder = storage.RunFolder(tmp_path / "m")
+    trainer = prepare(small_config(log_interval=20, **kind), CORPUS, folder)
     norms, radii = {}, []
 
     def evaluation(model, ids, on_chunk=None):
@@ -352,7 +353,7 @@ def test_tensorboard_shows_the_log(tmp_path):
     lm.train(small_config(epochs=1), CORPUS, tmp_path / "model")
     # In the place of an old model, so that the folder is renamed while it is written.
     config = small_config(epochs=2, tensorboard=True, nlayers=2)
-    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model", True))
+    trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model", True))
 
     def stop(step):
         if step.step == 100:
@@ -409,14 +410,14 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, chang
     # Averages begin at the first validation, so that there are some.
     monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
     config = small_config(epochs=3, log_interval=9, lr=0.02, **{"dropout": 0.3, **changes})
-    whole = prepare(config, CORPUS, storage.Folder(tmp_path / "whole"))
+    whole = prepare(config, CORPUS, storage.RunFolder(tmp_path / "whole"))
     whole.run()
 
     def stop(step):
         if step.step in stops:
             os.kill(os.getpid(), signal.SIGINT)
 
-    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "parts"))
+    trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "parts"))
     for at in stops:
         with pytest.raises(lm.Interrupted):
             trainer.run(on_step=stop)
@@ -439,7 +440,7 @@ def test_stopping_during_validation_loses_nothing(tmp_path, monkeypatch):
     config = small_config(epochs=2)
     whole = prepare(config, CORPUS)
     whole.run()
-    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model"))
 
     def signal_comes(model, ids, on_chunk):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -548,11 +549,11 @@ def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):
     (tmp_path / "text").write_text(PERIODIC)
     corpus = lm.corpus.read(data=tmp_path / "text")
     config = small_config(dropout=0.3, nlayers=2, log_interval=9, checkpoint_interval=1e-9)
-    whole = prepare(config, corpus, storage.Folder(tmp_path / "whole"))
+    whole = prepare(config, corpus, storage.RunFolder(tmp_path / "whole"))
     whole.run()
 
     folder = tmp_path / "parts"
-    prepare(config, corpus, storage.Folder(folder)).save()
+    prepare(config, corpus, storage.RunFolder(folder)).save()
     program = (
         "import sys; from rnnfast.lm import runs, trainer\n"
         "trainer.SAVING_PART = 1e9\n"
@@ -592,12 +593,12 @@ def test_nothing_is_left_of_a_run_killed_before_it_saved(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        prepare(config, CORPUS, storage.Folder(folder)).run(kill)
+        prepare(config, CORPUS, storage.RunFolder(folder)).run(kill)
     (folder / "tensorboard").mkdir()
     for name in (".model.safetensors.1.tmp", "checkpoint.safetensors", "tensorboard/events"):
         (folder / name).write_text("old")
     assert len(records(folder)) == 2
-    again = storage.Folder(folder)
+    again = storage.RunFolder(folder)
     assert not list(folder.iterdir())
     prepare(config, CORPUS, again).run()
     assert records(folder) == records(tmp_path / "alone")
@@ -605,7 +606,7 @@ def test_nothing_is_left_of_a_run_killed_before_it_saved(tmp_path):
 
 def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch):
     config = small_config(epochs=1, checkpoint_interval=60)
-    trainer = prepare(config, CORPUS, storage.Folder(tmp_path / "model"))
+    trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model"))
     clock, saved = [0.0], []
     monkeypatch.setattr("rnnfast.lm.trainer.time.monotonic", lambda: clock[0])
     write = trainer.folder.write_checkpoint
@@ -628,7 +629,7 @@ def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch)
 
 def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):
     model, _ = lm.train(small_config(), CORPUS, tmp_path / "model")
-    trainer = prepare(small_config(nhid=8), CORPUS, storage.Folder(tmp_path / "model", True))
+    trainer = prepare(small_config(nhid=8), CORPUS, storage.RunFolder(tmp_path / "model", True))
     validations = []
 
     def still_there(step):
@@ -647,14 +648,14 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, replaced):
     path = tmp_path / "model"
     if replaced:
         lm.save(small_model(), small_config(), path)
-    trainer = prepare(small_config(epochs=2), CORPUS, storage.Folder(path, replaced))
+    trainer = prepare(small_config(epochs=2), CORPUS, storage.RunFolder(path, replaced))
     refused = pytest.raises(lm.UserError, match=r"another run is writing to .*model")
 
     def meanwhile(_):
         before = {file: file.read_bytes() for file in path.iterdir()}
         for overwrite in (False, True):
             with refused:
-                storage.Folder(path, overwrite)
+                storage.RunFolder(path, overwrite)
         if storage.CHECKPOINT in os.listdir(path):
             with refused:
                 resume(path, {}, CORPUS)
@@ -672,15 +673,15 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, replaced):
 
 def test_a_folder_is_free_when_nobody_writes(tmp_path):
     path = tmp_path / "model"
-    first = storage.Folder(path)
+    first = storage.RunFolder(path)
     del first
     with pytest.raises(lm.UserError, match="empty") as kept:  # and with it the frames
-        prepare(small_config(), lm.Corpus(PERIODIC, ""), storage.Folder(path))
+        prepare(small_config(), lm.Corpus(PERIODIC, ""), storage.RunFolder(path))
     for overwrite in (False, True):
         lm.save(small_model(), small_config(), path, overwrite)
     (path / "notes").touch()
     with pytest.raises(lm.UserError, match="not a model's") as other:
-        storage.Folder(path, True)
+        storage.RunFolder(path, True)
     (path / "notes").unlink()
     lm.save(small_model(), small_config(), path, overwrite=True)
     assert [kept.type, other.type] == 2 * [lm.UserError]
@@ -690,7 +691,7 @@ def test_a_folder_without_locks_is_written_to(tmp_path, monkeypatch):
     def unknown(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("rnnfast.lm.storage.fcntl.flock", unknown)
+    monkeypatch.setattr("rnnfast._common.storage.fcntl.flock", unknown)
     for overwrite in (False, True):
         lm.save(small_model(), small_config(), tmp_path / "model", overwrite)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from .. import bench, lm
-from ..lm.runs import set_up
+from .._common.runtime import set_up
 from ..nn import FastRNN
 from . import gradient_norms, jacobian_norms, spectral_radius
 

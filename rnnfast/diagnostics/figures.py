@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..bench import require_matplotlib, save_figure
+from .._common.plots import require_matplotlib, save_figure
 from ..nn import FastRNN
 from . import gradient_norms, spectral_radius
 

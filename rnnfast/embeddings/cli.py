@@ -8,10 +8,10 @@ import time
 from rich.markup import escape
 from rich.table import Table
 
+from .._common.errors import UserError
+from .._common.files import check_writable
+from .._common.runtime import set_up
 from ..lm import Vocabulary, corpus
-from ..lm.errors import UserError
-from ..lm.files import check_writable
-from ..lm.runs import set_up
 from .glove import glove
 from .skipgram import skipgram
 from .vectors import Vectors, check_suffix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..lm.errors import UserError
+from .._common.errors import UserError
 from ..lm.vocab import Vocabulary
 
 

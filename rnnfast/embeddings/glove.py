@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import _ops
-from ..lm.errors import UserError, check_seed
+from .._common.errors import UserError, check_seed
 from ..lm.vocab import Vocabulary
 from .cooccurrence import cooccurrences
 from .vectors import Vectors, check_positive

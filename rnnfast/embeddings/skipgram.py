@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..lm.errors import MissingPackage, UserError, check_seed
+from .._common.errors import MissingPackage, UserError, check_seed
 from ..lm.vocab import Vocabulary
 from .vectors import Vectors, check_positive
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 
-from ..lm.errors import UserError
-from ..lm.files import write_atomic
-from ..lm.storage import read_tensors
+from .._common.errors import UserError
+from .._common.files import write_atomic
+from .._common.storage import read_tensors
 from ..lm.vocab import Vocabulary
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")

@@ -8,11 +8,12 @@ print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1)
 print(lm.load("my-model").score("A sentence.").logprob)
 """
 
+from .._common.errors import Interrupted, UserError
+from .._common.text import Text, open_text, read_text
 from . import arpa, corpus
 from .compare import compare
 from .config import Config
 from .corpus import Corpus
-from .errors import Interrupted, UserError
 from .evaluate import Evaluation, Score, complete, evaluate, generate, score
 from .join import join, join_folders
 from .mixture import Mixture
@@ -20,7 +21,6 @@ from .model import RNNLM, NeuralLM, WindowLM
 from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
-from .text import Text, open_text, read_text
 from .trainer import Trainer
 from .vocab import Vocabulary
 

@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .._common.errors import MissingPackage, UserError
+from .._common.files import write_atomic
 from .config import BPE, CHAR, LEVELS, WORD
-from .errors import MissingPackage, UserError
-from .files import write_atomic
 from .ngram import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
 from .vocab import BOUNDARY, UNK, Vocabulary

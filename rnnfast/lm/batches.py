@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import UserError
-from .files import writing
-from .text import Text
+from .._common.errors import UserError
+from .._common.files import writing
+from .._common.text import Text
 from .vocab import Vocabulary
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .._common.errors import UserError
 from .config import CHAR, RNN, WINDOW, WORD, Config
 from .corpus import Corpus
-from .errors import UserError
 from .evaluate import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram import NgramLM
 from .runs import prepare, resume
-from .storage import CHECKPOINT, Folder, read_settings
+from .storage import CHECKPOINT, RunFolder, read_settings
 from .trainer import Trainer
 
 NEURAL = {
@@ -106,7 +106,7 @@ def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:
     settings = {**settings, **NEURAL[name]}
     if (path / CHECKPOINT).exists():
         return resume(path, settings, corpus, finished=True)
-    return prepare(Config.defaults(**settings), corpus, Folder(path))
+    return prepare(Config.defaults(**settings), corpus, RunFolder(path))
 
 
 def _check_vocabularies(trainer: Trainer, out: Path) -> None:

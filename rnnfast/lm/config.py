@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from .errors import UserError
+from .._common.errors import UserError
 
 CHAR = "char"
 WORD = "word"

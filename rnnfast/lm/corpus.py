@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .distributed import size
-from .errors import UserError
-from .text import Text, is_pipe, open_text, parts, read_text
+from .._common.errors import UserError
+from .._common.runtime import world_size
+from .._common.text import Text, is_pipe, open_text, parts, read_text
 
 TRAIN_FRACTION = 0.9
 
@@ -69,9 +69,10 @@ def read(
     given = {name: path for name, path in paths.items() if path}
     source = {name: str(Path(path).resolve()) for name, path in given.items()}
     for name, path in (*given.items(), ("vocab", vocab)):
-        if path and size() > 1 and is_pipe(path):
+        if path and world_size() > 1 and is_pipe(path):
             raise UserError(
-                f"--{name} {path} can be read once, and all {size()} processes read it: give a file"
+                f"--{name} {path} can be read once, and all {world_size()} processes "
+                "read it: give a file"
             )
     if any(map(is_pipe, given.values())):
         source = {}  # that cannot be read again

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from .._common.errors import UserError
 from .storage import LOG
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._common.errors import UserError
+from .._common.runtime import rank, world_size
 from .config import Config
-from .errors import UserError
 
 # A process may wait for another that evaluates; one that has died torchrun sees for itself.
 TIMEOUT = timedelta(days=1)
@@ -38,21 +39,11 @@ def joined(device: str) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def rank() -> int:
-    """The number of this process among those that train together; 0 is the one that writes."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def size() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
 class Ranks:
     """The processes of torch.distributed's default group, or this one alone if there is none."""
 
     def __init__(self, config: Config):
-        self.rank, self.size = rank(), size()
+        self.rank, self.size = rank(), world_size()
         if config.batch_size % self.size:
             raise UserError(
                 f"batch-size must be a multiple of the {self.size} processes, not "

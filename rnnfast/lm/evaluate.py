@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from .errors import UserError, check_seed
+from .._common.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     from .vocab import Vocabulary
@@ -123,21 +121,6 @@ class LanguageModel:
     def generate(self, prompt: str = "", length: int = 200, **options) -> str:
         """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
         return "".join(generate(self, prompt, length, **options))
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Threads that share the units of a single sequence have to meet at every time step.
-
-    That wins little on an idle machine and loses all on a busy one: 512 units, 2 cores with other
-    work on them, 32,000 tokens/s with one thread and 1,600 with two.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def evaluate(

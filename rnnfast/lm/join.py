@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from .._common.errors import UserError
 from .adaptive import AdaptiveDecoder
 from .config import Config
-from .errors import UserError
 from .evaluate import LanguageModel
 from .model import RNNLM
 from .storage import load, read_settings

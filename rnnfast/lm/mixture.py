@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .._common.errors import UserError
+from .._common.runtime import one_thread
 from .batches import shifted
-from .errors import UserError
-from .evaluate import Evaluation, LanguageModel, one_thread
+from .evaluate import Evaluation, LanguageModel
 from .model import NeuralLM
 
 Report = Callable[[int], None]

@@ -14,14 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import _ops, functional
+from .._common.errors import UserError
+from .._common.runtime import one_thread
 from ..diagnostics import spectral_radius
 from ..nn import Dropout, FastRNN
 from .adaptive import AdaptiveDecoder
 from .batches import shifted
 from .cells import CELLS
 from .config import RNN, WINDOW, Config
-from .errors import UserError
-from .evaluate import LanguageModel, one_thread
+from .evaluate import LanguageModel
 from .sampling import RecurrentSampler, Sampler
 from .vocab import Vocabulary
 

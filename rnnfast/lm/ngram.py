@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._common.errors import UserError
 from .batches import shifted
-from .errors import UserError
 from .evaluate import LanguageModel
 from .sampling import Sampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate

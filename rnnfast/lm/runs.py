@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
+from .._common.errors import UserError
+from .._common.runtime import rank, set_up
+from .._common.text import Text, parts
 from . import board
 from .batches import memory_map
 from .config import CHAR, Config
 from .corpus import Corpus, read
-from .distributed import rank
-from .errors import UserError, check_device
 from .model import NeuralLM, build
-from .storage import Folder, load, read_checkpoint, read_settings, weights
-from .text import Text, parts
+from .storage import RunFolder, load, read_checkpoint, read_settings, weights
 from .trainer import Trainer
 from .vocab import Vocabulary
 
@@ -27,7 +27,7 @@ RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "te
 RESUMABLE |= {"threads", "device", "compile"}
 
 
-def prepare(config: Config, corpus: Corpus, folder: Folder | None = None) -> Trainer:
+def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> Trainer:
     """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
     try:
         set_up(config.device, config.threads)
@@ -72,7 +72,7 @@ def resume(
     set_up(changed.device, changed.threads)
     if changed.tensorboard:
         board.check()
-    folder = None if rank() else Folder(path, resume=True)
+    folder = None if rank() else RunFolder(path, resume=True)
     with contextlib.ExitStack() as unless_it_goes_on:
         if folder is not None:
             unless_it_goes_on.callback(folder.close)
@@ -117,7 +117,7 @@ def _about(corpus: Corpus) -> dict:
     return {"source": corpus.source, "sha256": corpus.fingerprint()}
 
 
-def _streams(vocab: Vocabulary, corpus: Corpus, folder: Folder | None) -> tuple:
+def _streams(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tuple:
     valid = vocab.encode_stream(corpus.valid)
     if len(valid) == 0:
         raise UserError("the validation text is empty: give more text")
@@ -127,15 +127,6 @@ def _streams(vocab: Vocabulary, corpus: Corpus, folder: Folder | None) -> tuple:
     return vocab.encode_stream(corpus.train), valid, test
 
 
-def set_up(device: str, threads: int | None) -> None:
-    """Set torch's number of threads. Raises UserError for a device that is not there."""
-    check_device(device)
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads must be at least 1, not {threads}")
-        torch.set_num_threads(threads)
-
-
 def train(
     config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
 ) -> tuple[NeuralLM, dict]:
@@ -143,7 +134,7 @@ def train(
 
     Called by every process of torch.distributed's default group, it trains one model in all.
     """
-    folder = None if out is None or rank() else Folder(out, overwrite)
+    folder = None if out is None or rank() else RunFolder(out, overwrite)
     trainer = prepare(config, corpus, folder)
     trainer.run()
     return trainer.model, trainer.report()

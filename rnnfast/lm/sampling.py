@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .evaluate import one_thread
+from .._common.runtime import one_thread
 
 if TYPE_CHECKING:
     from .model import RNNLM, WindowLM

@@ -12,24 +12,20 @@ tensorboard             the same numbers for TensorBoard, on request
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from .._common.errors import MissingPackage, UserError
+from .._common.files import corrupted, read_json, to_json, write_atomic, writing
+from .._common.runtime import check_device
+from .._common.storage import CONFIG, MODEL_FILES, VOCAB, WEIGHTS, Folder, read_tensors
 from .._version import __version__
 from . import arpa
 from .board import Board
 from .config import Config
-from .errors import MissingPackage, UserError, check_device
-from .files import CONFIG, VOCAB, WEIGHTS, sync, write_atomic, writing
 from .model import NeuralLM, build
 from .ngram import NgramLM
 from .vocab import Vocabulary
@@ -37,124 +33,19 @@ from .vocab import Vocabulary
 FORMAT = 1
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
-FILES = {WEIGHTS, CONFIG, VOCAB, CHECKPOINT, LOG}
+FILES = MODEL_FILES | {CHECKPOINT, LOG}
 BOARD = "tensorboard"
 
 
-def to_json(data) -> bytes:
-    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
+class RunFolder(Folder):
+    """The folder of a language model and of the run that trains it."""
 
-
-class Folder:
-    """Where a run writes: a fresh folder, or one that takes an old model's place.
-
-    With `overwrite` the run is written beside the old model and takes its name at the first
-    `publish`, when it has a model to show; until then the old one stays as it is. A link stays one,
-    to the new folder, which has the old one's mode. Raises UserError if `path` holds anything but a
-    model, a model and `overwrite` is false, or if another run, of any process, is writing there: it
-    has the folder locked until `close`, where the file system has locks of folders (NFS has none).
-    """
+    _board: Board | None = None
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
-        self.path = self.final = Path(path)
-        self._real = Path(os.path.realpath(path))  # is renamed; messages have the name given
-        self._board: Board | None = None
-        self._locks: list[int] = []  # descriptors of folders
-        weakref.finalize(self, _unlock, self._locks)
-        try:
-            if resume:
-                self.lock()
-                for entry in self.path.iterdir():
-                    if _is_temporary(entry.name):  # of a run that was killed while it wrote
-                        entry.unlink(missing_ok=True)
-                return
-            with writing(self.final):
-                if not self.final.exists():
-                    self._real.mkdir(parents=True, exist_ok=True)
-                elif not self.final.is_dir():
-                    raise UserError(f"{self.final} is a file: give --out another name")
-                self.lock()
-                self._check_replaceable(overwrite)
-                if (self.final / WEIGHTS).exists():
-                    self.path = self._beside()
-                    self._locks.append(_lock(self.path))
-                else:
-                    self._clear()  # of a run that was killed before it saved a model
-        except BaseException:
-            self.close()
-            raise
-
-    def _check_replaceable(self, overwrite: bool) -> None:
-        names = sorted(entry.name for entry in self.final.iterdir())
-        foreign = [n for n in names if n not in FILES | {BOARD} and not _is_temporary(n)]
-        if foreign:
-            raise UserError(
-                f"{self.final} holds files that are not a model's ({foreign[0]}"
-                f"{', ...' if len(foreign) > 1 else ''}): give --out another folder"
-            )
-        if WEIGHTS in names and not overwrite:
-            resume = f", --resume {self.final} to go on with it" if CHECKPOINT in names else ""
-            raise UserError(
-                f"{self.final} holds a model: give --out another folder, --overwrite to replace "
-                f"it{resume}"
-            )
-
-    def _beside(self) -> Path:
-        path = Path(tempfile.mkdtemp(".new", f".{self._real.name}.", self._real.parent))
-        shutil.copymode(self._real, path)
-        return path
-
-    @classmethod
-    def fresh(cls, name: str = "rnnfast-model") -> Folder:
-        """The first of name, name-2, name-3, ... that is not there yet, made now."""
-        number = 1
-        while True:
-            path = Path(name if number == 1 else f"{name}-{number}")
-            with writing(path):
-                try:
-                    path.mkdir()
-                    return cls(path)
-                except FileExistsError:
-                    number += 1
-
-    def publish(self) -> None:
-        """Give the run its name, if it was written beside an old model."""
-        if self.path == self.final:
-            return
-        self._close_board()  # it writes to a path that is about to go
-        with writing(self.final):
-            old = self.path.with_suffix(".old")
-            os.rename(self._real, old)
-            try:
-                os.rename(self.path, self._real)
-            except BaseException as error:
-                os.rename(old, self._real)
-                if isinstance(error, OSError):
-                    why = f"{error.strerror}; the new model is in {self.path}"
-                    raise UserError(f"cannot write {self.final}: {why}") from error
-                raise
-            sync(self._real.parent)
-        self.path = self.final
-        shutil.rmtree(old, ignore_errors=True)
-        _unlock(self._locks[:-1])  # what is gone
-        del self._locks[:-1]
-
-    def discard(self) -> None:
-        """The end of a run; what it has written is removed if it never had a model to show."""
-        self._close_board()
-        try:
-            if not (self.path / WEIGHTS).exists():
-                self._clear()
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()
-        finally:
-            self.close()
-
-    def _clear(self) -> None:
-        shutil.rmtree(self.path / BOARD, ignore_errors=True)
-        for entry in self.path.iterdir():
-            if entry.name in FILES or _is_temporary(entry.name):
-                entry.unlink(missing_ok=True)
+        super().__init__(
+            path, overwrite, resume, files=FILES, folders={BOARD}, checkpoint=CHECKPOINT
+        )
 
     def write_settings(self, config: Config, vocab: Vocabulary, corpus: dict) -> None:
         """`config.json` and `vocab.json`; `corpus` says what was read and its fingerprint."""
@@ -162,10 +53,6 @@ class Folder:
         about = {"format": FORMAT, "rnnfast": __version__, "torch": torch.__version__}
         settings = {**about, "config": config.to_json(), "corpus": corpus}
         write_atomic(self.path / CONFIG, to_json(settings))
-
-    def write_weights(self, tensors: dict[str, torch.Tensor]) -> None:
-        write_atomic(self.path / WEIGHTS, to_bytes(tensors, {"format": "pt"}))
-        self.publish()
 
     def write_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         write_atomic(self.path / CHECKPOINT, to_bytes(tensors, {"state": json.dumps(state)}))
@@ -179,20 +66,8 @@ class Folder:
                 self._board = self._board or Board(self.path / BOARD, record["step"])
                 self._board.log(record)
 
-    def lock(self) -> None:
-        """Keep other runs out until `close`, as a new Folder does already."""
-        if not self._locks:
-            folders = dict.fromkeys((self.final, self.path))
-            with writing(self.final):
-                self._locks.extend(_lock(folder) for folder in folders)
-
-    def close(self) -> None:
-        """The end of a run. Who goes on to write has to `lock` again."""
-        self._close_board()
-        _unlock(self._locks)
-
-    def _close_board(self) -> None:
-        # Writes out what TensorBoard is to show. The next `log` begins another file of it.
+    def _close_files(self) -> None:
+        # TensorBoard's writer is flushed. The next `log` begins another event file.
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -211,37 +86,6 @@ class Folder:
         write_atomic(path, "".join(kept).encode("utf-8"))
 
 
-def _lock(folder: Path) -> int:
-    """A descriptor that keeps out everyone else who asks for one, until it is closed.
-
-    The system closes it when the process ends, however it ends.
-    """
-    while True:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"another run is writing to {folder}: let it end, or give --out another folder"
-            ) from error
-        except OSError:  # there are file systems without locks
-            return descriptor
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
-                return descriptor
-        os.close(descriptor)  # of a folder that has just been replaced
-
-
-def _unlock(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
 def weights(model: NeuralLM) -> dict[str, torch.Tensor]:
     """Copies of the parameters by name, on the CPU; a shared one (tied) once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
@@ -249,7 +93,7 @@ def weights(model: NeuralLM) -> dict[str, torch.Tensor]:
 
 def save(model: NeuralLM, config: Config, path: str | Path, overwrite: bool = False) -> None:
     """Save a model as a folder that `load` reads. An existing model is kept unless `overwrite`."""
-    with contextlib.closing(Folder(path, overwrite)) as folder:
+    with contextlib.closing(RunFolder(path, overwrite)) as folder:
         folder.write_settings(config, model.vocab, {})
         folder.write_weights(weights(model))
 
@@ -318,52 +162,6 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
             message = corrupted(path / VOCAB, error)
         raise UserError(message) from error
     return config, vocab, corpus
-
-
-def corrupted(path: Path, why: object) -> str:
-    return f"{path} is corrupted ({why}): restore it, or train the model again"
-
-
-def read_json(path: Path):
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(corrupted(path, "not JSON")) from error
-
-
-def read_tensors(
-    path: Path, shapes: dict[str, torch.Size] | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, which must have the names and `shapes` given."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-            if shapes is not None:
-                for name in sorted(names ^ shapes.keys()):
-                    raise UserError(f"{path} and {CONFIG} do not match: {name} is only in one")
-                for name, shape in shapes.items():
-                    found = tuple(file.get_slice(name).get_shape())
-                    if found != tuple(shape):
-                        raise UserError(
-                            f"{path} and {CONFIG} with {VOCAB} do not match: {name} is {found}, "
-                            f"they say {tuple(shape)}"
-                        )
-            tensors = {name: file.get_tensor(name) for name in names}
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
-    except SafetensorError as error:
-        raise UserError(corrupted(path, str(error).splitlines()[0])) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(corrupted(path, f"{name} is not finite"))
-    return tensors, metadata
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .._common.errors import Interrupted, UserError
+from .._common.storage import WEIGHTS
 from .batches import Lanes
 from .config import Config
 from .distributed import Ranks
-from .errors import Interrupted, UserError
 from .evaluate import evaluate
-from .files import WEIGHTS
 from .model import NeuralLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .report import baselines, report
-from .storage import Folder, weights
+from .storage import RunFolder, weights
 
 SAVING_PART = 0.02  # checkpoints take no more of the time
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -85,7 +85,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.train, self.valid, self.test = train, valid, test
         self.lanes = Lanes(train, self.vocab.boundary, config.batch_size, config.bptt)
-        self.folder: Folder | None = folder
+        self.folder: RunFolder | None = folder
         self.optimizer = optimizer(model, config, self.device)
         self.average: Average | None = None
         loss = torch.compile(model.loss) if config.compile else model.loss

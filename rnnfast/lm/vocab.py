@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from .._common.errors import MissingPackage, UserError
+from .._common.text import Text, parts
 from .config import BPE, BYTE, CHAR, WORD
-from .errors import MissingPackage, UserError
-from .text import Text, parts
 
 EOS = "<eos>"
 UNK = "<unk>"

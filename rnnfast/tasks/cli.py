@@ -10,8 +10,8 @@ from dataclasses import fields
 import numpy as np
 from rich.markup import escape
 
-from ..lm.errors import UserError
-from ..lm.runs import set_up
+from .._common.errors import UserError
+from .._common.runtime import set_up
 from .data import read_columns, read_labelled, read_tagged, read_texts
 from .estimators import SequenceClassifier, SequenceEstimator, SequenceTagger, new_folder
 from .network import POOLINGS

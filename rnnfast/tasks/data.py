@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..lm.corpus import read_text
-from ..lm.errors import UserError
+from .._common.errors import UserError
+from .._common.text import read_text
 
 
 def read_texts(path: str | Path) -> list[str]:

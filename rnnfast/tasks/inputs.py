@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from ..lm.errors import UserError
+from .._common.errors import UserError
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
 WORDS = ("word", "form")  # the features whose values are whole words

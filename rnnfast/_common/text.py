@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from .errors import MissingPackage, UserError
-from .files import is_model, writing
+from .files import writing
+from .storage import is_model
 
 STDIN = "-"
 BLOCK = 1 << 18  # bytes read at a time; compressed ones become many times as many

@@ -1,8 +1,9 @@
-"""Files that are whole or not there; the folder of a model."""
+"""Files that are written completely or not at all, and JSON files."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -11,17 +12,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-VOCAB = "vocab.json"
-
 STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # by the numbers of their descriptors
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a run writes, or has written, a model there: it begins with settings alone."""
-    has = {name: (folder / name).exists() for name in (WEIGHTS, CONFIG, VOCAB)}
-    return has[WEIGHTS] or (has[CONFIG] and has[VOCAB])
 
 
 def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
@@ -95,3 +86,25 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def to_json(data) -> bytes:
+    """Return `data` as the bytes of a JSON file: UTF-8, indented by one space."""
+    return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
+
+
+def read_json(path: Path):
+    """Return the content of a JSON file of a model. Raise UserError if it cannot be read."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {path.parent} is not a whole model") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(corrupted(path, "not JSON")) from error
+
+
+def corrupted(path: Path, why: object) -> str:
+    """Return the message for a file of a model whose content is wrong."""
+    return f"{path} is corrupted ({why}): restore it, or train the model again"

@@ -1,0 +1,26 @@
+"""Errors that the user can correct, and the check of a seed, which many functions take."""
+
+
+class UserError(ValueError):
+    """An error that the user can correct. Its message is one line that says what to do.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+class MissingPackage(UserError):
+    """An optional package that this request needs is not installed."""
+
+
+class Interrupted(Exception):
+    """A signal, whose number is `signum`, has stopped the training. The run is already saved."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
+def check_seed(seed: int, end: int = 2**63) -> None:
+    """Raise UserError for a seed that is not in [0, `end`), a power of two."""
+    if not 0 <= seed < end:
+        raise UserError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")
