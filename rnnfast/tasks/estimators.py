@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import numbers
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,23 @@ from .._version import __version__
 from ..embeddings import Vectors
 from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
-from .network import POOLINGS, Embedding, SequenceNetwork
+from .network import Embedding, SequenceNetwork
+from .settings import (
+    ClassWeight,
+    FileName,
+    Flag,
+    Fraction,
+    Nonlinearity,
+    NonNegativeNumber,
+    Patience,
+    Pooling,
+    PositiveInteger,
+    PositiveNumber,
+    PositiveOrInfinite,
+    Probability,
+    Seed,
+    Settings,
+)
 
 FORMAT = 1
 POOL = 32  # batches whose sequences are sorted by length together, so that little is padding
@@ -32,7 +47,7 @@ PREDICT_STEPS = 1 << 14  # time steps of a batch in prediction
 
 
 @dataclass(kw_only=True, eq=False)
-class SequenceEstimator:
+class SequenceEstimator(Settings):
     """What the three estimators share: settings, training, prediction, and the model on disk.
 
     X is a list of sequences, all of one kind: texts (cut at whitespace), lists of words, lists of
@@ -69,24 +84,24 @@ class SequenceEstimator:
     """
 
     features: Sequence[str] = ("word",)
-    min_count: int = 1
-    embedding_size: int = 64
-    embeddings: str | Path | None = None
-    hidden_size: int = 64
-    num_layers: int = 1
-    nonlinearity: str = "tanh"
-    bidirectional: bool = True
-    dropout: float = 0.3
-    word_dropout: float = 0.1
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    patience: int | None = 3
-    validation_fraction: float = 0.1
-    ensemble: int = 1
-    seed: int = 0
+    min_count: PositiveInteger = 1
+    embedding_size: PositiveInteger = 64
+    embeddings: FileName = None
+    hidden_size: PositiveInteger = 64
+    num_layers: PositiveInteger = 1
+    nonlinearity: Nonlinearity = "tanh"
+    bidirectional: Flag = True
+    dropout: Probability = 0.3
+    word_dropout: Probability = 0.1
+    epochs: PositiveInteger = 10
+    batch_size: PositiveInteger = 32
+    lr: PositiveNumber = 3e-3
+    weight_decay: NonNegativeNumber = 0.01
+    clip: PositiveOrInfinite = 1.0
+    patience: Patience = 3
+    validation_fraction: Fraction = 0.1
+    ensemble: PositiveInteger = 1
+    seed: Seed = 0
     device: str = "cpu"
 
     # Without annotations, which would make settings of them.
@@ -94,19 +109,6 @@ class SequenceEstimator:
     _networks = None
 
     # ---- scikit-learn
-
-    def get_params(self, deep: bool = True) -> dict:
-        """The settings by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def set_params(self, **params) -> SequenceEstimator:
-        """Change settings; they act at the next `fit`. Raises UserError for an unknown name."""
-        names = self.get_params()
-        for name, value in params.items():
-            if name not in names:
-                raise UserError(f"{type(self).__name__} has no setting {name!r}")
-            setattr(self, name, value)
-        return self
 
     def __sklearn_tags__(self):
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
@@ -175,7 +177,7 @@ class SequenceEstimator:
         `valid` is a pair (X, y) to validate on; `progress` is called with each entry of `history_`.
         Raises UserError (a ValueError) that names the argument for what cannot be used.
         """
-        self._check()
+        self.check_settings()
         check_device(self.device)
         self._networks = None  # what is left of a training that fails fits no other
         X, y = self._pairs(X, y, "X", "y")
@@ -243,33 +245,6 @@ class SequenceEstimator:
             rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
             embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
             embedding.unknown = self._inputs.unknown.to(weight.device)
-
-    def _check(self) -> None:
-        counts = ["min_count", "embedding_size", "hidden_size", "num_layers", "epochs"]
-        counts += ["batch_size", "ensemble"] + ["patience"] * (self.patience is not None)
-        ranges = {
-            **dict.fromkeys(
-                counts, (numbers.Integral, lambda v: v >= 1, "a whole number, at least 1")
-            ),
-            **dict.fromkeys(
-                ("dropout", "word_dropout"), (numbers.Real, lambda v: 0 <= v < 1, "in [0, 1)")
-            ),
-            "lr": (numbers.Real, lambda v: 0 < v < np.inf, "positive"),
-            "clip": (numbers.Real, lambda v: v > 0, "positive"),
-            "weight_decay": (numbers.Real, lambda v: 0 <= v < np.inf, "zero or more"),
-            "validation_fraction": (numbers.Real, lambda v: 0 < v < 1, "in (0, 1)"),
-            "seed": (numbers.Integral, lambda v: 0 <= v < 2**63, "in [0, 2**63)"),
-            "embeddings": ((str, Path, type(None)), lambda v: True, "the name of a file"),
-            "nonlinearity": (str, lambda v: v in ("tanh", "relu"), "tanh or relu"),
-            "pooling": (str, lambda v: v in POOLINGS, "last, mean or max"),
-            "bidirectional": ((bool, np.bool_), lambda v: True, "True or False"),
-        }
-        for name, value in self.get_params().items():
-            if name in ranges:
-                kind, holds, what = ranges[name]
-                wrong = isinstance(value, bool) and name != "bidirectional"
-                if wrong or not isinstance(value, kind) or not holds(value):
-                    raise UserError(f"{name} must be {what}, not {value!r}")
 
     def _pairs(self, X: Sequence, y: Sequence, name_x: str, name_y: str) -> tuple[list, list]:
         X, y = as_list(X, name_x), as_list(y, name_y)
@@ -484,7 +459,7 @@ class SequenceEstimator:
             if isinstance(params.get("class_weight"), list):
                 params["class_weight"] = dict(params["class_weight"])
             estimator = found(**{**params, "device": device})
-            estimator._check()
+            estimator.check_settings()
             estimator.history_ = settings["history"]
             estimator._targets_from_json(settings["targets"])
             size = settings["input_size"]
@@ -551,7 +526,7 @@ def _batches(lengths: torch.Tensor, batch_size: int) -> list[list[int]]:
 class _Labels(SequenceEstimator):
     """Classes: one logit and the binary cross-entropy for two, softmax for more."""
 
-    class_weight: dict | str | None = None
+    class_weight: ClassWeight = None
 
     @property
     def _outputs(self) -> int:
@@ -564,10 +539,10 @@ class _Labels(SequenceEstimator):
             raise UserError(f"y must have at least 2 classes, not {self.classes_.tolist()}")
         self._weights = torch.ones(len(self.classes_))
         given = self.class_weight
-        if isinstance(given, str) and given == "balanced":
+        if given == "balanced":
             counts = np.bincount([self._number[label] for label in labels])
             self._weights = torch.tensor(len(labels) / (len(counts) * counts)).float()
-        elif isinstance(given, dict):
+        elif given is not None:
             for label, weight in given.items():
                 if label not in self._number or not 0 < weight < np.inf:
                     raise UserError(
@@ -575,8 +550,6 @@ class _Labels(SequenceEstimator):
                         f"{weight!r} of {label!r}"
                     )
                 self._weights[self._number[label]] = float(weight)
-        elif given is not None:
-            raise UserError(f"class_weight must be None, 'balanced' or a dict, not {given!r}")
 
     def _encode_label(self, label, where: str) -> int:
         try:
@@ -633,7 +606,7 @@ class SequenceClassifier(_Labels):
     After `fit`, `classes_` has the labels in order; they may be strings, integers or booleans.
     """
 
-    pooling: str = "max"
+    pooling: Pooling = "max"
 
     _estimator_type = "classifier"
     _every_step = False
@@ -668,7 +641,7 @@ class SequenceTagger(_Labels):
     """
 
     features: Sequence[str] = ("word", "prefix3", "suffix2", "suffix3", "shape")
-    hidden_size: int = 100
+    hidden_size: PositiveInteger = 100
 
     _every_step = True
 
@@ -710,8 +683,8 @@ class SequenceRegressor(SequenceEstimator):
     `score` is R², the mean of it over the K. Targets are scaled to mean 0 and variance 1 inside.
     """
 
-    pooling: str = "mean"
-    every_step: bool = False
+    pooling: Pooling = "mean"
+    every_step: Flag = False
 
     _estimator_type = "regressor"
     metric = "R²"

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..nn import Dropout, FastRNN
 
+NONLINEARITIES = ("tanh", "relu")
 POOLINGS = ("last", "mean", "max")
 INPUT_STD = 0.25  # of what the input adds to the hidden units at the start
 # So small that a rare word's few updates outweigh what chance began with (sentence polarity, one
