@@ -13,8 +13,9 @@ from rich.markup import escape
 from .._common.errors import UserError
 from .._common.runtime import set_up
 from .data import read_columns, read_labelled, read_tagged, read_texts
-from .estimators import SequenceClassifier, SequenceEstimator, SequenceTagger, new_folder
+from .estimators import SequenceClassifier, SequenceEstimator, SequenceTagger
 from .network import POOLINGS
+from .storage import new_folder
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -2,113 +2,60 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from .._common.errors import UserError
-from .._common.files import corrupted, read_json, to_json, write_atomic
-from .._common.optimiser import parameter_groups
 from .._common.runtime import check_device
-from .._common.storage import CONFIG, VOCAB, WEIGHTS, Folder, read_tensors
-from .._version import __version__
-from ..embeddings import Vectors
-from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
+from .._common.storage import CONFIG, VOCAB, Folder
+from .inputs import Numbers, Tokens, as_list, check_pairs, is_numeric, steps
 from .metrics import chunk_f1, is_iob
 from .network import Embedding, SequenceNetwork
-from .settings import (
-    ClassWeight,
-    FileName,
-    Flag,
-    Fraction,
-    Nonlinearity,
-    NonNegativeNumber,
-    Patience,
-    Pooling,
-    PositiveInteger,
-    PositiveNumber,
-    PositiveOrInfinite,
-    Probability,
-    Seed,
-    Settings,
+from .settings import ClassWeight, Flag, Pooling, PositiveInteger, Settings
+from .storage import (
+    new_folder,
+    params_from_json,
+    params_to_json,
+    plain,
+    read_networks,
+    read_settings,
+    read_tables,
+    reading,
+    write_estimator,
 )
+from .training import train_network
+from .word_vectors import add_words, initialise, load_vectors
 
-FORMAT = 1
-POOL = 32  # batches whose sequences are sorted by length together, so that little is padding
-PREDICT_STEPS = 1 << 14  # time steps of a batch in prediction
+PREDICT_STEPS = 1 << 14  # the largest number of time steps in a batch of predictions
 
 
 @dataclass(kw_only=True, eq=False)
-class SequenceEstimator(Settings):
-    """What the three estimators share: settings, training, prediction, and the model on disk.
+class SequenceEstimator(Settings, ABC):
+    """Base class of the estimators: training, prediction and the model on disk.
 
-    X is a list of sequences, all of one kind: texts (cut at whitespace), lists of words, lists of
-    tuples of strings (a word and other columns), or arrays of numbers, (T, I), T differing.
+    Shapes are given for N sequences of T time steps, where T differs from sequence to sequence.
 
-    Args:
-        features: of a word, each embedded, for sequences of tokens: "word", "form", "bigram",
-            "shape", "prefixN", "suffixN" (`rnnfast.tasks.inputs.extractor`). Other columns are
-            features by themselves.
-        min_count: values of a feature that are rarer in the training data count as unknown.
-        embedding_size: of a token; its features' embeddings are added up.
-        embeddings: file of vectors, of that size, which the embeddings of words begin with
-            (`rnnfast.embeddings.Vectors.load`), those of the feature "word" or "form", the first
-            if both are there. A word that has a vector and is rarer than `min_count` keeps it, and
-            so does one that only the file has, for the texts to come, once training is over. A
-            saved model does without the file.
-        hidden_size, num_layers, nonlinearity, bidirectional: of the FastRNN.
-        dropout: on embeddings, between layers and before the head.
-        word_dropout: probability that a feature's value is taken for unknown in training.
-        epochs: passes over the training data, at most.
-        batch_size: sequences an update.
-        lr, weight_decay: of AdamW; the rate goes down to 0 by a cosine over the epochs.
-        clip: largest norm of the gradient.
-        patience: training stops after so many epochs with no better validation score, and the
-            weights of the best are kept; None trains all epochs on all data.
-        validation_fraction: of the training data that is held out to validate, if there is
-            `patience` and `fit` gets no validation data. Another part for each network.
-        ensemble: networks that are trained, from seeds of their own; predictions are their mean.
-        seed: of weights, dropout, order and split. The same seed gives the same model.
-        device: of torch.
-
-    After `fit`: `history_` has one dict an epoch: network, epoch, train_loss, valid_score (None
-    without validation), seconds.
+    Attributes:
+        history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
+            `valid_score` (None without validation data) and `seconds` since `fit` began.
     """
 
-    features: Sequence[str] = ("word",)
-    min_count: PositiveInteger = 1
-    embedding_size: PositiveInteger = 64
-    embeddings: FileName = None
-    hidden_size: PositiveInteger = 64
-    num_layers: PositiveInteger = 1
-    nonlinearity: Nonlinearity = "tanh"
-    bidirectional: Flag = True
-    dropout: Probability = 0.3
-    word_dropout: Probability = 0.1
-    epochs: PositiveInteger = 10
-    batch_size: PositiveInteger = 32
-    lr: PositiveNumber = 3e-3
-    weight_decay: NonNegativeNumber = 0.01
-    clip: PositiveOrInfinite = 1.0
-    patience: Patience = 3
-    validation_fraction: Fraction = 0.1
-    ensemble: PositiveInteger = 1
-    seed: Seed = 0
-    device: str = "cpu"
-
-    # Without annotations, which would make settings of them.
-    _estimator_type = None  # scikit-learn's word for what this is
+    _subclasses: ClassVar[dict[str, type[SequenceEstimator]]] = {}  # by name, for `load`
+    # A dataclass makes a setting of each name with a type, so these have none.
+    _estimator_type = None  # what scikit-learn calls this kind of estimator
     _networks = None
 
-    # ---- scikit-learn
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        SequenceEstimator._subclasses[cls.__name__] = cls
 
     def __sklearn_tags__(self):
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
@@ -122,46 +69,64 @@ class SequenceEstimator(Settings):
             regressor_tags=RegressorTags() if kind == "regressor" else None,
         )
 
-    # ---- what a subclass says
+    # ---- what a subclass defines
 
     @property
+    @abstractmethod
     def _every_step(self) -> bool:
-        raise NotImplementedError
+        """Whether there is one target for each time step, not one for the sequence."""
 
     @property
+    @abstractmethod
     def metric(self) -> str:
-        """What `score` is."""
-        raise NotImplementedError
+        """The name of the metric that `score` returns."""
 
     @property
+    @abstractmethod
     def _outputs(self) -> int:
-        """Of the network, for a sequence or a step."""
-        raise NotImplementedError
+        """The number of outputs O of the network, for a sequence or a time step."""
 
+    @abstractmethod
     def _fit_targets(self, y: list) -> None:
-        raise NotImplementedError
+        """Learn from the training data what the targets are, for example their classes."""
 
+    @abstractmethod
     def _encode_target(self, y, where: str) -> torch.Tensor:
-        """Of a sequence, (), or of its steps, (T,); regression: () -> (K,)."""
-        raise NotImplementedError
+        """Return the target of one sequence as a tensor for `_losses`.
 
-    def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple:
-        """outputs (N, O) -> losses (N,) and their weights (N,)."""
-        raise NotImplementedError
+        Its shape is (T,) if there is a target for each time step. Otherwise it is () for a class
+        and (K,) for numbers. `where` names the target in error messages.
+        """
 
+    @abstractmethod
+    def _losses(
+        self, outputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses (N,) for outputs (N, O), and the weights (N,) of these losses."""
+
+    @abstractmethod
     def _activate(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What is averaged over an ensemble: probabilities, or values."""
-        raise NotImplementedError
+        """Return what an ensemble averages, float64 (N, K): probabilities or numbers."""
 
+    @abstractmethod
     def _decode(self, activated: np.ndarray):
-        raise NotImplementedError
+        """Return the prediction for one sequence from its activated outputs, (K,) or (T, K)."""
 
+    @abstractmethod
     def _check_targets(self, y: list, name: str) -> None:
-        """Raises UserError for targets that no prediction can be compared with."""
-        raise NotImplementedError
+        """Raise UserError for targets that cannot be compared with predictions."""
 
+    @abstractmethod
     def _score(self, y: Sequence, predicted: Sequence) -> float:
-        raise NotImplementedError
+        """Return the metric for targets and predictions of the same sequences."""
+
+    @abstractmethod
+    def _targets_to_json(self) -> dict:
+        """Return what `_fit_targets` has learned, for JSON."""
+
+    @abstractmethod
+    def _targets_from_json(self, data: dict) -> None:
+        """Restore what `_targets_to_json` returned."""
 
     # ---- training
 
@@ -172,16 +137,30 @@ class SequenceEstimator(Settings):
         valid: tuple[Sequence, Sequence] | None = None,
         progress: Callable[[dict], None] | None = None,
     ) -> SequenceEstimator:
-        """Train anew on sequences X with targets y.
+        """Train on sequences and their targets. An earlier training is forgotten.
 
-        `valid` is a pair (X, y) to validate on; `progress` is called with each entry of `history_`.
-        Raises UserError (a ValueError) that names the argument for what cannot be used.
+        Args:
+            X: N sequences, all of one kind: texts, which are split at whitespace, lists of words,
+                lists of tuples of strings (a word and further columns), or arrays of numbers of
+                shape (T, I) or (T,).
+            y: N targets. Their kind is described by each estimator.
+            valid: Sequences and targets for validation, as a pair.
+            progress: A function that is called with each new entry of `history_`.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            UserError: A setting or an argument cannot be used. The message names it. UserError is
+                a ValueError.
         """
         self.check_settings()
         check_device(self.device)
-        self._networks = None  # what is left of a training that fails fits no other
-        X, y = self._pairs(X, y, "X", "y")
-        vectors = None if self.embeddings is None else self._vectors(X)
+        self._networks = None  # if this training fails, the old networks do not fit the new inputs
+        X, y = check_pairs(X, y, self._every_step)
+        vectors = None
+        if self.embeddings is not None:
+            vectors = load_vectors(self.embeddings, self.embedding_size, self.features, X)
         if is_numeric(X):
             self._inputs = Numbers.fit(X)
         else:
@@ -189,30 +168,23 @@ class SequenceEstimator(Settings):
             self._inputs = Tokens.fit(X, self.features, self.min_count, known)
         self._fit_targets(y)
         if valid is not None:
-            if not isinstance(valid, (tuple, list)) or len(valid) != 2:
-                raise UserError("valid must be a pair, of sequences and their targets")
-            valid_X, valid_y = self._pairs(*valid, "valid[0]", "valid[1]")
-            # Now, not after the first epoch, comes out whether they are like those of X.
-            self._check_targets(valid_y, "valid[1]")
-            valid = self._inputs.encode(valid_X, "valid[0]"), valid_y
+            valid = self._encode_valid(valid)
         elif self.patience is not None and len(X) < 2:
             raise UserError(
                 "X must have at least 2 sequences, one of them to validate on: give more, or valid,"
                 " or patience None"
             )
-        data = list(zip(self._inputs.encode(X), self._encode_targets(y), strict=True))
+        targets = [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
+        data = list(zip(self._inputs.encode(X), targets, strict=True))
         networks, scales, self.history_ = [], [], []
         began = time.monotonic()
-        gpu = torch.device(self.device)
-        with torch.random.fork_rng(devices=[gpu] if gpu.type == "cuda" else []):
+        device = torch.device(self.device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for k in range(self.ensemble):
                 torch.manual_seed(int(self.seed) + k)
-                train, held = list(range(len(X))), valid
+                train, held_out = data, valid
                 if self.patience is not None and valid is None:
-                    order = torch.randperm(len(X)).tolist()
-                    cut = min(max(1, round(self.validation_fraction * len(X))), len(X) - 1)
-                    held = [data[i][0] for i in order[:cut]], [y[i] for i in order[:cut]]
-                    train = order[cut:]
+                    train, held_out = self._hold_out(data, y)
 
                 def report(record, network=k):
                     record = {"network": network, **record, "seconds": time.monotonic() - began}
@@ -222,75 +194,42 @@ class SequenceEstimator(Settings):
 
                 network = self._network()
                 if vectors is not None:
-                    tokens = self._inputs
-                    weight = network.embedding.weight.detach()[tokens.word_rows]
-                    scales.append(vectors.initialise(weight, tokens.tables[tokens.word]))
+                    scales.append(initialise(network, self._inputs, vectors))
                 network.to(self.device)
-                networks.append(self._train(network, [data[i] for i in train], held, report))
+                self._train(network, train, held_out, report)
+                networks.append(network)
         if vectors is not None:
-            self._add_words(vectors, networks, scales)
+            self._inputs = add_words(vectors, self._inputs, networks, scales)
         self._networks = networks
         return self
 
-    def _add_words(self, vectors: Vectors, networks: list, scales: list[float]) -> None:
-        """Give the words that only the vectors have their rows. In training these would cost
-        every update the time of all the vectors there are, and change by weight decay alone."""
-        tokens = self._inputs
-        table = set(tokens.tables[tokens.word])
-        new = [i for i, token in enumerate(vectors.tokens) if token not in table]
-        self._inputs = tokens.with_words(vectors.tokens[i] for i in new)
-        end = tokens.word_rows.stop
-        for network, scale in zip(networks, scales, strict=True):
-            embedding, weight = network.embedding, network.embedding.weight.detach()
-            rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
-            embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
-            embedding.unknown = self._inputs.unknown.to(weight.device)
+    def _encode_valid(self, valid) -> tuple[list[torch.Tensor], list]:
+        """Return encoded sequences and targets. Raise UserError if they do not fit X and y."""
+        if not isinstance(valid, (tuple, list)) or len(valid) != 2:
+            raise UserError("valid must be a pair, of sequences and their targets")
+        X, y = check_pairs(*valid, self._every_step, "valid[0]", "valid[1]")
+        self._check_targets(y, "valid[1]")
+        return self._inputs.encode(X, "valid[0]"), y
 
-    def _pairs(self, X: Sequence, y: Sequence, name_x: str, name_y: str) -> tuple[list, list]:
-        X, y = as_list(X, name_x), as_list(y, name_y)
-        if not X:
-            raise UserError(f"{name_x} must be sequences, at least one")
-        if len(X) != len(y):
-            raise UserError(
-                f"{name_x} and {name_y} must be of one length, not {len(X)} and {len(y)}"
-            )
-        if not self._every_step:
-            return X, y
-        for i, (sequence, targets) in enumerate(zip(X, y, strict=True)):
-            if np.ndim(targets) == 0 or len(targets) != steps(sequence):
-                raise UserError(
-                    f"{name_y}[{i}] must have one target for each of the {steps(sequence)} steps of"
-                    f" {name_x}[{i}], not {targets!r}"
-                )
-        # A sequence of no steps has nothing to learn from.
-        kept = [i for i in range(len(X)) if len(y[i])]
-        if not kept:
-            raise UserError(f"{name_x} must have a sequence that is not empty")
-        return [X[i] for i in kept], [y[i] for i in kept]
-
-    def _vectors(self, X: list) -> Vectors:
-        """What the embeddings are to begin with."""
-        if is_numeric(X):
-            raise UserError("embeddings are of words: leave them out where X has numbers")
-        if not set(WORDS) & set(self.features):
-            raise UserError(
-                f"embeddings are of the feature word or form: features must have one, not "
-                f"{', '.join(self.features)}"
-            )
-        return Vectors.load_of_size(self.embeddings, self.embedding_size, "embedding_size")
-
-    def _encode_targets(self, y: list) -> list[torch.Tensor]:
-        return [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
+    def _hold_out(self, data: list, y: list) -> tuple[list, tuple[list, list]]:
+        """Split the training data at random: return what is left, and encoded validation data."""
+        order = torch.randperm(len(data)).tolist()
+        cut = min(max(1, round(self.validation_fraction * len(data))), len(data) - 1)
+        held_out = [data[i][0] for i in order[:cut]], [y[i] for i in order[:cut]]
+        return [data[i] for i in order[cut:]], held_out
 
     def _network(self) -> SequenceNetwork:
-        embedding, size = None, self._inputs_size
-        if isinstance(self._inputs, Tokens):
-            inputs = self._inputs
-            embedding = Embedding(inputs.rows, inputs.unknown, size, self.word_dropout)
+        """Return a network for these settings and inputs, with new random weights."""
+        inputs = self._inputs
+        if isinstance(inputs, Tokens):
+            input_size = self.embedding_size
+            embedding = Embedding(inputs.rows, inputs.unknown, input_size, self.word_dropout)
+        else:
+            input_size, embedding = inputs.size, None
         return SequenceNetwork(
             embedding,
-            size,
-            int(self.hidden_size),  # not an int64 of NumPy's, such as a grid search gives
+            input_size,
+            int(self.hidden_size),  # a grid search over a NumPy array gives an int64 of NumPy
             int(self.num_layers),
             bool(self.bidirectional),
             self.nonlinearity,
@@ -299,80 +238,62 @@ class SequenceEstimator(Settings):
             self._outputs,
         )
 
-    @property
-    def _inputs_size(self) -> int:
-        numeric = isinstance(self._inputs, Numbers)
-        return self._inputs.size if numeric else self.embedding_size
+    def _train(self, network: SequenceNetwork, data: list, valid, report) -> None:
+        def validate() -> float:
+            encoded, y = valid
+            activated = self._predict_activated(encoded, [network])
+            return self._score(y, [self._decode(one) for one in activated])
 
-    def _train(self, network, data, valid, report) -> SequenceNetwork:
-        groups = parameter_groups(network, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
-        updates = self.epochs * -(-len(data) // self.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-        lengths = torch.tensor([len(x) for x, _ in data])
-        best, since, kept = -np.inf, 0, None
-        for epoch in range(1, self.epochs + 1):
-            network.train()
-            total = weight = 0.0
-            for batch in _batches(lengths, self.batch_size):
-                x, y = zip(*(data[i] for i in batch), strict=True)
-                outputs = self._run(network, x)
-                y = torch.cat(y) if self._every_step else torch.stack(y)
-                losses, weights = self._losses(outputs, y.to(self.device))
-                loss = (losses * weights).sum() / weights.sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), self.clip)
-                optimizer.step()
-                schedule.step()
-                share = float(weights.sum())
-                total, weight = total + share * float(loss.detach()), weight + share
-            if not np.isfinite(total):
-                raise UserError(f"the loss is not finite in epoch {epoch}: lower lr or clip")
-            network.eval()
-            score = None
-            if valid is not None:
-                activated = self._predict_activated(valid[0], [network])
-                score = self._score(valid[1], [self._decode(a) for a in activated])
-            report({"epoch": epoch, "train_loss": total / weight, "valid_score": score})
-            if self.patience is None:
-                continue
-            since += 1
-            if score > best:
-                best, since = score, 0
-                kept = {name: value.clone() for name, value in network.state_dict().items()}
-            if since == self.patience:
-                break
-        if kept is not None:
-            network.load_state_dict(kept)
-        return network
-
-    def _run(self, network: SequenceNetwork, x: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Outputs for sequences, (B, O), or for all their steps one after the other, (N, O)."""
-        lengths = torch.tensor([len(one) for one in x])
-        outputs = network(pad_sequence(x).to(self.device), lengths)
-        if not self._every_step:
-            return outputs
-        mask = torch.arange(len(outputs)) < lengths[:, None]
-        return outputs.transpose(0, 1)[mask.to(outputs.device)]
+        train_network(
+            network,
+            data,
+            losses=self._losses,
+            validate=None if valid is None else validate,
+            report=report,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            patience=self.patience,
+        )
 
     # ---- prediction
 
-    def predict(self, X: Sequence):
-        """The prediction for each sequence: (N,), or where every step has one a list of (T,)."""
+    def predict(self, X: Sequence) -> np.ndarray | list[np.ndarray]:
+        """Return the prediction for each sequence.
+
+        Args:
+            X: N sequences of the same kind as those of `fit`.
+
+        Returns:
+            An array (N,), or (N, K) for K numbers. If there is a target for each time step, a list
+            of N arrays (T,).
+
+        Raises:
+            UserError: The estimator is not fitted, or the sequences are of another kind.
+        """
         predicted = [self._decode(activated) for activated in self._activated(X)]
         return predicted if self._every_step else np.array(predicted)
 
     def score(self, X: Sequence, y: Sequence) -> float:
-        """How good the predictions are; see the class."""
-        X, y = self._pairs(X, y, "X", "y")
+        """Return how good the predictions are. `metric` names what is computed.
+
+        Args:
+            X: N sequences of the same kind as those of `fit`.
+            y: N targets of the same kind as those of `fit`.
+
+        Raises:
+            UserError: The estimator is not fitted, or the arguments do not fit the training data.
+        """
+        X, y = check_pairs(X, y, self._every_step)
         predicted = list(self.predict(X))
         self._check_targets(y, "y")
         return self._score(y, predicted)
 
     def _activated(self, X: Sequence) -> list[np.ndarray]:
-        if self._networks is None:
-            raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
+        """Return the activated outputs for each sequence, float64 (K,) or (T, K)."""
+        self._check_fitted()
         X = as_list(X)
         if not X:
             return []
@@ -381,145 +302,86 @@ class SequenceEstimator(Settings):
         activated = self._predict_activated(self._inputs.encode(X), self._networks)
         if not self._every_step:
             return activated
-        # An empty sequence was read as one unknown token.
+        # A sequence without tokens is encoded as one unknown token, which has an output.
         return [part[: steps(x)] for part, x in zip(activated, X, strict=True)]
 
     @torch.inference_mode()
     def _predict_activated(self, encoded: list[torch.Tensor], networks: list) -> list[np.ndarray]:
-        """The mean of the networks' activated outputs: (O,) a sequence, or (T, O)."""
+        """Return the mean of the networks' activated outputs for each encoded sequence."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         results: list = [None] * len(encoded)
         while order:
             rows = max(1, PREDICT_STEPS // len(encoded[order[-1]]))
             batch, order = order[-rows:], order[:-rows]
             x = [encoded[i] for i in batch]
-            mean = sum(self._activate(self._run(n, x)).double() for n in networks) / len(networks)
+            mean = sum(self._activate(n.run(x)).double() for n in networks) / len(networks)
             parts = mean.split([len(one) for one in x]) if self._every_step else mean
             for i, part in zip(batch, parts, strict=True):
                 results[i] = part.cpu().numpy()
         return results
 
+    def _check_fitted(self) -> None:
+        if self._networks is None:
+            raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
+
     # ---- on disk
 
     def save(self, path: str | Path | Folder, overwrite: bool = False) -> None:
-        """Write a folder that `load` reads: safetensors and JSON, each file replaced at once.
+        """Write a folder of safetensors and JSON files that `load` reads.
 
-        Raises UserError if the folder holds a model and not `overwrite`, or anything else.
+        Args:
+            path: The name of the folder.
+            overwrite: Whether a model that the folder holds is replaced.
+
+        Raises:
+            UserError: The estimator is not fitted, the folder holds a model and `overwrite` is
+                false, or it holds files that are not a model's.
         """
-        if self._networks is None:
-            raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
+        self._check_fitted()
         folder = path if isinstance(path, Folder) else new_folder(path, overwrite)
-        params = {name: _plain(value) for name, value in self.get_params().items()}
-        if isinstance(params.get("class_weight"), dict):
-            items = params["class_weight"].items()
-            params["class_weight"] = [[_plain(label), _plain(w)] for label, w in items]
-        tokens = isinstance(self._inputs, Tokens)
+        numeric = isinstance(self._inputs, Numbers)
         settings = {
-            "format": FORMAT,
-            "rnnfast": __version__,
-            "torch": torch.__version__,
             "estimator": type(self).__name__,
-            "params": params,
-            "input_size": None if tokens else self._inputs.size,
+            "params": params_to_json(self.get_params()),
+            "input_size": self._inputs.size if numeric else None,
             "targets": self._targets_to_json(),
             "history": self.history_,
         }
-        vocab = {"tables": self._inputs.tables if tokens else []}
-        with contextlib.closing(folder):
-            write_atomic(folder.path / VOCAB, to_json(vocab))
-            write_atomic(folder.path / CONFIG, to_json(settings))
-            folder.write_weights(
-                {
-                    f"{k}.{name}": value.detach().cpu().contiguous()
-                    for k, network in enumerate(self._networks)
-                    for name, value in network.state_dict().items()
-                }
-            )
+        tables = [] if numeric else self._inputs.tables
+        write_estimator(folder, settings, tables, self._networks)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> SequenceEstimator:
-        """The estimator of a folder that `save` made.
+        """Return the estimator that `save` wrote to a folder.
 
-        Raises UserError, with the file's name, for what is missing, corrupted, does not match the
-        other files, or is another class than this one.
+        Args:
+            path: The name of the folder.
+            device: The torch device of the estimator.
+
+        Raises:
+            UserError: The device is not available, a file is missing or corrupted or does not
+                match the other files, or the folder holds an estimator of another class.
         """
         path = Path(path)
         check_device(device)
-        if not path.is_dir():
-            raise UserError(f"there is no model folder {path}: give one that save made")
-        settings = read_json(path / CONFIG)
-        if not isinstance(settings, dict) or "estimator" not in settings:
-            raise UserError(f"{path} holds no classifier, regressor or tagger: give one's folder")
-        try:
-            found = _CLASSES[settings["estimator"]]
-            if settings["format"] != FORMAT:
-                raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
-            params = settings["params"]
-            params["features"] = tuple(params["features"])
-            if isinstance(params.get("class_weight"), list):
-                params["class_weight"] = dict(params["class_weight"])
-            estimator = found(**{**params, "device": device})
+        settings = read_settings(path)
+        with reading(path / CONFIG):
+            found = cls._subclasses[settings["estimator"]]
+            estimator = found(**{**params_from_json(settings["params"]), "device": device})
             estimator.check_settings()
             estimator.history_ = settings["history"]
             estimator._targets_from_json(settings["targets"])
             size = settings["input_size"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(corrupted(path / CONFIG, error)) from error
         if not issubclass(found, cls):
             raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}")
         if size is None:
-            try:
-                tables = read_json(path / VOCAB)["tables"]
-                if not all(isinstance(v, str) for table in tables for v in [table[0], *table]):
-                    raise UserError("tables must be lists of strings")
+            tables = read_tables(path)
+            with reading(path / VOCAB):
                 estimator._inputs = Tokens(estimator.features, tables)
-            except (KeyError, TypeError, IndexError, UserError) as error:
-                raise UserError(corrupted(path / VOCAB, error)) from error
         else:
             estimator._inputs = Numbers(size)
-        try:
-            # The shapes come first, and cost nothing: a wrong config could ask for any memory.
-            with torch.device("meta"):
-                shapes = estimator._network().state_dict()
-            wanted = {
-                f"{k}.{name}": value.shape
-                for k in range(estimator.ensemble)
-                for name, value in shapes.items()
-            }
-            tensors, _ = read_tensors(path / WEIGHTS, wanted)
-        except RuntimeError as error:
-            raise UserError(f"{path / CONFIG}: no model can have these sizes") from error
-        networks = []
-        for k in range(estimator.ensemble):
-            # Not the caller's random numbers: loading a model must not change what comes after.
-            with torch.random.fork_rng(devices=[]):
-                network = estimator._network()
-            network.load_state_dict({name: tensors[f"{k}.{name}"] for name in shapes})
-            networks.append(network.to(device).eval())
-        estimator._networks = networks
+        estimator._networks = read_networks(path, estimator._network, estimator.ensemble, device)
         return estimator
-
-    def _targets_to_json(self) -> dict:
-        raise NotImplementedError
-
-    def _targets_from_json(self, data: dict) -> None:
-        raise NotImplementedError
-
-
-def new_folder(path: str | Path, overwrite: bool) -> Folder:
-    """Where `save` is to write. Raises UserError as it does."""
-    if (Path(path) / WEIGHTS).exists() and not overwrite:
-        raise UserError(f"{path} holds a model: give another folder, or overwrite it")
-    return Folder(path, overwrite)
-
-
-def _batches(lengths: torch.Tensor, batch_size: int) -> list[list[int]]:
-    """All indices once in random order, those of a batch of about one length."""
-    order = torch.randperm(len(lengths))
-    batches = []
-    for pool in order.split(POOL * batch_size):
-        batches += pool[lengths[pool].argsort(stable=True)].split(batch_size)
-    return [batches[i].tolist() for i in torch.randperm(len(batches)).tolist()]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -563,7 +425,7 @@ class _Labels(SequenceEstimator):
         """A label that training has not seen is one that predictions miss; another kind of label
         is a mistake."""
         kind = type(self.classes_.tolist()[0])
-        for label in map(_plain, labels):
+        for label in map(plain, labels):
             if type(label) is not kind:
                 raise UserError(
                     f"{name} must have labels of the kind of the training data's, "
@@ -613,7 +475,7 @@ class SequenceClassifier(_Labels):
     metric = "accuracy"
 
     def _fit_targets(self, y):
-        self._fit_labels([_plain(label) for label in y])
+        self._fit_labels([plain(label) for label in y])
 
     def _encode_target(self, y, where):
         return torch.tensor(self._encode_label(y, where))
@@ -650,7 +512,7 @@ class SequenceTagger(_Labels):
         return "chunk F1" if is_iob(self.classes_.tolist()) else "accuracy"
 
     def _fit_targets(self, y):
-        self._fit_labels([_plain(label) for labels in y for label in labels])
+        self._fit_labels([plain(label) for labels in y for label in labels])
 
     def _encode_target(self, y, where):
         return torch.tensor([self._encode_label(label, where) for label in y])
@@ -768,13 +630,3 @@ def _classes(labels: list) -> np.ndarray:
     if len({type(label) for label in labels}) > 1 or not isinstance(labels[0], (str, int)):
         raise UserError("y must have labels of one kind: strings, integers or booleans")
     return np.array(sorted(set(labels)))
-
-
-def _plain(value):
-    """For JSON."""
-    if isinstance(value, (Path, torch.device)):
-        return str(value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-_CLASSES = {cls.__name__: cls for cls in (SequenceClassifier, SequenceRegressor, SequenceTagger)}

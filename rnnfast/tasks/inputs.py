@@ -76,6 +76,41 @@ def steps(sequence) -> int:
     return len(sequence.split()) if isinstance(sequence, str) else len(sequence)
 
 
+def check_pairs(
+    X: Iterable, y: Iterable, every_step: bool, name_x: str = "X", name_y: str = "y"
+) -> tuple[list, list]:
+    """Return sequences and targets as two lists of one length.
+
+    Args:
+        X: The sequences.
+        y: The targets, one for each sequence or, with `every_step`, one for each time step.
+        every_step: Whether sequences without time steps are left out. They have no targets, so
+            nothing can be learned from them.
+        name_x: The name of the sequences in error messages.
+        name_y: The name of the targets in error messages.
+
+    Raises:
+        UserError: There are no sequences, or the numbers of targets do not fit.
+    """
+    X, y = as_list(X, name_x), as_list(y, name_y)
+    if not X:
+        raise UserError(f"{name_x} must be sequences, at least one")
+    if len(X) != len(y):
+        raise UserError(f"{name_x} and {name_y} must be of one length, not {len(X)} and {len(y)}")
+    if not every_step:
+        return X, y
+    for i, (sequence, targets) in enumerate(zip(X, y, strict=True)):
+        if np.ndim(targets) == 0 or len(targets) != steps(sequence):
+            raise UserError(
+                f"{name_y}[{i}] must have one target for each of the {steps(sequence)} steps of"
+                f" {name_x}[{i}], not {targets!r}"
+            )
+    kept = [i for i in range(len(X)) if len(y[i])]
+    if not kept:
+        raise UserError(f"{name_x} must have a sequence that is not empty")
+    return [X[i] for i in kept], [y[i] for i in kept]
+
+
 class Tokens:
     """Tokens as rows of one embedding table: F features, each with its own block of rows.
 

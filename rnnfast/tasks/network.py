@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ..nn import Dropout, FastRNN
 
@@ -106,3 +109,20 @@ class SequenceNetwork(nn.Module):
             past = steps[:, None] >= lengths.to(states.device)
             states = states.masked_fill(past[..., None], -torch.inf).amax(0)
         return self.head(self.dropout(states))
+
+    def run(self, sequences: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the outputs for sequences of different lengths, on the device of the weights.
+
+        Args:
+            sequences: B encoded sequences, int64 (T, F) or float32 (T, I) with any T each.
+
+        Returns:
+            The outputs (B, O). If `pooling` is None, the outputs of all time steps without padding,
+            one sequence after the other: (N, O), where N is the sum of the lengths.
+        """
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        outputs = self(pad_sequence(sequences).to(self.head.weight.device), lengths)
+        if self.pooling is not None:
+            return outputs
+        mask = torch.arange(len(outputs)) < lengths[:, None]
+        return outputs.transpose(0, 1)[mask.to(outputs.device)]
