@@ -7,7 +7,10 @@ print(model.predict(["fine"]), model.predict_proba(["fine"]))
 model.save("my-classifier")
 """
 
-from .estimators import SequenceClassifier, SequenceEstimator, SequenceRegressor, SequenceTagger
+from .base import SequenceEstimator
+from .classifier import SequenceClassifier
+from .regressor import SequenceRegressor
+from .tagger import SequenceTagger
 
 load = SequenceEstimator.load
 

@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from .._common.errors import UserError
 from .._common.runtime import set_up
+from .base import SequenceEstimator
+from .classifier import SequenceClassifier
 from .data import read_columns, read_labelled, read_tagged, read_texts
-from .estimators import SequenceClassifier, SequenceEstimator, SequenceTagger
 from .network import POOLINGS
 from .storage import new_folder
+from .tagger import SequenceTagger
 
 
 def register(command: Callable[..., argparse.ArgumentParser]) -> None:
