@@ -15,8 +15,8 @@ import torch
 from .._common.errors import UserError
 from .._common.runtime import check_device
 from .._common.storage import CONFIG, VOCAB, Folder
-from .inputs import Numbers, Tokens, as_list, check_pairs, is_numeric, steps
-from .network import Embedding, SequenceNetwork
+from .inputs import Numbers, Tokens, as_list, check_pairs, is_numeric, load_vectors, steps
+from .network import Embedding, SequenceNetwork, add_words, start_from_vectors
 from .settings import Settings
 from .storage import (
     new_folder,
@@ -29,7 +29,6 @@ from .storage import (
     write_estimator,
 )
 from .training import train_network
-from .word_vectors import add_words, initialise, load_vectors
 
 PREDICT_STEPS = 1 << 14  # the largest number of time steps in a batch of predictions
 
@@ -191,7 +190,7 @@ class SequenceEstimator(Settings, ABC):
 
                 network = self._network()
                 if vectors is not None:
-                    scales.append(initialise(network, self._inputs, vectors))
+                    scales.append(start_from_vectors(network, self._inputs, vectors))
                 network.to(self.device)
                 self._train(network, train, held_out, report)
                 networks.append(network)

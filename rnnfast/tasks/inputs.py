@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .._common.errors import UserError
+from ..embeddings import Vectors
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
 WORDS = ("word", "form")  # the features whose values are whole words
@@ -109,6 +111,23 @@ def check_pairs(
     if not kept:
         raise UserError(f"{name_x} must have a sequence that is not empty")
     return [X[i] for i in kept], [y[i] for i in kept]
+
+
+def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) -> Vectors:
+    """Return the vectors of a file whose words are those of a feature of the sequences X.
+
+    Raises:
+        UserError: The sequences are numbers, no feature has words as its values, the file cannot
+            be read, or its vectors do not have `size` elements.
+    """
+    if is_numeric(X):
+        raise UserError("embeddings are of words: leave them out where X has numbers")
+    if not set(WORDS) & set(features):
+        raise UserError(
+            f"embeddings are of the feature word or form: features must have one, not "
+            f"{', '.join(features)}"
+        )
+    return Vectors.load_of_size(path, size, "embedding_size")
 
 
 class Tokens:

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ..embeddings import Vectors
 from ..nn import Dropout, FastRNN
+from .inputs import Tokens
 
 NONLINEARITIES = ("tanh", "relu")
 POOLINGS = ("last", "mean", "max")
@@ -126,3 +128,42 @@ class SequenceNetwork(nn.Module):
             return outputs
         mask = torch.arange(len(outputs)) < lengths[:, None]
         return outputs.transpose(0, 1)[mask.to(outputs.device)]
+
+
+def start_from_vectors(network: SequenceNetwork, tokens: Tokens, vectors: Vectors) -> float:
+    """Copy the vectors to the embeddings of the words in `tokens`, and return their scale.
+
+    The vectors are scaled so that their root mean square is that of the embeddings before. The
+    embeddings of words without a vector do not change.
+    """
+    weight = network.embedding.weight.detach()[tokens.word_rows]
+    return vectors.initialise(weight, tokens.tables[tokens.word])
+
+
+def add_words(
+    vectors: Vectors, tokens: Tokens, networks: list[SequenceNetwork], scales: list[float]
+) -> Tokens:
+    """Give the words that only `vectors` has their embeddings, after the training.
+
+    During the training they would cost each update the time of all vectors in the file, and only
+    weight decay would change them.
+
+    Args:
+        vectors: The vectors from which the embeddings started.
+        tokens: The tokens of the training data.
+        networks: The trained networks, whose embeddings get more rows.
+        scales: The scale of the vectors in each network, from `start_from_vectors`.
+
+    Returns:
+        The tokens of the training data together with the new words.
+    """
+    table = set(tokens.tables[tokens.word])
+    new = [i for i, token in enumerate(vectors.tokens) if token not in table]
+    extended = tokens.with_words(vectors.tokens[i] for i in new)
+    end = tokens.word_rows.stop
+    for network, scale in zip(networks, scales, strict=True):
+        embedding, weight = network.embedding, network.embedding.weight.detach()
+        rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
+        embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
+        embedding.unknown = extended.unknown.to(weight.device)
+    return extended
