@@ -167,8 +167,8 @@ class SequenceEstimator(Settings, ABC):
             valid = self._encode_valid(valid)
         elif self.patience is not None and len(X) < 2:
             raise UserError(
-                "X must have at least 2 sequences, one of them to validate on: give more, or valid,"
-                " or patience None"
+                "X must have at least 2 sequences, because one is held out for validation: give "
+                "more, give valid, or set patience to None"
             )
         targets = [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
         data = list(zip(self._inputs.encode(X), targets, strict=True))
@@ -202,7 +202,7 @@ class SequenceEstimator(Settings, ABC):
     def _encode_valid(self, valid) -> tuple[list[torch.Tensor], list]:
         """Return encoded sequences and targets. Raise UserError if they do not fit X and y."""
         if not isinstance(valid, (tuple, list)) or len(valid) != 2:
-            raise UserError("valid must be a pair, of sequences and their targets")
+            raise UserError("valid must be a pair of sequences and targets")
         X, y = check_pairs(*valid, self._every_step, "valid[0]", "valid[1]")
         self._check_targets(y, "valid[1]")
         return self._inputs.encode(X, "valid[0]"), y
@@ -294,7 +294,7 @@ class SequenceEstimator(Settings, ABC):
         if not X:
             return []
         if is_numeric(X) != isinstance(self._inputs, Numbers):
-            raise UserError("X must be tokens or numbers as what the estimator was fitted to")
+            raise UserError("X must be sequences of the kind that fit got, tokens or numbers")
         activated = self._predict_activated(self._inputs.encode(X), self._networks)
         if not self._every_step:
             return activated

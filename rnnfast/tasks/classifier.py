@@ -15,14 +15,34 @@ from .storage import plain
 
 @dataclass(kw_only=True, eq=False)
 class SequenceClassifier(LabelEstimator):
-    """One label a sequence (many to one), from pooled states; `score` is the accuracy.
+    """Classifier of sequences: an Elman RNN reads a sequence and predicts one label for it.
+
+    The RNN is a `rnnfast.FastRNN`. Its hidden states (T, D * H), with D directions and H hidden
+    units, are pooled over the time steps. A linear layer turns the result into class scores.
+    `fit` takes N sequences X and N labels y. `score` returns the accuracy.
 
     Args:
-        pooling: "last" (the last state of each direction), "mean" or "max" over the steps.
-        class_weight: weights of the classes in the loss, a dict (others: 1), or "balanced" for
-            N / (classes x count), or None. Of every labelled estimator.
+        pooling: The pooling of the hidden states: "last" takes the last state of each direction,
+            "mean" and "max" take the mean and the largest value of each unit over the time steps.
+        class_weight: The weights of the classes in the loss: None for equal weights, "balanced" for
+            N / (number of classes * count of the class), or a dict from classes to weights. A
+            class that the dict does not name has the weight 1.
+        **settings: The settings of `rnnfast.tasks.settings.Settings`.
 
-    After `fit`, `classes_` has the labels in order; they may be strings, integers or booleans.
+    Attributes:
+        classes_: The classes in order, an array of strings, integers or booleans, (K,).
+        history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
+            `valid_score` (None without validation data) and `seconds` since `fit` began.
+        metric: The name of what `score` returns, "accuracy".
+
+    Example:
+        >>> from rnnfast.tasks import SequenceClassifier
+        >>> X, y = ["a fine film", "a dull film"] * 20, ["good", "bad"] * 20
+        >>> model = SequenceClassifier(hidden_size=16, lr=0.02).fit(X, y)
+        >>> model.predict(["fine", "a dull story"]).tolist()
+        ['good', 'bad']
+        >>> model.predict_proba(["fine"]).shape
+        (1, 2)
     """
 
     pooling: Pooling = "max"
@@ -38,7 +58,14 @@ class SequenceClassifier(LabelEstimator):
         return torch.tensor(self._encode_label(y, where))
 
     def predict_proba(self, X: Sequence) -> np.ndarray:
-        """Probabilities of `classes_`, float64 (N, C)."""
+        """Return the probabilities of `classes_`, float64 (N, K).
+
+        Args:
+            X: N sequences of the same kind as those of `fit`.
+
+        Raises:
+            UserError: The estimator is not fitted, or the sequences are of another kind.
+        """
         return np.array(self._activated(X)).reshape(-1, len(self.classes_))
 
     def _decode(self, activated):

@@ -1,4 +1,4 @@
-"""What the estimators of labels share: classes, their weights, the loss and probabilities."""
+"""The base class of the classifier and the tagger: classes, their weights, loss, probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from .storage import plain
 
 @dataclass(kw_only=True, eq=False)
 class LabelEstimator(SequenceEstimator):
-    """Classes: one logit and the binary cross-entropy for two, softmax for more."""
+    """Base class of the estimators whose targets are labels.
+
+    Two classes have one output and the binary cross-entropy as loss. More classes have one output
+    each and the cross-entropy of the softmax.
+
+    Args:
+        class_weight: The weights of the classes in the loss: None for equal weights, "balanced" for
+            N / (number of classes * count of the class), or a dict from classes to weights. A
+            class that the dict does not name has the weight 1.
+
+    Attributes:
+        classes_: The classes in order, an array of strings, integers or booleans, (K,).
+    """
 
     class_weight: ClassWeight = None
 
@@ -25,6 +37,7 @@ class LabelEstimator(SequenceEstimator):
         return 1 if len(self.classes_) == 2 else len(self.classes_)
 
     def _fit_labels(self, labels: list) -> None:
+        """Learn the classes and their weights from all labels of the training data."""
         self.classes_ = _classes(labels)
         self._number = {label: i for i, label in enumerate(self.classes_.tolist())}
         if len(self.classes_) < 2:
@@ -38,12 +51,13 @@ class LabelEstimator(SequenceEstimator):
             for label, weight in given.items():
                 if label not in self._number or not 0 < weight < np.inf:
                     raise UserError(
-                        f"class_weight must have positive weights of classes in y, not "
-                        f"{weight!r} of {label!r}"
+                        f"class_weight must give positive weights to classes in y, not "
+                        f"{weight!r} to {label!r}"
                     )
                 self._weights[self._number[label]] = float(weight)
 
     def _encode_label(self, label, where: str) -> int:
+        """Return the index of a label in `classes_`. Raise UserError if it is not there."""
         try:
             return self._number[label.item() if isinstance(label, np.generic) else label]
         except (KeyError, TypeError):
@@ -52,13 +66,15 @@ class LabelEstimator(SequenceEstimator):
             ) from None
 
     def _check_labels(self, labels: list, name: str) -> None:
-        """A label that training has not seen is one that predictions miss; another kind of label
-        is a mistake."""
+        """Raise UserError for a label of another type than the classes.
+
+        A label of the right type that is no class is allowed: it counts as a wrong prediction.
+        """
         kind = type(self.classes_.tolist()[0])
         for label in map(plain, labels):
             if type(label) is not kind:
                 raise UserError(
-                    f"{name} must have labels of the kind of the training data's, "
+                    f"{name} must have labels of the kind that the training data has, "
                     f"{kind.__name__}, not {label!r}"
                 )
 
@@ -87,6 +103,7 @@ class LabelEstimator(SequenceEstimator):
 
 
 def _classes(labels: list) -> np.ndarray:
+    """Return the different labels in order. Raise UserError if their types differ."""
     if len({type(label) for label in labels}) > 1 or not isinstance(labels[0], (str, int)):
         raise UserError("y must have labels of one kind: strings, integers or booleans")
     return np.array(sorted(set(labels)))

@@ -14,13 +14,36 @@ from .settings import Flag, Pooling
 
 @dataclass(kw_only=True, eq=False)
 class SequenceRegressor(SequenceEstimator):
-    """A number, or K of them, a sequence, or a number a step; mean squared error.
+    """Regressor of sequences: an Elman RNN predicts numbers for a sequence or for its time steps.
+
+    The RNN is a `rnnfast.FastRNN`, and a linear layer turns its hidden states into numbers. The
+    loss is the mean squared error of targets that are scaled to mean 0 and variance 1. `fit` takes
+    N sequences X and targets y of shape (N,) or (N, K), or with `every_step` a list of N arrays
+    (T,). `score` returns the coefficient of determination R², which is averaged over the K numbers.
 
     Args:
-        pooling: as in SequenceClassifier.
-        every_step: whether y has a number for every step, (T,) a sequence.
+        pooling: The pooling of the hidden states, if there is one target for a sequence: "last"
+            takes the last state of each direction, "mean" and "max" take the mean and the largest
+            value of each unit over the time steps.
+        every_step: Whether y has a number for each time step.
+        **settings: The settings of `rnnfast.tasks.settings.Settings`.
 
-    `score` is R², the mean of it over the K. Targets are scaled to mean 0 and variance 1 inside.
+    Attributes:
+        history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
+            `valid_score` (None without validation data) and `seconds` since `fit` began.
+        metric: The name of what `score` returns, "R²".
+
+    Example:
+        >>> import numpy as np
+        >>> from rnnfast.tasks import SequenceRegressor
+        >>> rng = np.random.default_rng(0)
+        >>> X = [rng.normal(size=(rng.integers(1, 8), 2)) for _ in range(200)]
+        >>> y = [x[:, 0].mean() for x in X]
+        >>> model = SequenceRegressor(hidden_size=16, epochs=20, lr=0.02).fit(X, y)
+        >>> model.predict(X[:3]).shape
+        (3,)
+        >>> model.score(X, y) > 0.8
+        True
     """
 
     pooling: Pooling = "mean"
@@ -41,7 +64,7 @@ class SequenceRegressor(SequenceEstimator):
         self._mean = self._std = None
         rows = [self._encode_target(one, f"y[{i}]") for i, one in enumerate(y)]
         if not self.every_step and len({len(row) for row in rows}) != 1:
-            raise UserError("y must have as many numbers for every sequence")
+            raise UserError("y must have as many numbers for one sequence as for all others")
         rows = torch.cat(rows)[:, None] if self.every_step else torch.stack(rows)
         self._single = not self.every_step and np.ndim(y[0]) == 0
         self._mean = rows.mean(0)
@@ -52,10 +75,11 @@ class SequenceRegressor(SequenceEstimator):
         return target if self._mean is None else (target - self._mean) / self._std
 
     def _numbers(self, y, where: str) -> torch.Tensor:
+        """Return the unscaled targets of one sequence, float64 (K,) or (T,)."""
         try:
             target = torch.as_tensor(y, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{where} must be a number, or some, not {y!r}") from error
+            raise UserError(f"{where} must be a number or several numbers, not {y!r}") from error
         if not target.isfinite().all():
             raise UserError(f"{where} must be finite, not {y!r}")
         return target
@@ -88,7 +112,7 @@ class SequenceRegressor(SequenceEstimator):
             for values in (y, predicted)
         )
         residual, total = ((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0)
-        # As scikit-learn has it where y does not vary.
+        # If y does not vary, scikit-learn defines R² as 1 for exact predictions and as 0 otherwise.
         r2 = np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
         return float(r2.mean())
 

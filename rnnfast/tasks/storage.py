@@ -25,7 +25,7 @@ def new_folder(path: str | Path, overwrite: bool) -> Folder:
         UserError: The folder holds a model and `overwrite` is false, or it holds other files.
     """
     if (Path(path) / WEIGHTS).exists() and not overwrite:
-        raise UserError(f"{path} holds a model: give another folder, or overwrite it")
+        raise UserError(f"{path} holds a model: give another folder, or set overwrite")
     return Folder(path, overwrite)
 
 
@@ -59,13 +59,13 @@ def write_estimator(
 def read_settings(path: Path) -> dict:
     """Return the content of config.json. Raise UserError if it is not that of an estimator."""
     if not path.is_dir():
-        raise UserError(f"there is no model folder {path}: give one that save made")
+        raise UserError(f"there is no model folder {path}: give a folder that save wrote")
     settings = read_json(path / CONFIG)
     if not isinstance(settings, dict) or "estimator" not in settings:
-        raise UserError(f"{path} holds no classifier, regressor or tagger: give one's folder")
+        raise UserError(f"{path} holds no classifier, regressor or tagger: give another folder")
     with reading(path / CONFIG):
         if settings["format"] != FORMAT:
-            raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
+            raise UserError(f"its format is {settings['format']}, and this version reads {FORMAT}")
     return settings
 
 

@@ -73,7 +73,7 @@ def test_targets_to_score(classifier):
     regressor = SequenceRegressor(**FROZEN).fit(X, [[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(UserError, match=r"y\[1\] must have 2 numbers, as in training, not 1"):
         regressor.score(X, [[1.0, 2.0], 3.0])
-    with pytest.raises(UserError, match=r"y\[0\] must be a number, or some, not 'x'"):
+    with pytest.raises(UserError, match=r"y\[0\] must be a number or several numbers, not 'x'"):
         regressor.score(X, ["x", "y"])
 
 
