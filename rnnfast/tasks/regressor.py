@@ -124,5 +124,7 @@ class SequenceRegressor(SequenceEstimator):
         }
 
     def _targets_from_json(self, data):
-        self._mean, self._std = (torch.tensor(data[k]).double() for k in ("mean", "std"))
+        self._mean, self._std = (
+            torch.tensor(data[name], dtype=torch.float64) for name in ("mean", "std")
+        )
         self._single = data["single"]

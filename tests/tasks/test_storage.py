@@ -46,6 +46,13 @@ def test_save_and_load(classifier, tmp_path):
             other.load(tmp_path / str(k))
 
 
+def test_the_scale_of_a_regressor_is_loaded_exactly(tmp_path):
+    model = SequenceRegressor(**FROZEN).fit([np.ones(2), np.zeros(3)], [0.1, 1 / 3])
+    model.save(tmp_path / "m")
+    loaded = tasks.load(tmp_path / "m")
+    assert torch.equal(loaded._mean, model._mean) and torch.equal(loaded._std, model._std)
+
+
 def test_save_does_not_overwrite_unasked(classifier, tmp_path):
     classifier.save(tmp_path / "m")
     with pytest.raises(UserError, match="holds a model"):
