@@ -54,6 +54,7 @@ class SequenceEstimator(Settings, ABC):
         SequenceEstimator._subclasses[cls.__name__] = cls
 
     def __sklearn_tags__(self):
+        """Return scikit-learn's description of this estimator, which its tools ask for."""
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
 
         kind = self._estimator_type
@@ -133,13 +134,13 @@ class SequenceEstimator(Settings, ABC):
         valid: tuple[Sequence, Sequence] | None = None,
         progress: Callable[[dict], None] | None = None,
     ) -> SequenceEstimator:
-        """Train on sequences and their targets. An earlier training is forgotten.
+        """Train new networks on sequences and their targets.
 
         Args:
             X: N sequences, all of one kind: texts, which are split at whitespace, lists of words,
                 lists of tuples of strings (a word and further columns), or arrays of numbers of
                 shape (T, I) or (T,).
-            y: N targets. Their kind is described by each estimator.
+            y: N targets. The class of the estimator says of which kind.
             valid: Sequences and targets for validation, as a pair.
             progress: A function that is called with each new entry of `history_`.
 
@@ -273,7 +274,7 @@ class SequenceEstimator(Settings, ABC):
         return predicted if self._every_step else np.array(predicted)
 
     def score(self, X: Sequence, y: Sequence) -> float:
-        """Return how good the predictions are. `metric` names what is computed.
+        """Return how good the predictions are: the value of `metric`. Larger is better.
 
         Args:
             X: N sequences of the same kind as those of `fit`.

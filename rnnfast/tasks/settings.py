@@ -25,7 +25,7 @@ class Constraint:
     """The values that a setting may have.
 
     Args:
-        types: The types of the values. A bool is an integer only for Python, not here.
+        types: The types of the values. A bool is not accepted as a number.
         what: A phrase for the error message. It completes the sentence "NAME must be ...".
         holds: A test for a value that has one of these types.
     """
@@ -47,6 +47,7 @@ def _one_of(names: tuple[str, ...]) -> Constraint:
     return Constraint((str,), f"one of {', '.join(names)}", lambda value: value in names)
 
 
+# The types of settings. Each adds its constraint to the type that a type checker sees.
 PositiveInteger = Annotated[
     int, Constraint((numbers.Integral,), "a whole number, at least 1", lambda v: v >= 1)
 ]
@@ -84,7 +85,7 @@ ClassWeight = Annotated[
 
 @dataclass(kw_only=True, eq=False)
 class Settings:
-    """The settings that all estimators have, in scikit-learn's manner.
+    """The settings that all estimators have, with scikit-learn's methods to read and change them.
 
     Args:
         features: The features of a word, for sequences of tokens. The network reads the sum of
@@ -142,13 +143,14 @@ class Settings:
     device: str = "cpu"
 
     def get_params(self, deep: bool = True) -> dict:
-        """Return the settings by name. `deep` is there for scikit-learn and changes nothing."""
+        """Return the settings by name. scikit-learn passes `deep`, which changes nothing here."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def set_params(self, **params) -> Settings:
-        """Change settings, which the next `fit` uses, and return the estimator.
+        """Change settings, and return the estimator. The next `fit` uses the new values.
 
-        Raises UserError for a name that is no setting.
+        Raises:
+            UserError: There is no setting of this name.
         """
         names = self.get_params()
         for name, value in params.items():
@@ -158,7 +160,7 @@ class Settings:
         return self
 
     def check_settings(self) -> None:
-        """Raise UserError, which names the setting, for a value that its annotation forbids."""
+        """Raise UserError, which names the setting, if a value does not meet its constraint."""
         hints = get_type_hints(type(self), include_extras=True)
         for name, value in self.get_params().items():
             for constraint in getattr(hints[name], "__metadata__", ()):

@@ -61,7 +61,7 @@ def test_other_bad_input(classifier):
 
 
 def test_targets_to_score(classifier):
-    """A label that training has not seen is missed; what cannot be compared is refused."""
+    """A label that the training data lacks counts as wrong. A label of another type is refused."""
     assert classifier.score(["a b", "b a"], ["ab", "zz"]) == 0.5
     with pytest.raises(UserError, match=r"y must have labels of the kind .* str, not 1"):
         classifier.score(["a b", "b a"], ["ab", 1])

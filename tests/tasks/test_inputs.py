@@ -52,7 +52,7 @@ def test_numbers():
 
 
 def test_sequences_need_not_be_numbered_from_0():
-    """As those of pandas, cut into training and test data, are not."""
+    """A pandas Series that is a part of another one keeps the numbers of its rows."""
 
     class Series:
         def __init__(self, values):

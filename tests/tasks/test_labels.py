@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_first_loss_is_the_cross_entropy_by_hand():
-    """Of 2 classes by BCE and of 3 by softmax, with the weights of classes."""
+    """The loss is the binary cross-entropy for 2 classes, and for 3 that of the softmax."""
     X, y = [["a"], ["b"], ["c"], ["a", "b"]], [0, 1, 2, 1]
     for labels, weight in ((y, {1: 3.0}), ([0, 1, 0, 1], None), (y, "balanced")):
         model = SequenceClassifier(

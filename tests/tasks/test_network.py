@@ -60,7 +60,7 @@ def test_embedding_is_the_sum_over_features_and_word_dropout_makes_them_unknown(
 
 
 def rows_of(model, words, k=0):
-    """The rows of words' embeddings, feature k: those before it have all theirs before its own."""
+    """Return the embeddings of words as values of feature k, whose rows follow those of k - 1."""
     tables = model._inputs.tables
     start = sum(map(len, tables[:k]))
     return (
@@ -83,7 +83,7 @@ def test_embeddings_begin_with_the_vectors_of_the_file(vectors, features):
     np.testing.assert_allclose(rows_of(model, known, k), scale * matrix, rtol=1e-5)
     new = np.stack([file[word] for word in ("superb", "awful")])
     np.testing.assert_allclose(rows_of(model, ["superb", "awful"], k), scale * new, rtol=1e-5)
-    # All else is as it was: words that have none, the unknown, other features, other layers.
+    # Nothing else changes: words without a vector, unknown values, other features, other layers.
     for j, table in enumerate(plain._inputs.tables):
         others = [value for value in table if j != k or value not in known]
         assert np.array_equal(rows_of(model, others, j), rows_of(plain, others, j))
@@ -95,13 +95,13 @@ def test_embeddings_begin_with_the_vectors_of_the_file(vectors, features):
 
 
 def test_words_are_known_by_their_vectors_alone(vectors):
-    """Those that are too rare, and those that come only after training."""
+    """Words that are rarer than min_count, or that are only in the file, are known."""
     settings = {**QUICK, "embeddings": vectors, "min_count": 2, "features": ("word", "suffix1")}
     model = SequenceClassifier(**settings).fit([*FILMS, "superb zzz"], [*SIDES, "pos"])
     assert "superb" in model._inputs.tables[0] and "zzz" not in model._inputs.tables[0]
     model = SequenceClassifier(**settings, ensemble=2).fit(FILMS, SIDES)
     assert model.predict(["a superb film", "a awful film"]).tolist() == ["pos", "neg"]
-    # Training saw nothing of them: what it does to the others is what it does without them.
+    # Words that are only in the file have no influence on the training.
     file = Vectors.load(vectors)
     Vectors(file.tokens[:6], file.matrix[:6]).save(vectors)
     fewer = SequenceClassifier(**settings, ensemble=2).fit(FILMS, SIDES)

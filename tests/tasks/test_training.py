@@ -29,7 +29,7 @@ def test_seeds():
 
 
 def test_early_stopping_keeps_the_best_and_stops():
-    """Labels by chance: what is learned of them is no use for others."""
+    """The labels are random, so what the network learns does not improve the validation score."""
     rng = np.random.default_rng(6)
     X = [rng.choice(list("abcdefgh"), 5).tolist() for _ in range(60)]
     y, other = rng.integers(0, 2, (2, 60))
