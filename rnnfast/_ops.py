@@ -19,6 +19,7 @@ The operators carry no gradient of their own: rnnfast.functional has the autogra
 import torch
 
 from . import _C, _ops_cuda
+from ._torch import disable_dynamo, is_dispatcher_observed
 
 _library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -136,10 +137,10 @@ def _rnn_backward_cpu(dy, dh_n, outs, *arguments):
 
 
 # After a graph break Dynamo would go on to trace these.
-_library.impl("rnn", torch._disable_dynamo(_rnn_cpu), "CPU")
-_library.impl("rnn_backward", torch._disable_dynamo(_rnn_backward_cpu), "CPU")
-_library.impl("rnn", torch._disable_dynamo(_ops_cuda.rnn), "CUDA")
-_library.impl("rnn_backward", torch._disable_dynamo(_ops_cuda.rnn_backward), "CUDA")
+_library.impl("rnn", disable_dynamo(_rnn_cpu), "CPU")
+_library.impl("rnn_backward", disable_dynamo(_rnn_backward_cpu), "CPU")
+_library.impl("rnn", disable_dynamo(_ops_cuda.rnn), "CUDA")
+_library.impl("rnn_backward", disable_dynamo(_ops_cuda.rnn_backward), "CUDA")
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=_library)
@@ -198,7 +199,7 @@ def _linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
     return loss, *gradients
 
 
-_library.impl("linear_cross_entropy", torch._disable_dynamo(_linear_cross_entropy_cpu), "CPU")
+_library.impl("linear_cross_entropy", disable_dynamo(_linear_cross_entropy_cpu), "CPU")
 
 
 @torch.library.register_fake("rnnfast::linear_cross_entropy", lib=_library)
@@ -213,7 +214,7 @@ def _dropout_cpu(x, seed, p):
     return out
 
 
-_library.impl("dropout", torch._disable_dynamo(_dropout_cpu), "CPU")
+_library.impl("dropout", disable_dynamo(_dropout_cpu), "CPU")
 
 
 @torch.library.register_fake("rnnfast::dropout", lib=_library)
@@ -233,13 +234,7 @@ def _unobserved(weights, *tensors):
 
     Otherwise there is a tracer, a profiler or a mode, a subclass, or a view that negates.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_tracing()
-        or torch.autograd.profiler._is_profiler_enabled
-        or not {*map(type, weights), *map(type, tensors)} <= _PLAIN
-    ):
+    if is_dispatcher_observed() or not {*map(type, weights), *map(type, tensors)} <= _PLAIN:
         return False
     return not any([t.is_neg() for t in (*weights, *tensors) if t is not None])  # noqa: C419 - faster
 
@@ -251,15 +246,8 @@ def rnn(x, h0, weights, *options):
 
 
 def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
-    """As the operator, but a gradient that is not wanted may be None.
-
-    None in place of all of them where vmap, as in ``is_grads_batched``, has put a batch of tensors
-    in the place of `dy` or `dh_n`: it has no memory to read.
-    """
+    """As the operator, but a gradient that is not wanted may be None."""
     plain = _unobserved(weights, dy, dh_n, x, h0)
-    has_memory = torch._C._has_storage
-    if plain and not ((dy is None or has_memory(dy)) and (dh_n is None or has_memory(dh_n))):
-        return None
     direct = _gradients if x.is_cpu else _ops_cuda.gradients
     call = direct if plain else _rnn_backward_op
     return call(dy, dh_n, outs, x, h0, weights, *options)

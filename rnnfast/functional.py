@@ -4,11 +4,9 @@
 from functools import partial
 
 import torch
-from torch import _VF
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import _ops, _steps
+from . import _ops, _steps, _torch
 
 __all__ = ["dropout", "linear_cross_entropy", "rnn"]
 
@@ -102,7 +100,7 @@ def run(
     call = _stack
     if zoneout or not _has_kernel(input, weights[0].dtype):
         options = (batch_first, relu, bias)
-        is_stepwise = zoneout or _is_vmapped()
+        is_stepwise = zoneout or _torch.is_in_vmap()
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or _ops.has_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
@@ -151,26 +149,7 @@ def _has_kernel(input, dtype, has_kernel=_ops.has_kernel):
         has_kernel(device_type, dtype)
         and input.numel() > 0
         and not torch.is_autocast_enabled(device_type)
-        and not _is_transformed()
-    )
-
-
-def _is_transformed():
-    """By torch.func, or by forward-mode AD."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _is_vmapped():
-    """Whether torch.func.vmap is among the transforms that are going on.
-
-    Under torch.compile it may be: Dynamo does not know, and would unroll torch's RNN as well.
-    """
-    return torch._C._are_functorch_transforms_active() and (
-        torch.compiler.is_compiling()
-        or any(
-            level.key() == torch._C._functorch.TransformType.Vmap
-            for level in torch._C._functorch.get_interpreter_stack()
-        )
+        and not _torch.is_in_transform_or_forward_ad()
     )
 
 
@@ -209,7 +188,7 @@ def _variational_dropout(input, p, batch_sizes, batch_first):
 
 def check_hx_dtype(hx, dtype):
     """Where torch would name neither ``hx`` nor, if it promotes, anything at all."""
-    if hx is not None and hx.dtype != dtype and not torch._C._is_any_autocast_enabled():
+    if hx is not None and hx.dtype != dtype and not _torch.is_any_autocast_enabled():
         raise RuntimeError(f"hx must be {dtype} like the weights, got {hx.dtype}")
 
 
@@ -221,7 +200,7 @@ def _torch_rnn(input, hx, weights, batch_sizes, num_layers, batch_first, relu, b
     if hx is None:
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
         hx = input.new_zeros(num_layers * D, B, weights[1].shape[-1])
-    call = _VF.rnn_relu if relu else _VF.rnn_tanh
+    call = torch.rnn_relu if relu else torch.rnn_tanh
     # cuDNN has a backward only of its forward for training; without dropout the two agree. And it
     # refuses an hx of other strides.
     training = dropout > 0 or torch.is_grad_enabled()
@@ -264,14 +243,12 @@ class _Stack(torch.autograd.Function):
         num_layers = ctx.options[0]
         outs, weights = saved[:num_layers], saved[num_layers:]
         need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: these gradients will be differentiated again
+        is_batched = _torch.is_batch_of_vmap(dy) or _torch.is_batch_of_vmap(dh_n)
+        if torch.is_grad_enabled() or is_batched:  # grad is enabled by create_graph
             return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
         needs = (need_dx, need_dh0, True in needs_dw)
         tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
-        gradients = _ops.rnn_backward(*tensors, *ctx.options, *needs)
-        if gradients is None:
-            return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
-        dx, dh0, dw = gradients
+        dx, dh0, dw = _ops.rnn_backward(*tensors, *ctx.options, *needs)
         if False in needs_dw:
             dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
         return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, *dw)
@@ -393,8 +370,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss):
         tensors, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        is_batched = not torch.compiler.is_compiling() and not torch._C._has_storage(dloss)
-        if torch.is_grad_enabled() or is_batched:  # is_batched: by vmap, as in is_grads_batched
+        if torch.is_grad_enabled() or _torch.is_batch_of_vmap(dloss):
             return _differentiable_gradients(
                 ctx,
                 lambda *tensors: [_torch_linear_cross_entropy(*tensors[:4], ctx.reduction)],
@@ -441,7 +417,7 @@ def dropout(input, p=0.5, training=True):
     if not (training and p):
         return input
     has_kernel = _ops.has_dropout_kernel(input.device.type, input.dtype)
-    if not (has_kernel and input.numel()) or _is_transformed():
+    if not (has_kernel and input.numel()) or _torch.is_in_transform_or_forward_ad():
         return F.dropout(input, p)
     seed = torch.randint(torch.iinfo(torch.int64).max, (), device=input.device)
     if input.requires_grad and torch.is_grad_enabled():
@@ -460,8 +436,7 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (seed,) = ctx.saved_tensors
-        if not torch.compiler.is_compiling() and not torch._C._has_storage(dy):
-            # Batched by vmap, as in is_grads_batched.
+        if _torch.is_batch_of_vmap(dy):
             kept = torch.ones(dy.shape, dtype=dy.dtype, device=seed.device)
             return dy * _ops.dropout(kept, seed, ctx.p), None, None
         call = _Dropout.apply if torch.is_grad_enabled() else _ops.dropout

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import _dynamo, functional
+from . import functional
 from ._ops import is_one_hot
+from ._torch import is_any_autocast_enabled, is_in_transform, let_dynamo_trace, named_rnn_weights
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
 
@@ -82,9 +83,7 @@ class FastRNN(nn.RNN):
 
     def _weights(self):
         """Of a call, in the order of ``nn.RNN``: in training some recurrent ones are dropped."""
-        # nn.RNN keeps a list of them, and looks on every call whether it is still right.
-        own, names = self._parameters, self._flat_weights_names
-        weights = [own[name] if name in own else getattr(self, name) for name in names]
+        names, weights = named_rnn_weights(self)
         if self.training and self.weight_dropout:
             weights = [
                 functional.dropout(weight, self.weight_dropout) if "weight_hh" in name else weight
@@ -104,12 +103,12 @@ class FastRNN(nn.RNN):
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
             and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
+            and not is_in_transform()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
         """nn.RNN's check_input, which reads that list."""
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        if input.dtype != dtype and not is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). Convert "
                 f"input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -201,7 +200,7 @@ class FastRNN(nn.RNN):
         return output, h_n
 
 
-_dynamo.allow(FastRNN)
+let_dynamo_trace(FastRNN)
 
 
 class FastRNNCell(nn.RNNCell):

@@ -8,7 +8,6 @@ import functools
 import re
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import rule
@@ -113,14 +112,13 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
     data = rule.make(Case(2, 3, 4, 5, memory="transposed"))
     assert not data.hx.is_contiguous()
     seen = []
-    call = torch._VF.rnn_tanh
+    call = torch.rnn_tanh
 
     def rnn_tanh(*arguments):
         seen.append((arguments[6], arguments[1].is_contiguous()))
         return call(*arguments)
 
-    fake = SimpleNamespace(rnn_tanh=rnn_tanh, rnn_relu=None)
-    monkeypatch.setattr(functional, "_VF", fake)
+    monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
     monkeypatch.setattr(functional, "_has_kernel", lambda *_: False)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
