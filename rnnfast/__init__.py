@@ -10,7 +10,7 @@ except ImportError as error:
         "that is the source, and not where rnnfast is installed: leave that folder, or pip "
         "install -e ."
     ) from error
-from . import _ops_cuda, functional, reference
+from . import _ops, functional, reference
 from ._version import __version__
 from .nn import FastRNN, FastRNNCell, accelerate
 
@@ -36,12 +36,11 @@ def build_info():
     they would use now; ``cuda``, whether there are CUDA kernels; ``compiler``; ``kernels``, the
     dtypes by device that run on rnnfast's kernels. Everything else runs on torch's operators.
     """
-    from ._ops import DTYPES
 
     def names(dtypes):
         return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
-    cuda = [dtype for dtype in _ops_cuda.DTYPES if _ops_cuda.has_kernel(dtype)]
+    on_cuda = [dtype for dtype in _ops.cuda.DTYPES if _ops.cuda.has_kernel(dtype)]
     return {
         "version": __version__,
         "isas": _C.isas(),
@@ -50,7 +49,7 @@ def build_info():
         "threads": torch.get_num_threads() if _C.openmp else 1,
         "cuda": _C.cuda,
         "compiler": _C.compiler,
-        "kernels": {"cpu": names(DTYPES)} | ({"cuda": names(cuda)} if cuda else {}),
+        "kernels": {"cpu": names(_ops.cpu.DTYPES)} | ({"cuda": names(on_cuda)} if on_cuda else {}),
     }
 
 
@@ -80,7 +79,7 @@ def set_cuda_kernel(name=None):
         ValueError: another name, or a build without CUDA kernels. A kernel that is forced and
             cannot hold the sizes of a call raises ValueError there.
     """
-    _ops_cuda.set_kernel(name)
+    _ops.cuda.set_kernel(name)
 
 
 def cuda_plan(T, B, H, dtype=torch.float32, *, directions=1, backward=False):
@@ -97,4 +96,4 @@ def cuda_plan(T, B, H, dtype=torch.float32, *, directions=1, backward=False):
         ValueError: a kernel is forced (:func:`set_cuda_kernel`) that cannot hold the sizes.
         RuntimeError: there is no CUDA device.
     """
-    return _ops_cuda.plan(T, B, H, dtype, directions, backward)
+    return _ops.cuda.plan(T, B, H, dtype, directions, backward)

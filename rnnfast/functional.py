@@ -102,7 +102,7 @@ def run(
         options = (batch_first, relu, bias)
         is_stepwise = zoneout or _torch.is_in_vmap()
         dtype = _autocast_dtype(input.device.type)
-        if dtype is not None and (is_stepwise or _ops.has_kernel(input.device.type, dtype)):
+        if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
             with torch.autocast(input.device.type, enabled=False):
                 return run(
@@ -143,7 +143,7 @@ def run(
     return input, torch.cat(states)
 
 
-def _has_kernel(input, dtype, has_kernel=_ops.has_kernel):
+def _has_kernel(input, dtype, has_kernel=_ops.has_rnn_kernel):
     device_type = "cpu" if input.is_cpu else input.device.type  # which takes four times as long
     return (
         has_kernel(device_type, dtype)
@@ -218,7 +218,7 @@ def _stack(x, h0, weights, batch_sizes, *options):
         or any([w.requires_grad for w in weights])  # noqa: C419 - a generator costs more than it saves
     ):
         return _Stack.apply(x, h0, batch_sizes, options, *weights)
-    outs, h_n = _ops.rnn(x, h0, weights, batch_sizes, *options, False)
+    outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, *options, False)
     return outs[0], h_n
 
 
@@ -229,7 +229,7 @@ class _Stack(torch.autograd.Function):
     # torch.func, which alone needs it, does not come this way.
     @staticmethod
     def forward(ctx, x, h0, batch_sizes, options, *weights):
-        outs, h_n = _ops.rnn(x, h0, weights, batch_sizes, *options, True)
+        outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, *options, True)
         ctx.save_for_backward(x, h0, batch_sizes, *outs, *weights)
         ctx.options = options
         ctx.set_materialize_grads(False)

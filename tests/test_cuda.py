@@ -19,7 +19,8 @@ from torch.nn.parallel import DataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
 import rnnfast
-from rnnfast import _C, _ops_cuda, functional
+from rnnfast import _C, functional
+from rnnfast._ops import cuda, dispatch
 
 CASES = [
     Case(1, 1, 1, 1),
@@ -69,12 +70,10 @@ def stand_in(layout, H, backward, relu, dtype, directions, device):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Calls on CPU tensors go the way of CUDA tensors, up to the kernels."""
-    from rnnfast import _ops
-
-    monkeypatch.setattr(_ops_cuda, "_launch", stand_in)
-    monkeypatch.setattr(_ops_cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
-    monkeypatch.setattr(_ops, "_rnn_cpu", _ops_cuda.rnn)
-    monkeypatch.setattr(_ops, "_gradients", _ops_cuda.gradients)
+    monkeypatch.setattr(cuda, "_launch", stand_in)
+    monkeypatch.setattr(cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
+    monkeypatch.setattr(dispatch, "rnn_cpu", cuda.rnn_cuda)
+    monkeypatch.setattr(dispatch, "rnn_backward_cpu", cuda.rnn_backward_cuda)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -1,4 +1,4 @@
-"""The CUDA implementations of `torch.ops.rnnfast.*`, whose schemas are in `_ops`.
+"""The CUDA implementations of `torch.ops.rnnfast.*`, which ``schema.py`` defines.
 
 The recurrence runs on the kernels of csrc/cuda, both directions of a layer in one launch. Products
 over all time steps are torch's: the input projection, dx and the weight gradients. Nothing here
@@ -9,7 +9,8 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from . import _C
+from .. import _C
+from .schema import check_rank, is_one_hot
 
 # float32 with TF32 where torch's setting for RNNs allows it, as in nn.RNN.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -104,8 +105,8 @@ def _launch(layout, H, backward, relu, dtype, directions, device):
 
 def _project(x, w_ih):
     """W_ih x of all steps, with the dtype of sums: float32 where it is two bytes."""
-    rows, H = x.shape if x.dtype is torch.int64 else x.shape[:-1], len(w_ih)
-    if x.dtype is torch.int64:
+    rows, H = x.shape if is_one_hot(x) else x.shape[:-1], len(w_ih)
+    if is_one_hot(x):
         pre = torch.embedding(w_ih.t(), x)
         return pre.float() if pre.element_size() == 2 else pre
     flat = x.reshape(-1, x.shape[-1])
@@ -122,10 +123,8 @@ def _half(t, d, H):
 
 def _check(x, weights, batch_sizes, num_layers, bias):
     """(H, D, dtype), after a look at every size and dtype on which they depend."""
-    one_hot = x.dtype is torch.int64
-    if x.dim() + one_hot != (3 if batch_sizes is None else 2):
-        wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
-        raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
+    check_rank(x, batch_sizes)
+    one_hot = is_one_hot(x)
     per = 4 if bias else 2
     w_hh = weights[1]
     if w_hh.dim() != 2:
@@ -154,7 +153,7 @@ def _state(name, state, wanted, dtype):
     return state.contiguous()
 
 
-def rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
+def rnn_cuda(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
     """`rnnfast::rnn`."""
     H, D, dtype = _check(x, weights, batch_sizes, num_layers, bias)
     per, like = 4 if bias else 2, weights[1]
@@ -200,7 +199,7 @@ def _dw_hh(layout, dpre, h, h0, reverse):
     return dw if h0 is None else dw.addmm_(first.t(), h0)
 
 
-def gradients(dy, dh_n, outs, x, *arguments):
+def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
     """(dx or None, dh0 or None, dw or [])."""
     with torch.autocast(
         x.device.type, enabled=False
@@ -211,7 +210,7 @@ def gradients(dy, dh_n, outs, x, *arguments):
 def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
     num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
     H, D, dtype = _check(x, weights, batch_sizes, num_layers, bias)
-    per, one_hot = 4 if bias else 2, x.dtype is torch.int64
+    per, one_hot = 4 if bias else 2, is_one_hot(x)
     layout = _Layout(x, 2 if batch_sizes is None else 1, batch_sizes, batch_first, True)
     shape = (num_layers * D, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
@@ -237,7 +236,7 @@ def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
             n = layer * D + d
             w_ih, flat = weights[n * per], dpre.view(-1, H)
             if need_dw:
-                if below.dtype is torch.int64:
+                if is_one_hot(below):
                     tokens = below.reshape(-1)
                     table = torch.ops.aten.embedding_dense_backward(
                         flat, tokens, w_ih.shape[1], -1, False
@@ -254,10 +253,3 @@ def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
                 dx = torch.mm(flat, w_ih) if dx is None else dx.addmm_(flat, w_ih)
         dy = None if dx is None else dx.view(below.shape)
     return (dy if need_dx else None), dh0, (dw if need_dw else [])
-
-
-def rnn_backward(dy, dh_n, outs, *arguments):
-    """`rnnfast::rnn_backward`: an empty tensor for a gradient that is not wanted."""
-    dx, dh0, dw = gradients(dy, dh_n, outs, *arguments)
-    nothing = outs[0].new_empty
-    return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw
