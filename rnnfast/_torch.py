@@ -9,11 +9,11 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import torch
-from torch.autograd import forward_ad, profiler
 
-# Whether the installed torch has each private name that is looked up when rnnfast is imported.
+# Whether the installed torch has each private name that is asked for.
 HAS = {}
 
 
@@ -24,22 +24,31 @@ def _private(name, otherwise):
     return otherwise if value is None else value
 
 
+def _owner(name, otherwise):
+    """Return the owner of the attribute ``name``, whose value changes, so that it is read anew.
+
+    If there is no such attribute, return an object that always has the value ``otherwise``.
+    """
+    path, _, attribute = name.rpartition(".")
+    owner = _private(path, None)
+    HAS[name] = hasattr(owner, attribute)
+    return owner if HAS[name] else SimpleNamespace(**{attribute: otherwise})
+
+
 # Transforms
 
 
-_transforms_are_active = _private("_C._are_functorch_transforms_active", lambda: True)
 _get_interpreter_stack = _private("_C._functorch.get_interpreter_stack", None)
 _VMAP = _private("_C._functorch.TransformType.Vmap", None)
+_forward_ad = _owner("autograd.forward_ad._current_level", 0)
 
-
-def is_in_transform():
-    """Return whether a transform of torch.func, for example ``vmap`` or ``grad``, is active."""
-    return _transforms_are_active()
+# is_in_transform(): whether a transform of torch.func, for example vmap or grad, is active.
+is_in_transform = _private("_C._are_functorch_transforms_active", lambda: True)
 
 
 def is_in_transform_or_forward_ad():
     """Return whether a transform of torch.func or forward-mode AD is active."""
-    return _transforms_are_active() or getattr(forward_ad, "_current_level", 0) >= 0
+    return is_in_transform() or _forward_ad._current_level >= 0
 
 
 def is_in_vmap():
@@ -48,7 +57,7 @@ def is_in_vmap():
     While torch.compile traces a transform the answer is True, because Dynamo does not know which
     transforms are active.
     """
-    if not _transforms_are_active():
+    if not is_in_transform():
         return False
     if torch.compiler.is_compiling() or _get_interpreter_stack is None or _VMAP is None:
         return True
@@ -86,12 +95,8 @@ def _is_autocast_enabled_on_a_device():
     return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
-_is_any_autocast_enabled = _private("_C._is_any_autocast_enabled", _is_autocast_enabled_on_a_device)
-
-
-def is_any_autocast_enabled():
-    """Return whether autocast is enabled on a device of any type."""
-    return _is_any_autocast_enabled()
+# is_any_autocast_enabled(): whether autocast is enabled on a device of any type.
+is_any_autocast_enabled = _private("_C._is_any_autocast_enabled", _is_autocast_enabled_on_a_device)
 
 
 # The dispatcher
@@ -99,6 +104,7 @@ def is_any_autocast_enabled():
 
 _len_dispatch_stack = _private("_C._len_torch_dispatch_stack", lambda: 1)
 _is_tracing = _private("_C._is_tracing", torch.jit.is_tracing)
+_profiler = _owner("autograd.profiler._is_profiler_enabled", True)
 
 
 def is_dispatcher_observed():
@@ -111,21 +117,16 @@ def is_dispatcher_observed():
         torch.compiler.is_compiling()
         or _len_dispatch_stack()
         or _is_tracing()
-        or getattr(profiler, "_is_profiler_enabled", True)
+        or _profiler._is_profiler_enabled
     )
 
 
 # torch.compile
 
 
-# The private function is the same decorator without the second that importing Dynamo takes.
-_disable = _private("_disable_dynamo", torch.compiler.disable)
-
-
-def disable_dynamo(function):
-    """Return a ``function`` that Dynamo calls and never traces, even after a graph break."""
-    return _disable(function)
-
+# disable_dynamo(function): a function that Dynamo calls and never traces, even after a graph break.
+# The public decorator takes the second that importing Dynamo takes.
+disable_dynamo = _private("_disable_dynamo", torch.compiler.disable)
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -194,8 +195,10 @@ def named_rnn_weights(module):
     ``nn.RNN`` keeps a list of its weights and checks in each call whether the list is still right.
     Asking for the weights by name does without the list, also for parametrized weights.
     """
-    names = getattr(module, "_flat_weights_names", None) or _rnn_weight_names(module)
-    parameters = getattr(module, "_parameters", {})
+    try:
+        names, parameters = module._flat_weights_names, module._parameters
+    except AttributeError:
+        names, parameters = _rnn_weight_names(module), {}
     weights = [parameters[name] if name in parameters else getattr(module, name) for name in names]
     return names, weights
 
@@ -215,9 +218,5 @@ def _lerp_each(tensors, ends, weight):
         tensor.lerp_(end, weight)
 
 
-_foreach_lerp = _private("_foreach_lerp_", _lerp_each)
-
-
-def foreach_lerp_(tensors, ends, weight):
-    """Move each of ``tensors`` in place towards its counterpart in ``ends`` by ``weight``."""
-    _foreach_lerp(tensors, ends, weight)
+# foreach_lerp_(tensors, ends, weight): move each tensor in place towards its end by the weight.
+foreach_lerp_ = _private("_foreach_lerp_", _lerp_each)
