@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import rnnfast
 from rnnfast import _C, functional
 from rnnfast._ops import cuda, dispatch
+from rnnfast.functional import _rnn
 
 CASES = [
     Case(1, 1, 1, 1),
@@ -118,7 +119,7 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
         return call(*arguments)
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
-    monkeypatch.setattr(functional, "_has_kernel", lambda *_: False)
+    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
     assert seen == [(gradients, True)]
@@ -128,9 +129,9 @@ def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
     """It has none; and afterwards it is what it was."""
     data = rule.make(Case(2, 3, 4, 5))
     seen = []
-    call = functional._torch_rnn
+    call = _rnn.rnn_torch
     monkeypatch.setattr(
-        functional, "_torch_rnn", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
+        _rnn, "rnn_torch", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
     )
     output, _ = functional.rnn(data.input, data.hx, data.weights)
     torch.autograd.grad(output.sum(), data.input, create_graph=True)

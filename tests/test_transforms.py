@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp
 from torch.func import vmap as batched
 
-from rnnfast import FastRNN, FastRNNCell, functional
+from rnnfast import FastRNN, FastRNNCell, _ops, functional
 
 OPTIONS = [
     {},
@@ -214,13 +214,13 @@ def test_gradient_penalty_in_eval_mode(device):
 @pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
 def test_16_bits_run_on_kernels(monkeypatch, gradient, is_module, dtype):
     """Under autocast as well as in a module of that dtype."""
-    seen, kernel = [], functional._ops.rnn_forward
+    seen, kernel = [], _ops.rnn_forward
 
     def spy(x, h0, weights, *rest):
         seen.append({t.dtype for t in (x, h0, *weights)})
         return kernel(x, h0, weights, *rest)
 
-    monkeypatch.setattr(functional._ops, "rnn_forward", spy)
+    monkeypatch.setattr(_ops, "rnn_forward", spy)
     own = dtype if is_module else torch.float32
     module = FastRNN(5, 6, 2, dtype=own)
     x, hx = torch.randn(4, 3, 5, dtype=own), torch.randn(2, 3, 6, dtype=own)

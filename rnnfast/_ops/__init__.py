@@ -17,9 +17,10 @@ from .dispatch import (
     rnn_backward,
     rnn_forward,
 )
-from .schema import is_one_hot
+from .schema import RNNDescriptor, is_one_hot
 
 __all__ = [
+    "RNNDescriptor",
     "dropout",
     "glove_epoch",
     "has_dropout_kernel",

@@ -3,7 +3,7 @@
 import torch
 
 from .. import _C
-from .schema import check_rank, is_one_hot, new_loss_gradients
+from .schema import is_one_hot, new_loss_gradients, shape_of_rows
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -17,11 +17,11 @@ def _rows(t):
     return t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
-def prepare(x, h0, weights, batch_sizes, num_layers, bias):
-    """The layout that the kernels want, without a copy where it is the layout already."""
-    if is_one_hot(x):  # the first W_ih as tables
-        weights, first = list(weights), len(weights) // num_layers
-        for n in range(0, first, 4 if bias else 2):
+def prepare(x, h0, weights, batch_sizes, descriptor):
+    """Return these tensors in the layout that the kernels expect, copied only where necessary."""
+    if is_one_hot(x):  # the kernels read W_ih of the first layer as a table, (I, H)
+        weights = list(weights)
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
             weights[n] = weights[n].t()
     else:
         x = _rows(x)
@@ -29,45 +29,49 @@ def prepare(x, h0, weights, batch_sizes, num_layers, bias):
     return x, _contiguous(h0), weights, _contiguous(batch_sizes)
 
 
-def new_outputs(x, weights, batch_sizes, num_layers, batch_first, bias):
-    """An output of every layer, for those of a stack may run at the same time; and h_n."""
+def new_outputs(x, weights, batch_sizes, descriptor):
+    """Return new tensors for the outputs of all layers, which may run at the same time, and h_n."""
+    num_layers, directions, batch_first, *_ = descriptor
     like = weights[1]
     H = like.shape[-1]
-    D = len(weights) // (num_layers * (4 if bias else 2))
-    rows = x.shape if is_one_hot(x) else x.shape[:-1]
+    rows = shape_of_rows(x, batch_sizes)
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
-    shape = (*rows, D * H)
+    shape = (*rows, directions * H)
     outs = [_C.empty(shape, like) for _ in range(num_layers)]
-    return outs, _C.empty((num_layers * D, B, H), like)
+    return outs, _C.empty((num_layers * directions, B, H), like)
 
 
-def rnn_cpu(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
-    check_rank(x, batch_sizes)
-    outs, h_n = new_outputs(x, weights, batch_sizes, num_layers, batch_first, bias)
-    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, num_layers, bias)
+def rnn_cpu(x, h0, weights, batch_sizes, descriptor, keep):
+    """Run ``rnn`` on the CPU kernels; arguments and results are described in ``schema.py``."""
+    outs, h_n = new_outputs(x, weights, batch_sizes, descriptor)
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
     threads = torch.get_num_threads()
-    options = (num_layers, batch_first, relu, bias, threads)
-    _C.forward(x, h0, weights, batch_sizes, *options, outs, h_n)
+    _C.forward(x, h0, weights, batch_sizes, *descriptor.options, threads, outs, h_n)
     return outs if keep else outs[-1:], h_n
 
 
-def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
-    """(dx or None, dh0 or None, dw or [])."""
-    num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
-    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, num_layers, bias)
+def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+    """Run ``rnn_backward`` on the CPU kernels.
+
+    ``needs`` is ``(need_dx, need_dh0, need_dw)``.
+
+    Returns:
+        ``(dx, dh0, dw)``. A gradient that is not needed is None, and ``dw`` an empty list.
+    """
+    need_dx, need_dh0, need_dw = needs
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
     wanted = [x if need_dx else None, h0 if need_dh0 else None, *(weights if need_dw else ())]
     dx, dh0, *dw = _C.empty_like(wanted)
-    per = 4 if bias else 2
-    # Layers of two directions hand on their gradients whole: one is read, the next is written.
-    bidirectional = len(weights) == 2 * per * num_layers
-    count = min(2, num_layers - 1) if bidirectional else 0
+    # A bidirectional layer reads the gradient of its whole output and writes that of its whole
+    # input, so two buffers between layers are enough.
+    count = min(2, descriptor.num_layers - 1) if descriptor.directions == 2 else 0
     between = [_C.empty(outs[0].shape, outs[0]) for _ in range(count)]
-    threads = torch.get_num_threads()
-    options = (num_layers, batch_first, relu, bias, threads, dx, dh0, dw, between)
+    gradients = (torch.get_num_threads(), dx, dh0, dw, between)
     outs, dy = [_rows(out) for out in outs], _rows(dy)
-    _C.backward(dy, _contiguous(dh_n), outs, x, h0, weights, batch_sizes, *options)
+    inputs = (outs, x, h0, weights, batch_sizes)
+    _C.backward(dy, _contiguous(dh_n), *inputs, *descriptor.options, *gradients)
     if dw and is_one_hot(x):
-        for n in range(0, len(dw) // num_layers, per):
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
             dw[n] = dw[n].t()
     return dx, dh0, dw
 

@@ -10,7 +10,7 @@ from .._torch import disable_dynamo, is_dispatcher_observed
 from . import cpu, cuda
 from .cpu import dropout_cpu, linear_cross_entropy_cpu, rnn_backward_cpu, rnn_cpu
 from .cuda import rnn_backward_cuda, rnn_cuda
-from .schema import library
+from .schema import RNNDescriptor, library
 
 
 def has_rnn_kernel(device_type, dtype):
@@ -30,15 +30,29 @@ def has_loss_kernel(device_type, dtype):
     return device_type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
-def _operator_of_backward(run):
-    """Return the operator ``rnn_backward`` whose gradients are those of ``run``.
+def _rnn_operator(run):
+    """Return the operator ``rnn`` that calls ``run`` with a descriptor."""
+
+    def operator(x, h0, weights, batch_sizes, *options_and_keep):
+        *options, keep = options_and_keep
+        descriptor = RNNDescriptor.of_operator(weights, *options)
+        return run(x, h0, weights, batch_sizes, descriptor, keep)
+
+    return operator
+
+
+def _rnn_backward_operator(run):
+    """Return the operator ``rnn_backward`` that calls ``run`` with a descriptor.
 
     The number of tensors that an operator returns is fixed, so a gradient that is not needed is an
     empty tensor.
     """
 
-    def operator(dy, dh_n, outs, *arguments):
-        dx, dh0, dw = run(dy, dh_n, outs, *arguments)
+    def operator(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+        *options, need_dx, need_dh0, need_dw = options_and_needs
+        descriptor = RNNDescriptor.of_operator(weights, *options)
+        needs = (need_dx, need_dh0, need_dw)
+        dx, dh0, dw = run(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs)
         nothing = outs[0].new_empty
         return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw
 
@@ -46,10 +60,10 @@ def _operator_of_backward(run):
 
 
 for _name, _device, _implementation in (
-    ("rnn", "CPU", rnn_cpu),
-    ("rnn", "CUDA", rnn_cuda),
-    ("rnn_backward", "CPU", _operator_of_backward(rnn_backward_cpu)),
-    ("rnn_backward", "CUDA", _operator_of_backward(rnn_backward_cuda)),
+    ("rnn", "CPU", _rnn_operator(rnn_cpu)),
+    ("rnn", "CUDA", _rnn_operator(rnn_cuda)),
+    ("rnn_backward", "CPU", _rnn_backward_operator(rnn_backward_cpu)),
+    ("rnn_backward", "CUDA", _rnn_backward_operator(rnn_backward_cuda)),
     ("linear_cross_entropy", "CPU", linear_cross_entropy_cpu),
     ("dropout", "CPU", dropout_cpu),
 ):
@@ -74,18 +88,25 @@ def _can_call_directly(weights, *tensors):
     return not any([t.is_neg() for t in (*weights, *tensors) if t is not None])  # noqa: C419 - faster
 
 
-def rnn_forward(x, h0, weights, *options):
+def rnn_forward(x, h0, weights, batch_sizes, descriptor, keep):
     """Run the operator ``rnn`` and return ``(outs, h_n)``."""
-    direct = rnn_cpu if x.is_cpu else rnn_cuda
-    call = direct if _can_call_directly(weights, x, h0) else _rnn_op
-    return call(x, h0, weights, *options)
+    if not _can_call_directly(weights, x, h0):
+        return _rnn_op(x, h0, weights, batch_sizes, *descriptor.options, keep)
+    run = rnn_cpu if x.is_cpu else rnn_cuda
+    return run(x, h0, weights, batch_sizes, descriptor, keep)
 
 
-def rnn_backward(dy, dh_n, outs, x, h0, weights, *options):
-    """Run the operator ``rnn_backward``; a gradient that is not needed may be None."""
-    direct = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
-    call = direct if _can_call_directly(weights, dy, dh_n, x, h0) else _rnn_backward_op
-    return call(dy, dh_n, outs, x, h0, weights, *options)
+def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+    """Run the operator ``rnn_backward`` for ``needs``, ``(need_dx, need_dh0, need_dw)``.
+
+    Returns:
+        ``(dx, dh0, dw)``. A gradient that is not needed is None or empty.
+    """
+    tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
+    if not _can_call_directly(weights, dy, dh_n, x, h0):
+        return _rnn_backward_op(*tensors, *descriptor.options, *needs)
+    run = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
+    return run(*tensors, descriptor, needs)
 
 
 def linear_cross_entropy(x, w, target, b, dloss, *options):

@@ -1,4 +1,4 @@
-"""The definitions of the operators ``torch.ops.rnnfast.*``, and their fakes.
+"""The definitions of the operators ``torch.ops.rnnfast.*``, their fakes, and `RNNDescriptor`.
 
 Letters: T time steps, B sequences, I inputs, H hidden units, L layers, D directions, N rows of a
 packed batch.
@@ -20,6 +20,8 @@ those of the loss, and ``dloss`` is None.
 
 A gradient that is not needed is returned as an empty tensor.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -45,53 +47,103 @@ library.define(
 library.define("dropout(Tensor x, Tensor seed, float p) -> Tensor", tags=_tags)
 
 
+def _weights_per_direction(bias):
+    return 4 if bias else 2
+
+
+class RNNDescriptor(NamedTuple):
+    """The description of a call of the RNN: everything except its tensors.
+
+    It has every number that the shapes of the weights and the states depend on. It is immutable, so
+    one description may be handed on from the module to the kernels.
+    """
+
+    num_layers: int
+    directions: int
+    batch_first: bool
+    nonlinearity: str  # "tanh" or "relu"
+    bias: bool
+
+    @classmethod
+    def of_operator(cls, weights, num_layers, batch_first, relu, bias):
+        """Return the description that belongs to the arguments of an operator."""
+        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        return cls(num_layers, directions, batch_first, "relu" if relu else "tanh", bias)
+
+    @property
+    def options(self):
+        """The arguments ``(num_layers, batch_first, relu, bias)`` of the operators."""
+        return self.num_layers, self.batch_first, self.nonlinearity == "relu", self.bias
+
+    @property
+    def one_layer(self):
+        """The description of each layer alone."""
+        return self._replace(num_layers=1)
+
+    @property
+    def num_states(self):
+        """L * D, the number of initial and of final states."""
+        return self.num_layers * self.directions
+
+    @property
+    def weights_per_direction(self):
+        """The number of weights of one direction: w_ih, w_hh and, with bias, b_ih, b_hh."""
+        return _weights_per_direction(self.bias)
+
+    @property
+    def weights_per_layer(self):
+        """The number of weights of all directions of one layer."""
+        return self.directions * self.weights_per_direction
+
+    def weights_of(self, weights, layer, direction=0):
+        """Return the part of ``weights`` that belongs to one direction of one layer."""
+        count = self.weights_per_direction
+        first = (layer * self.directions + direction) * count
+        return weights[first : first + count]
+
+
 def is_one_hot(x):
     """Return whether ``x`` holds tokens, which stand for one-hot vectors."""
     return x.dtype is torch.int64
 
 
-def check_rank(x, batch_sizes):
-    """Raise RuntimeError if the input ``x`` does not have the rank that the operators expect."""
-    if x.dim() + is_one_hot(x) != (3 if batch_sizes is None else 2):
+def shape_of_rows(x, batch_sizes):
+    """Return the shape of the input ``x`` without I: (T, B), (B, T) or (N).
+
+    Raises:
+        RuntimeError: ``x`` has a wrong number of dimensions.
+    """
+    rows = x.shape if is_one_hot(x) else x.shape[:-1]
+    if len(rows) != (2 if batch_sizes is None else 1):
         wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
         raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
+    return rows
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=library)
-def _(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
+def _(x, h0, weights, batch_sizes, *options_and_keep):
+    *options, keep = options_and_keep
+    descriptor = RNNDescriptor.of_operator(weights, *options)
     H = weights[1].shape[-1]
-    D = len(weights) // (num_layers * (4 if bias else 2))
     rows = x.shape if is_one_hot(x) else x.shape[:-1]
     if batch_sizes is None:
-        B = rows[0 if batch_first else 1]
+        B = rows[0 if descriptor.batch_first else 1]
     else:  # B is the first element of batch_sizes, but a fake tensor has no elements
         B = h0.shape[1] if h0 is not None else torch.library.get_ctx().new_dynamic_size()
-    outs = [weights[1].new_empty((*rows, D * H)) for _ in range(num_layers if keep else 1)]
-    return outs, weights[1].new_empty((num_layers * D, B, H))
+    shape = (*rows, descriptor.directions * H)
+    outs = [weights[1].new_empty(shape) for _ in range(descriptor.num_layers if keep else 1)]
+    return outs, weights[1].new_empty((descriptor.num_states, B, H))
 
 
 @torch.library.register_fake("rnnfast::rnn_backward", lib=library)
-def _(
-    dy,
-    dh_n,
-    outs,
-    x,
-    h0,
-    weights,
-    batch_sizes,
-    num_layers,
-    batch_first,
-    relu,
-    bias,
-    need_dx,
-    need_dh0,
-    need_dw,
-):
+def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+    *options, need_dx, need_dh0, need_dw = options_and_needs
+    descriptor = RNNDescriptor.of_operator(weights, *options)
     dx = outs[0].new_empty(x.shape if need_dx else 0)
     dh0 = outs[0].new_empty(h0.shape if need_dh0 else 0)
     dw = [w.new_empty(w.shape) for w in weights] if need_dw else []
     if is_one_hot(x) and need_dw:  # the kernel makes these gradients column by column
-        for n in range(0, len(weights) // num_layers, 4 if bias else 2):
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
             dw[n] = weights[n].new_empty(weights[n].shape[::-1]).t()
     return dx, dh0, dw
 

@@ -1,47 +1,50 @@
-"""The recurrence step by step on torch's operators: what neither a kernel nor torch's RNN computes.
+"""The RNN as a loop over time steps on torch's operators.
 
-That is zoneout, which changes the recurrence, and torch.func.vmap, for which torch's operators of
-whole sequences have no batching rule.
+It runs what neither a kernel nor torch's operator for whole sequences can: zoneout, which changes
+the recurrence, and torch.func.vmap, for which torch's operator has no batching rule.
 """
 
 import torch
 from torch.nn import functional as F
 
 
-def rnn(
-    x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, zoneout=0.0, training=False
-):
-    """Arguments and results as of the operator in rnnfast._ops, but for ``outs``: the last alone.
+def rnn_stepwise(x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=False):
+    """Run the RNN step by step, and return ``(output, h_n)``.
 
-    ``zoneout`` is the probability that a unit keeps its state for a step (Krueger et al. 2017,
-    arXiv:1606.01305), drawn for every unit, sequence and step in ``training``;
-    otherwise the new state is the expectation over that choice.
+    Args:
+        x, h0, weights, batch_sizes: as described in rnnfast/_ops/schema.py. ``h0`` may be None.
+        descriptor: the `RNNDescriptor` of the call.
+        zoneout: the probability that a unit keeps its state for one step (Krueger et al. 2017,
+            arXiv:1606.01305). With ``training`` it is drawn for each unit, sequence and step.
+            Otherwise the new state is the expectation over that choice.
+
+    Raises:
+        RuntimeError: ``h0`` does not fit the input and the weights.
     """
-    per = 4 if bias else 2
-    D = len(weights) // (num_layers * per)
-    if batch_first:
+    D, relu = descriptor.directions, descriptor.nonlinearity == "relu"
+    if descriptor.batch_first:
         x = x.transpose(0, 1)
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     B = x.shape[1] if sizes is None else sizes[0]
-    shape = (num_layers * D, B, weights[1].shape[-1])
+    shape = (descriptor.num_states, B, weights[1].shape[-1])
     if h0 is None:
         h0 = weights[1].new_zeros(shape)
-    elif h0.shape != shape:  # it may broadcast
+    elif h0.shape != shape:  # the operations below would broadcast it
         raise RuntimeError(f"hx must be {shape}, got {tuple(h0.shape)}")
     states = []
-    for layer in range(num_layers):
+    for layer in range(descriptor.num_layers):
         directions = []
         for direction in range(D):
-            n = layer * D + direction
-            w_ih, w_hh, *biases = weights[n * per : (n + 1) * per]
-            # An index in place of one_hot, which vmap refuses: it looks at the values.
+            w_ih, w_hh, *biases = descriptor.weights_of(weights, layer, direction)
+            # F.one_hot would look at the values of the tokens, which vmap refuses.
             z = F.linear(x, w_ih) if x.is_floating_point() else F.embedding(x, w_ih.t())
             z = z + sum(biases) if biases else z
             keep = torch.rand(z.shape, device=z.device) < zoneout if training and zoneout else None
             z, keep = (_split(t, sizes) for t in (z, keep))
-            outs, h = [], h0[n]
+            outs, h = [], h0[layer * D + direction]
             for t in reversed(range(len(z))) if direction else range(len(z)):
-                # The rows of a packed batch that are over keep their state; those yet to come, h0.
+                # In a packed batch, only the first rows have a step t. The others keep their state:
+                # the last one, or h0 in the reverse direction.
                 B = z[t].shape[0]
                 old = h[:B]
                 new = z[t] + F.linear(old, w_hh)
@@ -56,11 +59,12 @@ def rnn(
             directions.append(torch.stack(outs) if sizes is None else torch.cat(outs))
             states.append(h)
         x = torch.cat(directions, -1)
-    return (x.transpose(0, 1).contiguous() if batch_first else x), torch.stack(states)
+    output = x.transpose(0, 1).contiguous() if descriptor.batch_first else x
+    return output, torch.stack(states)
 
 
 def _split(t, sizes):
-    """The time steps of a tensor (T, B, H), or (N, H) with ``sizes``; None of None."""
+    """Return the time steps of ``t``, (T, B, H) or with ``sizes`` (N, H). None gives None."""
     if t is None:
         return None
     return t.unbind() if sizes is None else t.split(sizes)
