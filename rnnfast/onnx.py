@@ -1,14 +1,21 @@
 """ONNX export: a table that tells ``torch.onnx.export`` to write the operator as ONNX's ``RNN``.
 
-Give the table to the exporter::
-
-    torch.onnx.export(
-        model.eval(), (x,), "model.onnx", dynamo=True, dynamic_shapes={"x": {0: "T", 1: "B"}},
-        custom_translation_table=rnnfast.onnx.custom_translation_table,
-    )
-
 This module needs onnx and onnxscript: ``pip install rnnfast[onnx]``. The number of time steps and
 the batch size may be dynamic. Packed sequences cannot be exported.
+
+Example:
+    >>> import torch
+    >>> from rnnfast import FastRNN
+    >>> from rnnfast.onnx import custom_translation_table
+    >>> program = torch.onnx.export(
+    ...     FastRNN(10, 20).eval(), (torch.randn(5, 3, 10),), dynamo=True, verbose=False,
+    ...     dynamic_shapes={"input": {0: "T", 1: "B"}},
+    ...     custom_translation_table=custom_translation_table,
+    ... )
+    >>> "RNN" in [node.op_type for node in program.model.graph]
+    True
+
+``program.save("model.onnx")`` writes the file.
 """
 
 import torch
@@ -21,6 +28,7 @@ __all__ = ["custom_translation_table"]
 
 
 def _stack(tensors):
+    """Return the ONNX value that holds ``tensors`` along a new first axis."""
     new_axis = op.Constant(value_ints=[0])
     return op.Concat(*(op.Unsqueeze(t, new_axis) for t in tensors), axis=0)
 
@@ -38,7 +46,7 @@ def _rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep)
     descriptor = RNNDescriptor.of_operator(weights, num_layers, batch_first, relu, bias)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction
     H, inputs = weights[1].shape[0], weights[0].shape[1]
-    if x.dtype == ir.DataType.INT64:  # ONNX has no operator for one-hot input
+    if x.dtype == ir.DataType.INT64:  # ONNX's RNN reads vectors, not tokens
         values = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), weights[0])
         x = op.OneHot(x, op.Constant(value_ints=[inputs]), values)
     if batch_first:  # ONNX Runtime does not support the attribute layout=1
@@ -70,4 +78,5 @@ def _rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep)
     return op.SequenceConstruct(*(outs if keep else outs[-1:])), h_n
 
 
+# For the argument of torch.onnx.export with the same name.
 custom_translation_table = {torch.ops.rnnfast.rnn.default: _rnn}

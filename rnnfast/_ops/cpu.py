@@ -9,11 +9,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _contiguous(t):
+    """Return ``t`` itself if it is contiguous or None, else a contiguous copy."""
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
 def _rows(t):
-    """`t` itself if its rows are contiguous, as the kernels want them, else a copy."""
+    """Return ``t`` itself if its rows are contiguous or it is None, else a contiguous copy."""
     return t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
@@ -77,6 +78,7 @@ def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, ne
 
 
 def linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
+    """Run ``linear_cross_entropy`` on the CPU kernel, which csrc/api/loss.h describes."""
     gradients = new_loss_gradients(_C.empty, x, w, *needs)
     loss = _C.empty(target.shape if reduction == "none" else (), x)
     scale = {"none": None, "sum": 1.0, "mean": 1 / max(len(x), 1)}[reduction]
@@ -87,24 +89,44 @@ def linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
 
 
 def dropout_cpu(x, seed, p):
+    """Run ``dropout`` on the CPU kernel, which csrc/api/dropout.h describes."""
     x, out = _contiguous(x), _C.empty(x.shape, x)
     _C.dropout(x.view(-1), seed, p, torch.get_num_threads(), out.view(-1))
     return out
 
 
 def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):
-    """Draws tokens from a language model: a `_C.Sampler`, which csrc/generate.h describes.
+    """Return a native sampler, which draws tokens from a recurrent language model.
 
-    `feed(tokens)` reads a list of tokens and `generate(n)` returns up to n more, on as many threads
-    as torch has now, or one where that is faster; the state, zero at first, is carried from call to
-    call. The tensors, float32 on the CPU, are copied: `table`
-    (V, H) is W_ih x of layer 0 for each token; `layers` has a pair for each, W_hh (H, H), above
-    layer 0 [W_hh W_ih] (H, 2H), and b_ih + b_hh (H); `decoder` is its weight (V, H) and bias (V),
-    where -inf bans a token.
+    With V tokens and H hidden units:
 
-    Raises RuntimeError for a tensor of another shape, dtype or device, ValueError for an option
-    out of range. `feed` raises IndexError for a token that is not in [0, V), `generate`
-    OverflowError where the logits of the next token are not finite.
+    Args:
+        table: (V, H), the product W_ih x of the first layer for each token x.
+        layers: for each layer a pair of the matrix W_hh (H, H), above the first layer
+            [W_hh W_ih] (H, 2H), and the vector b_ih + b_hh (H).
+        decoder: the weight (V, H) and the bias (V) of the output layer. A bias of -inf bans a
+            token.
+        relu: whether the nonlinearity is ReLU instead of tanh.
+        temperature: divides the logits, at least 0. With 0 the most probable token is taken.
+        top_k: how many of the most probable tokens may be drawn, at least 1.
+        top_p: in (0, 1]. Of these, only the fewest tokens whose share of their probability reaches
+            ``top_p`` may be drawn (nucleus sampling, Holtzman et al. 2020).
+        stop: the token that ends a text, or None.
+        seed: seed of the random numbers.
+
+    All tensors are float32 on the CPU, and are copied.
+
+    Returns:
+        An object with two methods. ``feed(tokens)`` reads a list of tokens. ``generate(n)`` returns
+        a list of at most n more tokens. The state is zero at first and is carried from call to
+        call. The methods use as many threads as torch does now, or one where that is faster.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        ValueError: an option is out of range.
+
+    ``feed`` raises IndexError for a token that is not in [0, V). ``generate`` raises OverflowError
+    if the logits of the next token are not finite.
     """
     layers = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
     tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
@@ -114,12 +136,26 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
 
 
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
-    """One epoch of GloVe, as csrc/glove.h says, `words` and `contexts` updated in place.
+    """Train GloVe for one epoch; ``words`` and ``contexts`` are updated in place.
 
-    Contiguous tensors on the CPU: int64 starts (P * P + 1), shifts (P), row and column (N); float32
-    log_x and weight (N), words and contexts (V, 2, D + 1). Returns the sum of the squared errors,
-    weighted. Raises RuntimeError for a tensor of another shape, dtype or device, IndexError for a
-    row or column that is not in [0, V) or not in its block, ValueError for starts and shifts.
+    csrc/api/glove.h describes the algorithm and the order of the entries. All tensors are
+    contiguous and on the CPU. There are N entries in P * P blocks, V words and D features.
+
+    Args:
+        starts: int64 (P * P + 1), the first entry of each block.
+        shifts: int64 (P), the shift of each round: 0, ..., P - 1 in any order.
+        row, column: int64 (N).
+        log_x, weight: float32 (N).
+        words, contexts: float32 (V, 2, D + 1).
+        lr: learning rate.
+
+    Returns:
+        float: the weighted sum of the squared errors.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        IndexError: a row or column is not in [0, V), or not in its block.
+        ValueError: ``starts`` or ``shifts`` is not valid.
     """
     tensors = (starts, shifts, row, column, log_x, weight, words, contexts)
     return _C.glove_epoch(*tensors, lr, torch.get_num_threads())

@@ -12,11 +12,11 @@ packed batch.
 - ``outs`` are the outputs of all layers if ``keep`` is true, which is what ``rnn_backward`` needs.
   Otherwise only the output of the last layer is returned.
 
-``linear_cross_entropy`` is described in csrc/loss.h. With ``reduction`` "none" the loss is (N,) and
-the gradients are those for ``dloss``, (N,). With "mean" or "sum" the loss is (), the gradients are
-those of the loss, and ``dloss`` is None.
+``linear_cross_entropy`` is described in csrc/api/loss.h. With ``reduction`` "none" the loss is (N)
+and the gradients are those for ``dloss``, (N). With "mean" or "sum" the loss is (), the gradients
+are those of the loss, and ``dloss`` is None.
 
-``dropout`` is described in csrc/dropout.h. Its result is contiguous, and ``seed`` is int64 ().
+``dropout`` is described in csrc/api/dropout.h. Its result is contiguous, and ``seed`` is int64 ().
 
 A gradient that is not needed is returned as an empty tensor.
 """

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence
 
 from rnnfast import FastRNN
+from rnnfast._ops import RNNDescriptor
 from rnnfast.functional import rnn
 
 CASES = [
@@ -84,6 +85,17 @@ def test_operators_write_nothing_they_were_given(case):
     torch.ops.rnnfast.rnn_backward(data.dy, data.dh_n, outs, *arguments, *needs)
     for tensor, expected in zip([*given, *outs], [*before, *kept], strict=True):
         assert torch.equal(tensor, expected)
+
+
+def test_descriptor():
+    descriptor = RNNDescriptor(3, 2, batch_first=True, nonlinearity="relu", bias=True)
+    weights = [f"{n} {kind}" for n in range(6) for kind in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    assert RNNDescriptor.of_operator(weights, *descriptor.options) == descriptor
+    assert descriptor.weights_of(weights, 2, 1) == ["5 w_ih", "5 w_hh", "5 b_ih", "5 b_hh"]
+    assert descriptor.num_states * descriptor.weights_per_direction == len(weights)
+    assert descriptor.one_layer == descriptor._replace(num_layers=1)
+    with pytest.raises(AttributeError):
+        descriptor.bias = False
 
 
 # torch.compile
