@@ -1,7 +1,7 @@
-"""The CUDA kernels on a GPU, where there is one; without, their Python side with a stand-in.
+"""The CUDA kernels, on a GPU if there is one, and their Python side without a GPU.
 
-The stand-in is for the kernels, on CPU tensors. tests/native runs the kernels themselves without a
-GPU. What holds for every device is in test_kernels.py.
+Without a GPU a stand-in for the kernels runs on CPU tensors. tests/native runs the kernels
+themselves without a GPU. Tests for all devices are in test_kernels.py.
 """
 
 import functools
@@ -37,7 +37,7 @@ CASES = [
 
 
 def stand_in(layout, H, backward, relu, dtype, directions, device):
-    """csrc/cuda/recurrence.h, step by step."""
+    """Do what csrc/cuda/recurrence.h describes, step by step."""
     f = torch.relu if relu else torch.tanh
     starts = None if layout.starts is None else layout.starts.tolist()
 
@@ -70,7 +70,7 @@ def stand_in(layout, H, backward, relu, dtype, directions, device):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Calls on CPU tensors go the way of CUDA tensors, up to the kernels."""
+    """Run calls on CPU tensors like calls on CUDA tensors, except for the kernels."""
     monkeypatch.setattr(cuda, "_launch", stand_in)
     monkeypatch.setattr(cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
     monkeypatch.setattr(dispatch, "rnn_cpu", cuda.rnn_cuda)
@@ -88,7 +88,7 @@ def test_rule(on_cpu, case, layout, dtype):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_one_hot(on_cpu, layout):
-    """Tokens give what their unit vectors give, gradients too."""
+    """Tokens give the results and gradients of their one-hot vectors."""
     case = Case(5, 3, 4, 6, bidirectional=True, layout=layout, dtype=torch.float64)
     data = rule.make(case)
     tokens = torch.arange(data.input.shape[:-1].numel()).reshape(data.input.shape[:-1]) % 4
@@ -108,7 +108,7 @@ def test_one_hot(on_cpu, layout):
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
-    """cuDNN refuses the backward of a forward that was not called for training, and strides."""
+    """cuDNN refuses the backward pass after a forward pass in eval mode, and a strided hx."""
     data = rule.make(Case(2, 3, 4, 5, memory="transposed"))
     assert not data.hx.is_contiguous()
     seen = []
@@ -126,7 +126,7 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
 
 
 def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
-    """It has none; and afterwards it is what it was."""
+    """cuDNN has no second derivatives. It is disabled for them and enabled again."""
     data = rule.make(Case(2, 3, 4, 5))
     seen = []
     call = _rnn.rnn_torch
@@ -150,7 +150,7 @@ def test_rnn_without_a_gradient_of_the_input(on_cpu):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_backward_under_autocast(on_cpu, layout):
-    """Of a forward that was not: the gradients are those of any other backward."""
+    """Autocast in the backward pass only does not change the gradients."""
     case = Case(4, 3, 5, 6, layout=layout)
     data = rule.make(case)
     expected = rule.run(functional.rnn, case, data)
@@ -205,7 +205,7 @@ def test_set_cuda_kernel():
                 rnnfast.set_cuda_kernel(kernel)
                 plan = rnnfast.cuda_plan(10, 4, 64, torch.bfloat16)
                 assert re.match(rf"{kernel} kernel: \d+ groups of \d+ blocks", plan)
-        else:  # the message names what failed, and nothing crashes
+        else:  # the error names the call that failed
             with pytest.raises(RuntimeError, match="rnnfast CUDA"):
                 rnnfast.cuda_plan(10, 4, 4)
     finally:
@@ -227,7 +227,7 @@ GPU_DTYPES = [torch.float32, "tf32", torch.bfloat16, torch.float16, torch.float6
 
 @pytest.fixture
 def precision():
-    """Sets torch's precision of float32 in RNNs; undone afterwards."""
+    """Set the precision of float32 in torch's RNNs for one test."""
     before = torch.backends.cudnn.allow_tf32
 
     def set_to(dtype):
@@ -243,7 +243,7 @@ def precision():
 @pytest.mark.parametrize("size", GPU_SIZES, ids=lambda c: f"T{c.T}-B{c.B}-H{c.H}")
 def test_rule_on_a_gpu(cuda_kernel, precision, size, layout, dtype):
     case = replace(size, layout=layout, dtype=precision(dtype))
-    # torch may do without TF32 where the sizes do not suit it. float16 has as many bits.
+    # torch may not use TF32 for some sizes. float16 has the same number of bits.
     check(case, "cuda", torch.float16 if dtype == "tf32" else None)
 
 
@@ -266,7 +266,7 @@ def test_every_run_gives_the_same_bits(cuda_kernel, dtype):
 
 
 def test_streams(cuda_kernel):
-    """The kernels run on the current stream, after what is there already."""
+    """The kernels run on the current stream, after the work that is already there."""
     case = Case(20, 5, 16, 128)
     data, late = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     expected = inference(case, late)
@@ -283,7 +283,7 @@ def test_streams(cuda_kernel):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_cuda_graph(cuda_kernel, layout):
-    """Captured once, replayed on other data."""
+    """A graph that is captured once is replayed on different data."""
     case = Case(20, 5, 16, 128, num_layers=2, bidirectional=True, layout=layout)
     data, other = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     inference(case, data)
@@ -300,7 +300,7 @@ def test_cuda_graph(cuda_kernel, layout):
 
 
 def test_cuda_graph_of_training(cuda_kernel):
-    """The backward too, and of a packed batch, whose sizes are read on the host only once."""
+    """The graph has the backward pass too. batch_sizes are read on the host only once."""
     case = Case(20, 5, 16, 128, bidirectional=True, layout="packed")
     data, other = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     side = torch.cuda.Stream()
@@ -333,7 +333,7 @@ def test_second_derivatives_on_a_gpu(cuda_kernel):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_on_a_gpu(cuda_kernel, dtype):
-    """Runs on the kernels in its dtype; the backward is called inside as well as outside."""
+    """The kernels run in the dtype of autocast, and so does a backward pass inside or outside."""
     case = Case(20, 5, 16, 128)
     data = rule.make(case, "cuda")
     with torch.no_grad():
@@ -356,7 +356,7 @@ def test_operators_on_a_gpu(cuda_kernel, layout, memory):
 
 
 def test_compile_on_a_gpu(cuda_kernel):
-    """Forward and backward in one graph each."""
+    """Forward and backward pass are one graph each."""
     test_ops.compare_compiled(Case(20, 5, 16, 128, bidirectional=True), "inductor", "cuda")
 
 
@@ -392,7 +392,7 @@ def test_operator_refuses_tensors_of_two_devices(cuda_kernel):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_data_parallel_on_two_gpus(cuda_kernel):
-    """The replicas run at the same time, each in a thread of its own."""
+    """The replicas run at the same time, each in its own thread."""
 
     class Outputs(rnnfast.FastRNN):
         def forward(self, x):
@@ -409,7 +409,7 @@ def test_data_parallel_on_two_gpus(cuda_kernel):
 
 
 def test_no_warning_of_weights_on_a_gpu(cuda_kernel):
-    """cuDNN has one, at every call, of weights that are not one piece of memory."""
+    """cuDNN warns in every call if the weights are not one block of memory."""
     module = weight_norm(rnnfast.FastRNN(5, 64, 2, device="cuda"), "weight_hh_l0")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*flatten_parameters.*")
