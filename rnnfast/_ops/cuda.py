@@ -25,9 +25,12 @@ def set_kernel(name):
     global _kernel
     choices = ("auto", *KERNELS)
     if name is not None and name not in choices:
-        raise ValueError(f"CUDA kernel must be one of {', '.join(choices)} or None, got {name!r}")
+        raise ValueError(f"name must be None or one of {', '.join(choices)}, got {name!r}")
     if name is not None and not _C.cuda:
-        raise ValueError("this build of rnnfast has no CUDA kernels: there was no nvcc")
+        raise ValueError(
+            f"name must be None, got {name!r}: this build of rnnfast has no CUDA kernels, because "
+            "nvcc was not found"
+        )
     _kernel = name
 
 
