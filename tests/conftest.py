@@ -1,4 +1,4 @@
-"""Fixtures for all tests: devices, instruction sets, threads and the command line."""
+"""What every test file shares: the devices and instruction sets a test runs on."""
 
 import os
 
@@ -6,21 +6,21 @@ import hypothesis
 import pytest
 import torch
 
-# A deadline would fail tests on a busy machine. No test asserts a time.
+# No test asserts a time; a busy machine would fail it.
 hypothesis.settings.register_profile("rnnfast", deadline=None)
 hypothesis.settings.load_profile("rnnfast")
 
 
 def pytest_configure(config):
-    # With these variables the command line would print colours, also in processes of tests.
+    # They would colour what the command line prints, here and in processes that tests start.
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         os.environ.pop(name, None)
-    # The rule compares float32 with float32. Tests of TF32 in test_cuda.py enable TF32.
+    # The rule compares float32 with float32; test_cuda.py asks for TF32 where it means it.
     torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_generate_tests(metafunc):
-    # Imported here, because only tests with these fixtures need the native module.
+    # Imported here and not above: only the tests that ask need the native module.
     if {"target", "isa"} & set(metafunc.fixturenames):
         import rnnfast
 
@@ -36,19 +36,19 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
-    """Each device of this machine; the CPU uses its default instruction set."""
+    """Every device there is, the CPU with the instruction set it picks itself."""
     return _existing(request.param)
 
 
 @pytest.fixture
 def isa(request):
-    """The name of each instruction set that this CPU can run, which is forced during the test."""
+    """Every instruction set this CPU can run, forced in turn; its name."""
     yield from _forced(request.param)
 
 
 @pytest.fixture
 def target(request):
-    """Each device, once for each of its instruction sets or kernels, which is forced."""
+    """Every device there is, once for each instruction set or kernel it has; the device."""
     device, name = request.param
     _existing(device)
     for _ in _forced(name) if device == "cpu" else _forced_kernel(name):
@@ -57,14 +57,14 @@ def target(request):
 
 @pytest.fixture(params=["auto", "cluster", "grid", "step"])
 def cuda_kernel(request):
-    """The name of each way to run on a GPU, which is forced during the test."""
+    """Every way to run on a GPU, forced in turn; its name."""
     _existing("cuda")
     yield from _forced_kernel(request.param)
 
 
 @pytest.fixture
 def num_threads():
-    """``torch.set_num_threads``; the number of threads is restored after the test."""
+    """``torch.set_num_threads``, undone afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -72,7 +72,7 @@ def num_threads():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Use one thread in a test module whose models are too small for more."""
+    """For a module whose models are so small that threads only wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -81,7 +81,7 @@ def one_thread():
 
 @pytest.fixture
 def rnnfast(capsys):
-    """A function that runs a command in this process and returns (status, stdout, stderr)."""
+    """Runs a command in this process: (status, stdout, stderr)."""
     from rnnfast import cli
 
     def run(*argv):

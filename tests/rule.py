@@ -1,11 +1,11 @@
-"""The rule that every kernel must follow, and the two implementations it compares with.
+"""The rule every kernel is held to, and the two implementations it compares with.
 
 For each tensor, the outputs and every gradient:
 
     max |ours - reference| <= 2 * max |nn.RNN - reference| + TINY * eps * max |reference|
 
-nn.RNN runs in the dtype under test. The reference runs in a wider dtype: longdouble for float64,
-otherwise float64. Benchmarks import their baseline from here, so that both use the same one.
+nn.RNN runs in the dtype under test, the reference in a wider one: longdouble for float64, else
+float64. Benchmarks take their baseline from here, so that the two cannot drift apart.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ import torch
 
 from rnnfast import reference
 
-# The error of nn.RNN can be zero by luck, for example if the roundings of a sum cancel. Even a
-# correct implementation may need four roundings of the largest element.
+# nn.RNN's own error can be nothing by luck: a tensor of one element, a sum whose roundings cancel.
+# Four roundings of the largest element are what a correct implementation may always need.
 TINY = 4
 
 HALF = (torch.bfloat16, torch.float16)
@@ -24,7 +24,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Case:
-    """The sizes, options and memory layout of a call, and which outputs have a gradient."""
+    """One call: sizes, options, memory layout and which outputs have a gradient."""
 
     T: int
     B: int
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Data:
-    """The tensors of a case. Those that can have a gradient are leaves that require one."""
+    """The tensors of a case, leaves that require gradients where that makes sense."""
 
     input: torch.Tensor
     hx: torch.Tensor | None
@@ -59,7 +59,7 @@ class Data:
 
     @property
     def wanted(self):
-        """The tensors that have a gradient, by name."""
+        """Name to tensor, of everything that has a gradient."""
         named = {"input": self.input, "hx": self.hx}
         named |= {f"weight {i}": w for i, w in enumerate(self.weights)}
         return {name: t for name, t in named.items() if t is not None and t.requires_grad}
@@ -69,10 +69,9 @@ def baseline(
     input, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=False,
     batch_first=False, dropout=0.0, training=True, batch_sizes=None,
 ):  # fmt: skip
-    """Call what ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``.
+    """What ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``.
 
-    The default is training, as for a new module, because cuDNN has a backward pass only then. cuDNN
-    requires a contiguous hx.
+    In training, as a new module is: on cuDNN only that has a backward. It wants hx contiguous.
     """
     directions = 2 if bidirectional else 1
     if hx is None:
@@ -87,15 +86,12 @@ def baseline(
 
 
 def lengths_of(case):
-    """Return lengths from T down to 1, some of them equal."""
+    """Lengths from T down to 1, some alike."""
     return [max(1, case.T - (b * case.T) // case.B) for b in range(case.B)]
 
 
 def make(case, device="cpu", seed=0):
-    """Return the data of ``case``, uniform in [-1, 1].
-
-    The weights are scaled so that the states are of order 1.
-    """
+    """The data of ``case``: uniform in [-1, 1], weights scaled to keep the states of order 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, scale=1.0, memory="contiguous"):
@@ -143,7 +139,7 @@ def make(case, device="cpu", seed=0):
 
 
 def run(rnn, case, data):
-    """Return the outputs and gradients of `baseline` or ``rnnfast.functional.rnn`` by name."""
+    """Outputs and gradients, by name, of `baseline` or ``rnnfast.functional.rnn``."""
     output, h_n = rnn(
         data.input, data.hx, data.weights,
         batch_first=case.layout == "batch", batch_sizes=data.batch_sizes, **case.options,
@@ -159,10 +155,9 @@ def run(rnn, case, data):
 
 
 def run_reference(case, data, output=None):
-    """Return the outputs and gradients of `rnnfast.reference` by name, in the wider dtype.
+    """The same from `rnnfast.reference`, in the wider dtype. A packed sequence runs alone.
 
-    Each sequence of a packed batch runs alone. For a single layer ``output`` may be given; the
-    gradients are then computed from these states.
+    With ``output``, of a single layer, the gradients are those at these states.
     """
     wide = np.longdouble if case.dtype == torch.float64 else np.float64
 
@@ -210,7 +205,7 @@ def run_reference(case, data, output=None):
 
 
 def error(results, truth):
-    """Return the largest deviation of each tensor, infinite if a value is not finite."""
+    """The largest deviation of each tensor; infinite where a value is missing or not finite."""
     errors = {}
     for name, true in truth.items():
         found = results[name].cpu().double().numpy().astype(true.dtype)
@@ -221,7 +216,7 @@ def error(results, truth):
 
 
 def check(ours, torchs, truth, dtype, truth_of_torchs=None):
-    """Assert that ``ours`` follows the rule. The error names each tensor that breaks it."""
+    """Hold ``ours`` to the rule; every tensor that breaks it is named."""
     assert ours.keys() == torchs.keys() == truth.keys()
     our_error = error(ours, truth)
     torch_error = error(torchs, truth if truth_of_torchs is None else truth_of_torchs)
