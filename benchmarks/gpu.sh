@@ -52,7 +52,7 @@ tests() {
     which="cuda-$kernel or [$kernel"
     [ "$kernel" = torch ] && which="(cuda or gpu) and $others"
     timeout -s INT -k 10 270 "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 \
-      -o faulthandler_timeout=60 -k "$which" tests/test_{cuda,kernels,module}.py \
+      -o faulthandler_timeout=60 -k "$which" tests/{ops/test_cuda,test_kernels,nn/test_module}.py \
       >"$logs/test-$kernel.log" 2>&1 &
     pids[$kernel]=$!
   done
@@ -75,7 +75,7 @@ sanitize() {
   local -A pids
   for tool in memcheck racecheck; do
     timeout -s INT -k 10 220 compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 5 \
-      "$python" -m pytest -v -p no:cacheprovider --tb=short tests/test_cuda.py \
+      "$python" -m pytest -v -p no:cacheprovider --tb=short tests/ops/test_cuda.py \
       -k 'rule_on_a_gpu and (bfloat16 or torch.float32) and (T7 and not batch or T3-B5 and time)' \
       >"$logs/$tool.log" 2>&1 &
     pids[$tool]=$!

@@ -148,7 +148,7 @@ class FastRNN(NNRNN):
         self.version = rnnfast.__version__
 
     def module(self, case):
-        if getattr(self.torch, case.dtype) not in self.rnnfast._ops.DTYPES:
+        if getattr(self.torch, case.dtype) not in self.rnnfast._ops.cpu.DTYPES:
             raise NotRunError(f"no {case.dtype} kernel")
         options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
         return self.rnnfast.FastRNN(case.I, case.H, **options)
@@ -161,15 +161,16 @@ class Kernels(FastRNN):
     """
 
     def call(self, case, data, mode):
-        ops, threads = self.rnnfast._ops, self.torch.get_num_threads()
+        ops, threads = self.rnnfast._ops.cpu, self.torch.get_num_threads()
         module, x, dy = self._set_up(case, data)
         rows, batch_sizes = (x.data, x.batch_sizes) if case.lengths else (x, None)
-        options = (case.layers, False, False, True, threads)
-        weights = [parameter.detach() for parameter in module.parameters()]
-        outs, h_n = ops._new_outputs(rows, weights, batch_sizes, case.layers, False, True)
-        rows, _, packed, batch_sizes = ops._inputs(
-            rows, None, weights, batch_sizes, case.layers, True
+        descriptor = self.rnnfast._ops.RNNDescriptor(
+            case.layers, case.directions, batch_first=False, nonlinearity="tanh", bias=True
         )
+        options = (*descriptor.options, threads)
+        weights = [parameter.detach() for parameter in module.parameters()]
+        outs, h_n = ops.new_outputs(rows, weights, batch_sizes, descriptor)
+        rows, _, packed, batch_sizes = ops.prepare(rows, None, weights, batch_sizes, descriptor)
         output = x._replace(data=outs[-1]) if case.lengths else outs[-1]
 
         def forward():

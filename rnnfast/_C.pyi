@@ -1,3 +1,9 @@
+"""The native module, compiled from csrc. Only `rnnfast._ops` and `rnnfast/__init__.py` call it.
+
+The headers in csrc/api describe the arguments. The functions check sizes, dtypes, devices and
+strides, and write their results into the tensors that are given last.
+"""
+
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -69,7 +75,7 @@ def isas() -> list[str]: ...
 def isa() -> str: ...
 def set_isa(name: str, /) -> None: ...
 
-# With `cuda` alone; see csrc/cuda/bindings.cpp.
+# These three exist only if `cuda` is true; csrc/bindings/cuda.cpp describes them.
 def cuda_choose(
     T: int,
     B: int,

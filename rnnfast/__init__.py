@@ -1,16 +1,16 @@
-"""Fast Elman RNNs for PyTorch: fused kernels, a drop-in for ``nn.RNN``, RNN language models."""
+"""Fast Elman RNNs for PyTorch: fused kernels, drop-ins for ``torch.nn`` and RNN language models."""
 
-import torch  # first: its OpenMP runtime is the one our kernels then share
+import torch  # before _C, so that the kernels share torch's OpenMP runtime
 
 try:
     from . import _C
 except ImportError as error:
     raise ImportError(
-        f"the compiled part of rnnfast in {__path__[0]} is missing, or does not load ({error}). If "
-        "that is the source, and not where rnnfast is installed: leave that folder, or pip "
-        "install -e ."
+        f"the compiled part of rnnfast in {__path__[0]} is missing or cannot be loaded ({error}). "
+        "If that folder holds the source and not the installed package, change to another folder, "
+        "or build the compiled part there: pip install -e ."
     ) from error
-from . import _ops_cuda, functional, reference
+from . import _ops, functional, reference
 from ._version import __version__
 from .nn import FastRNN, FastRNNCell, accelerate
 
@@ -29,19 +29,31 @@ __all__ = [
 
 
 def build_info():
-    """What this build has and what this machine can run.
+    """Return what this build contains and what this machine can run.
 
-    Returns a dict: ``version``; ``isas``, the instruction sets this CPU can run, the default last;
-    ``isa``, the one in use; ``openmp``, whether the kernels have threads; ``threads``, how many
-    they would use now; ``cuda``, whether there are CUDA kernels; ``compiler``; ``kernels``, the
-    dtypes by device that run on rnnfast's kernels. Everything else runs on torch's operators.
+    Returns:
+        dict: with the keys
+
+        - ``version``: of rnnfast.
+        - ``isas``: names of the instruction sets that this CPU can run; the default is the last.
+        - ``isa``: the instruction set in use.
+        - ``openmp``: whether the CPU kernels use threads.
+        - ``threads``: the number of threads that the CPU kernels would use now.
+        - ``cuda``: whether the build has CUDA kernels.
+        - ``compiler``: the compiler of the build.
+        - ``kernels``: for each type of device, the dtypes that run on rnnfast's kernels. All others
+          run on torch's operators.
+
+    Example:
+        >>> import rnnfast
+        >>> rnnfast.build_info()["kernels"]["cpu"]
+        ['float32', 'float64', 'bfloat16', 'float16']
     """
-    from ._ops import DTYPES
 
     def names(dtypes):
         return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
-    cuda = [dtype for dtype in _ops_cuda.DTYPES if _ops_cuda.has_kernel(dtype)]
+    on_cuda = [dtype for dtype in _ops.cuda.DTYPES if _ops.cuda.has_kernel(dtype)]
     return {
         "version": __version__,
         "isas": _C.isas(),
@@ -50,7 +62,7 @@ def build_info():
         "threads": torch.get_num_threads() if _C.openmp else 1,
         "cuda": _C.cuda,
         "compiler": _C.compiler,
-        "kernels": {"cpu": names(DTYPES)} | ({"cuda": names(cuda)} if cuda else {}),
+        "kernels": {"cpu": names(_ops.cpu.DTYPES)} | ({"cuda": names(on_cuda)} if on_cuda else {}),
     }
 
 
@@ -58,43 +70,62 @@ def set_isa(name=None):
     """Force the instruction set of the CPU kernels, for tests and comparisons.
 
     Args:
-        name: one of ``build_info()["isas"]``, or None for the default: the environment's
-            ``RNNFAST_ISA`` if set, else the last of these.
+        name: one of ``build_info()["isas"]``. None restores the default: the value of the
+            environment variable ``RNNFAST_ISA`` if it is set, otherwise the last of these.
 
     Raises:
         ValueError: this CPU cannot run ``name``.
+
+    Example:
+        >>> import rnnfast
+        >>> rnnfast.set_isa(rnnfast.build_info()["isas"][0])
+        >>> rnnfast.set_isa(None)
     """
     _C.set_isa(name or "")
 
 
 def set_cuda_kernel(name=None):
-    """Choose what runs on CUDA devices.
+    """Choose what runs FastRNN and :func:`rnnfast.functional.rnn` on CUDA devices.
 
     Args:
-        name: None, the default, for torch's own operators: the kernels have not run on a GPU yet.
-            ``"auto"`` for the kernel that csrc/cuda/README.md's model predicts to be the fastest;
-            ``"cluster"``, ``"grid"`` or ``"step"`` to force one, for tests and comparisons. float64
-            has the step kernel alone.
+        name: None, the default, for torch's own operators, because the kernels have not run on a
+            GPU yet. ``"auto"`` for the kernel that the model in csrc/cuda/README.md predicts to be
+            the fastest. ``"cluster"``, ``"grid"`` or ``"step"`` force one kernel, for tests and
+            comparisons. For float64 there is only the step kernel.
 
     Raises:
-        ValueError: another name, or a build without CUDA kernels. A kernel that is forced and
-            cannot hold the sizes of a call raises ValueError there.
+        ValueError: ``name`` is none of these, or this build has no CUDA kernels. If a kernel is
+            forced and cannot hold the sizes of a call, that call raises ValueError.
+
+    Example:
+        >>> import rnnfast
+        >>> rnnfast.set_cuda_kernel(None)
     """
-    _ops_cuda.set_kernel(name)
+    _ops.cuda.set_kernel(name)
 
 
 def cuda_plan(T, B, H, dtype=torch.float32, *, directions=1, backward=False):
-    """What runs a layer on the current CUDA device, and why: one line.
+    """Return which kernel runs one layer on the current CUDA device, and why.
 
     Args:
-        T, B, H: time steps, batch rows, hidden units.
-        dtype: of the layer. directions: 2 if bidirectional. backward: instead of the forward.
+        T: number of time steps.
+        B: batch size.
+        H: number of hidden units.
+        dtype: of the layer.
+        directions: 2 for a bidirectional layer, otherwise 1.
+        backward: whether the plan is for the backward pass instead of the forward pass.
 
     Returns:
-        str: the kernel, how it is cut, and the predicted microseconds a step of each kernel.
+        str: one line with the kernel, how it is divided into groups and blocks, and the predicted
+        microseconds per time step of each kernel.
 
     Raises:
-        ValueError: a kernel is forced (:func:`set_cuda_kernel`) that cannot hold the sizes.
+        ValueError: the kernel forced by :func:`set_cuda_kernel` cannot hold the sizes.
         RuntimeError: there is no CUDA device.
+
+    Example:
+        >>> import rnnfast, torch
+        >>> if torch.cuda.is_available():
+        ...     print(rnnfast.cuda_plan(100, 32, 512, torch.bfloat16))
     """
-    return _ops_cuda.plan(T, B, H, dtype, directions, backward)
+    return _ops.cuda.plan(T, B, H, dtype, directions, backward)

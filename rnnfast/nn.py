@@ -1,5 +1,5 @@
-"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`; :func:`accelerate` for
-existing models."""
+"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`, and :func:`accelerate`,
+which swaps them into an existing model."""
 
 import numbers
 
@@ -7,60 +7,75 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import _dynamo, functional
-from ._ops import is_one_hot
+from . import _torch, functional
+from ._ops import RNNDescriptor, is_one_hot
+from .functional._rnn import check_hx_dtype, run_rnn
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
 
 
 def _probability(name, p):
-    """``p``, checked as ``nn.RNN`` checks its dropout."""
+    """Return ``p`` as a float, or raise the error that ``nn.RNN`` raises for its dropout."""
     if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {p!r}")
     return float(p)
 
 
 class FastRNN(nn.RNN):
-    """A drop-in for :class:`torch.nn.RNN`: same arguments, parameters, results and errors; faster.
+    """A faster drop-in for :class:`torch.nn.RNN`, with the same arguments, parameters and results.
 
-    ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with f = tanh or ReLU (Elman 1990), over
-    L layers and D directions.
+    It computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with f = tanh or ReLU (Elman
+    1990) over L layers and D directions, for T time steps, B sequences, I inputs and H hidden
+    units. It raises the errors that ``nn.RNN`` raises.
 
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
         bidirectional, device, dtype: as in ``nn.RNN``.
-        variational_dropout: probability of zeroing a unit between layers, as ``dropout`` does but
-            with one mask for all time steps of a sequence (Gal & Ghahramani 2016).
-        weight_dropout: probability of zeroing a weight of ``weight_hh``, one mask a call
-            (DropConnect; Wan et al. 2013, Merity et al. 2018).
+        variational_dropout: probability of zeroing a unit between layers, like ``dropout`` but with
+            one mask for all time steps of a sequence (Gal & Ghahramani 2016). Default: 0.
+        weight_dropout: probability of zeroing a weight of ``weight_hh``, with one mask per call
+            (DropConnect; Wan et al. 2013, Merity et al. 2018). Default: 0.
         zoneout: probability that a unit keeps its state from one time step to the next (Krueger et
-            al. 2017); in ``eval()`` the expectation, ``p h_{t-1} + (1 - p) f(...)``. No kernel: its
-            time steps run one by one on torch's operators.
+            al. 2017). In ``eval()`` the new state is the expectation,
+            ``p h_{t-1} + (1 - p) f(...)``. There is no kernel for zoneout: the time steps run one
+            by one on torch's operators. Default: 0.
 
-    The last three are 0 by default and, but for zoneout's expectation, act in training only, drawn
-    from torch's generator.
+    Dropout of every kind is active in training only, and is drawn from torch's generator.
 
-    Call with ``input`` (T, B, I), (B, T, I) if ``batch_first``, (T, I) or a ``PackedSequence``,
-    and optionally ``hx`` (L * D, B, H) or (L * D, H). Returns ``(output, h_n)`` as ``nn.RNN``
-    does; with ``batch_first`` the output is contiguous as (B, T, D * H).
+    Shape:
+        - ``input``: (T, B, I), (B, T, I) with ``batch_first``, (T, I) or a ``PackedSequence``. A
+          one-hot input may be given as int64 tokens in [0, I), of shape (T, B), (B, T), (T) or
+          packed. The result is that of the one-hot vectors, but no one-hot tensor is built.
+        - ``hx``: the initial state (L * D, B, H), or (L * D, H) without a batch. Default: zeros.
+        - ``lengths``: int64 (B) on any device, or a list: the number of time steps of each sequence
+          of a padded batch. Steps past the end of a sequence are zero in ``output``, and ``h_n``
+          has the state at its last step. Default: all sequences have T steps.
+        - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
+          ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
-    One more kind of input, for a one-hot layer: int64 tokens in [0, I), of shape (T, B), (B, T),
-    (T) or packed. The result is that of the one-hot vectors, but they are never built.
-
-    And one more argument, ``lengths``: int64 (B), on any device, or a list, the number of time
-    steps of each sequence in a padded batch. Steps past the end are zero in ``output`` and change
-    nothing; ``h_n`` is each sequence's own last state.
-
-    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels; see
-    :func:`rnnfast.functional.rnn` for what runs on torch's operators instead.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels.
+    :func:`rnnfast.functional.rnn` describes what runs on torch's operators instead.
 
     Raises:
-        ValueError, RuntimeError: where ``nn.RNN`` does. ValueError for a probability that is not
-            in [0, 1] and for lengths that are not in [1, T] or do not fit the input.
-        IndexError: a token that is not in [0, I).
+        ValueError, RuntimeError: where ``nn.RNN`` raises them. Also ValueError for a probability
+            that is not in [0, 1], and for ``lengths`` that are not in [1, T] or do not fit the
+            input.
+        IndexError: a token is not in [0, I).
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import FastRNN
+        >>> rnn = FastRNN(10, 20, num_layers=2, bidirectional=True)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 40]), torch.Size([4, 3, 20]))
+        >>> output, h_n = rnn(torch.randn(5, 3, 10), lengths=[5, 2, 4])
+        >>> output[2:, 1].abs().max().item()  # the second sequence ends after two steps
+        0.0
     """
 
-    # Of the class, so that an nn.RNN which accelerate() turned into a FastRNN has them too.
+    # These are attributes of the class, so that an nn.RNN has them too after accelerate() has
+    # changed its class.
     variational_dropout = weight_dropout = zoneout = 0.0
 
     def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, zoneout=0.0, **kwargs):
@@ -70,21 +85,23 @@ class FastRNN(nn.RNN):
         self.zoneout = _probability("zoneout", zoneout)
 
     def extra_repr(self):
+        """Return the arguments for ``repr``, with the regularisers that are not 0."""
         regularisers = ("variational_dropout", "weight_dropout", "zoneout")
         used = [f"{name}={getattr(self, name)}" for name in regularisers if getattr(self, name)]
         return ", ".join([super().extra_repr(), *used])
 
     def _is_regularised(self):
-        """By more than ``nn.RNN`` knows of."""
+        """Return whether a regulariser is active that ``nn.RNN`` does not have."""
         return bool(
             self.zoneout or (self.training and (self.variational_dropout or self.weight_dropout))
         )
 
     def _weights(self):
-        """Of a call, in the order of ``nn.RNN``: in training some recurrent ones are dropped."""
-        # nn.RNN keeps a list of them, and looks on every call whether it is still right.
-        own, names = self._parameters, self._flat_weights_names
-        weights = [own[name] if name in own else getattr(self, name) for name in names]
+        """Return the weights for one call, in the order that ``nn.RNN`` uses.
+
+        In training, DropConnect is applied to the recurrent weights.
+        """
+        names, weights = _torch.named_rnn_weights(self)
         if self.training and self.weight_dropout:
             weights = [
                 functional.dropout(weight, self.weight_dropout) if "weight_hh" in name else weight
@@ -93,10 +110,12 @@ class FastRNN(nn.RNN):
         return weights
 
     def _is_single_step(self, input):
-        """A single step has nothing to fuse over time, and its weights would be packed for one use.
+        """Return whether ``input`` has one time step and should run on torch's operator.
 
-        Not while it is traced: a graph has one operator for any T, with a translation to ONNX. Nor
-        under torch.func, for torch's operator has no batching rule.
+        A single step leaves nothing to fuse over time, and the kernel would pack its weights for
+        one use. While the module is traced the answer is False, so that a graph has one operator
+        for any T. Under torch.func it is False as well, because torch's operator has no batching
+        rule.
         """
         return (
             not isinstance(input, PackedSequence)
@@ -104,12 +123,12 @@ class FastRNN(nn.RNN):
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and not is_one_hot(input)
             and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
+            and not _torch.is_in_transform()
         )
 
     def _check_data(self, input, dtype, batch_sizes):
-        """nn.RNN's check_input, which reads that list."""
-        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        """Check ``input`` as ``nn.RNN.check_input`` does, but without its list of weights."""
+        if input.dtype != dtype and not _torch.is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). Convert "
                 f"input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -124,20 +143,23 @@ class FastRNN(nn.RNN):
             )
 
     def forward(self, input, hx=None, lengths=None):
+        """Return ``(output, h_n)``; the class describes the arguments."""
         if lengths is not None:
-            return self._padded(input, hx, lengths)
+            return self._forward_padded(input, hx, lengths)
         if self._is_single_step(input) and not self._is_regularised():
-            functional.check_hx_dtype(hx, self.weight_hh_l0.dtype)
+            check_hx_dtype(hx, self.weight_hh_l0.dtype)
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            one_hot = is_one_hot(data)
             if len(batch_sizes) == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
             data, batch_sizes = input, None
-            rank = data.dim() + is_one_hot(data)
+            one_hot = is_one_hot(data)
+            rank = data.dim() + one_hot
             if rank not in (2, 3):
                 raise ValueError(
                     "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
@@ -155,21 +177,24 @@ class FastRNN(nn.RNN):
                 hx = None if hx is None else hx.unsqueeze(1)
         weights = self._weights()
         training = self.training
-        if not is_one_hot(data):
+        if not one_hot:
             self._check_data(data, weights[0].dtype, batch_sizes)
         if hx is not None:
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
 
-        output, h_n = functional.run(
+        descriptor = RNNDescriptor(
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.batch_first and not packed,
+            "relu" if self.mode == "RNN_RELU" else "tanh",
+            self.bias,
+        )
+        output, h_n = run_rnn(
             data,
             hx,
             weights,
             batch_sizes,
-            self.num_layers,
-            self.bidirectional,
-            self.batch_first and not packed,
-            self.mode == "RNN_RELU",
-            self.bias,
+            descriptor,
             self.dropout if training else 0.0,
             self.variational_dropout if training else 0.0,
             self.zoneout,
@@ -182,7 +207,7 @@ class FastRNN(nn.RNN):
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
 
-    def _padded(self, input, hx, lengths):
+    def _forward_padded(self, input, hx, lengths):
         if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
             raise ValueError("lengths must be None unless input is a padded batch")
         T, B = input.shape[:2][:: -1 if self.batch_first else 1]
@@ -193,7 +218,7 @@ class FastRNN(nn.RNN):
             )
         if B and not 1 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
-        if hx is not None:  # whose batch is sorted with that of the input, and might be cut to it
+        if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_n = self.forward(packed, hx)
@@ -201,29 +226,60 @@ class FastRNN(nn.RNN):
         return output, h_n
 
 
-_dynamo.allow(FastRNN)
+_torch.let_dynamo_trace(FastRNN)
 
 
 class FastRNNCell(nn.RNNCell):
     """A drop-in for :class:`torch.nn.RNNCell`: one step, ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
 
-    Call with ``input`` (B, I) or (I) and optionally ``hx`` (B, H) or (H); returns the next state,
-    (B, H) or (H). Like a single step of :class:`FastRNN` it runs on torch's own operators, there
-    being nothing to fuse over time; to go over a sequence use :class:`FastRNN`.
+    It runs on torch's own operators, like a single step of :class:`FastRNN`, because a single step
+    leaves nothing to fuse over time. Use :class:`FastRNN` for whole sequences.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as in ``nn.RNNCell``.
+
+    Shape:
+        - ``input``: (B, I) or (I).
+        - ``hx``: the state, (B, H) or (H). Default: zeros.
+        - Returns the next state, (B, H) or (H).
+
+    Raises:
+        ValueError, RuntimeError: where ``nn.RNNCell`` raises them.
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import FastRNNCell
+        >>> cell = FastRNNCell(10, 20)
+        >>> cell(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
     """
 
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout` by :func:`rnnfast.functional.dropout`, which says what is other.
+    """A drop-in for :class:`torch.nn.Dropout` that uses rnnfast's kernel on the CPU.
+
+    It draws a different random mask for the same seed. :func:`rnnfast.functional.dropout` describes
+    what runs on the kernel.
 
     Args:
-        p: probability of zeroing an element, in [0, 1].
+        p: probability of zeroing an element, in [0, 1]. Default: 0.5.
+
+    Raises:
+        ValueError: ``p`` is not in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from rnnfast.nn import Dropout
+        >>> x = torch.ones(1000)
+        >>> sorted(set(Dropout(0.5)(x).tolist()))
+        [0.0, 2.0]
     """
 
     def __init__(self, p=0.5):
         super().__init__(p)
 
     def forward(self, input):
+        """Return ``input``, a tensor of any shape, with dropout applied in training."""
         return functional.dropout(input, self.p, self.training)
 
 
@@ -233,18 +289,26 @@ _FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
 def accelerate(model):
     """Turn every ``nn.RNN`` and ``nn.RNNCell`` inside ``model`` into its fast form, in place.
 
-    The modules stay the same objects with the same parameters, buffers and hooks: only their
-    class changes, so optimizers and references from elsewhere stay valid. Subclasses are left
-    alone, since they may have changed ``forward``.
+    The modules stay the same objects with the same parameters, buffers and hooks. Only their class
+    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` and
+    ``nn.RNNCell`` are left alone, because they may have changed ``forward``.
 
     Args:
-        model: any ``nn.Module``, an ``nn.RNN`` itself as well.
+        model: any ``nn.Module``; it may itself be an ``nn.RNN``.
 
     Returns:
         ``model``.
 
     Raises:
         TypeError: ``model`` is not a module.
+
+    Example:
+        >>> import rnnfast, torch
+        >>> model = torch.nn.Sequential(torch.nn.RNN(10, 20))
+        >>> rnnfast.accelerate(model)
+        Sequential(
+          (0): FastRNN(10, 20)
+        )
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

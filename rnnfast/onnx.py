@@ -1,41 +1,61 @@
-"""ONNX export: how ``torch.onnx.export`` writes the operator as ONNX's own ``RNN``.
+"""ONNX export: a table that tells ``torch.onnx.export`` to write the operator as ONNX's ``RNN``.
 
-    torch.onnx.export(
-        model.eval(), (x,), "model.onnx", dynamo=True, dynamic_shapes={"x": {0: "T", 1: "B"}},
-        custom_translation_table=rnnfast.onnx.custom_translation_table,
-    )
+This module needs onnx and onnxscript: ``pip install rnnfast[onnx]``. The number of time steps and
+the batch size may be dynamic. Packed sequences cannot be exported.
 
-Needs onnx and onnxscript, the ``onnx`` extra of this package.
+Example:
+    >>> import torch
+    >>> from rnnfast import FastRNN
+    >>> from rnnfast.onnx import custom_translation_table
+    >>> program = torch.onnx.export(
+    ...     FastRNN(10, 20).eval(), (torch.randn(5, 3, 10),), dynamo=True, verbose=False,
+    ...     dynamic_shapes={"input": {0: "T", 1: "B"}},
+    ...     custom_translation_table=custom_translation_table,
+    ... )
+    >>> "RNN" in [node.op_type for node in program.model.graph]
+    True
+
+``program.save("model.onnx")`` writes the file.
 """
 
 import torch
 from onnxscript import ir
 from onnxscript import opset18 as op
 
+from ._ops import RNNDescriptor
+
 __all__ = ["custom_translation_table"]
 
 
 def _stack(tensors):
+    """Return the ONNX value that holds ``tensors`` along a new first axis."""
     new_axis = op.Constant(value_ints=[0])
     return op.Concat(*(op.Unsqueeze(t, new_axis) for t in tensors), axis=0)
 
 
 def _rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
-    """Arguments as rnnfast._ops has them; one ONNX ``RNN`` a layer, both directions in it."""
+    """Translate the operator ``rnn``: each layer is one ``RNN`` of ONNX with both directions.
+
+    The arguments are described in rnnfast/_ops/schema.py.
+    """
     if batch_sizes is not None:
-        raise NotImplementedError("a PackedSequence has no ONNX form; export with padded input")
-    D = len(weights) // (num_layers * (4 if bias else 2))
+        raise NotImplementedError(
+            "batch_sizes must be None: ONNX has no PackedSequence. Export the model with padded "
+            "input instead."
+        )
+    descriptor = RNNDescriptor.of_operator(weights, num_layers, batch_first, relu, bias)
+    D, per_direction = descriptor.directions, descriptor.weights_per_direction
     H, inputs = weights[1].shape[0], weights[0].shape[1]
-    if x.dtype == ir.DataType.INT64:  # one-hot
+    if x.dtype == ir.DataType.INT64:  # ONNX's RNN reads vectors, not tokens
         values = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), weights[0])
         x = op.OneHot(x, op.Constant(value_ints=[inputs]), values)
-    if batch_first:  # layout=1 would say so, but ONNX Runtime does not have it
+    if batch_first:  # ONNX Runtime does not support the attribute layout=1
         x = op.Transpose(x, perm=[1, 0, 2])
 
     zero, outs, states = op.Constant(value_ints=[0]), [], []
-    per = len(weights) // (num_layers * D)
     for layer in range(num_layers):
-        own = weights[layer * D * per : (layer + 1) * D * per]
+        count = descriptor.weights_per_layer
+        own = weights[layer * count : (layer + 1) * count]
         B = None
         if bias:
             pairs = zip(own[2::4], own[3::4], strict=True)
@@ -45,12 +65,12 @@ def _rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep)
             first, last = (op.Constant(value_ints=[n * D]) for n in (layer, layer + 1))
             initial = op.Slice(h0, first, last, zero)
         y, h_n = op.RNN(
-            x, _stack(own[0::per]), _stack(own[1::per]), B, None, initial,
+            x, _stack(own[0::per_direction]), _stack(own[1::per_direction]), B, None, initial,
             activations=["Relu" if relu else "Tanh"] * D,
             direction="bidirectional" if D == 2 else "forward",
             hidden_size=H,
         )  # fmt: skip
-        # (T, D, B, H) to (T, B, D * H)
+        # From (T, D, B, H) to (T, B, D * H).
         x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
         outs.append(op.Transpose(x, perm=[1, 0, 2]) if batch_first else x)
         states.append(h_n)
@@ -58,4 +78,5 @@ def _rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep)
     return op.SequenceConstruct(*(outs if keep else outs[-1:])), h_n
 
 
+# For the argument of torch.onnx.export with the same name.
 custom_translation_table = {torch.ops.rnnfast.rnn.default: _rnn}

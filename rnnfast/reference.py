@@ -1,6 +1,7 @@
 """The Elman recurrence and its back-propagation through time in plain NumPy.
 
-Short enough to read in one sitting and slow: tests and benchmarks measure the kernels against it.
+This module is slow and short enough to read in one sitting. Tests and benchmarks compare the
+kernels with it.
 
     h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh),    f = tanh or ReLU       (Elman 1990)
 
@@ -8,11 +9,12 @@ Short enough to read in one sitting and slow: tests and benchmarks measure the k
     dx_t   = W_ih^T dpre_t           dh_0 = W_hh^T dpre_1
     dW_ih  = sum_t dpre_t x_t^T      dW_hh = sum_t dpre_t h_{t-1}^T      db = sum_t dpre_t
 
-f' is read off the output: 1 - h^2 for tanh, and 1 where h > 0 for ReLU, as in PyTorch.
+The slope f' is computed from the output, as in PyTorch: 1 - h^2 for tanh, and for ReLU 1 where
+h > 0, otherwise 0.
 
-Letters: T time steps, B batch rows, I input size, H hidden size, L layers, D directions (1 or 2).
-Every array keeps its dtype: float64 inputs give float64 results, ``np.longdouble`` wider ones.
-A batch of sequences of different lengths is each sequence run alone with B = 1.
+Letters: T time steps, B sequences, I inputs, H hidden units, L layers, D directions (1 or 2).
+Every array keeps its dtype: float64 inputs give float64 results, and ``np.longdouble`` inputs give
+wider ones. To run a batch of sequences with different lengths, run each sequence alone with B = 1.
 
 J. L. Elman, "Finding structure in time", Cognitive Science 14(2), 1990.
 P. J. Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE
@@ -23,20 +25,48 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Gradients", "backward", "forward", "rnn", "rnn_backward"]
+
 
 class Gradients(NamedTuple):
-    x: np.ndarray  # [T, B, I]
-    h0: np.ndarray  # [B, H]
-    w_ih: np.ndarray  # [H, I]
-    w_hh: np.ndarray  # [H, H]
-    b: np.ndarray  # [H]: the gradient of b_ih and of b_hh alike, which only ever appear as a sum
+    """The gradients that :func:`backward` returns, each with the shape and dtype of its array.
+
+    Example:
+        >>> from rnnfast.reference import Gradients
+        >>> Gradients._fields
+        ('x', 'h0', 'w_ih', 'w_hh', 'b')
+    """
+
+    x: np.ndarray  # (T, B, I)
+    h0: np.ndarray  # (B, H)
+    w_ih: np.ndarray  # (H, I)
+    w_hh: np.ndarray  # (H, H)
+    b: np.ndarray  # (H): b_ih and b_hh only appear as a sum, so they have the same gradient
 
 
 def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
-    """One layer, one direction.
+    """Run one layer in one direction (Elman 1990).
 
-    ``x`` is [T, B, I], ``h0`` [B, H] or None for zeros, ``w_ih`` [H, I], ``w_hh`` [H, H], the
-    biases [H] or None. Returns every hidden state, [T, B, H].
+    Args:
+        x: input, (T, B, I).
+        h0: initial state, (B, H), or None for zeros.
+        w_ih: (H, I).
+        w_hh: (H, H).
+        b_ih, b_hh: (H), or None.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+
+    Returns:
+        All hidden states, (T, B, H).
+
+    Raises:
+        KeyError: the nonlinearity is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from rnnfast import reference
+        >>> w_ih, w_hh = np.eye(2), np.zeros((2, 2))
+        >>> reference.forward(np.ones((5, 3, 2)), None, w_ih, w_hh, nonlinearity="relu").shape
+        (5, 3, 2)
     """
     f = {"tanh": np.tanh, "relu": lambda pre: np.maximum(pre, 0)}[nonlinearity]
     biases = sum(b for b in (b_ih, b_hh) if b is not None)
@@ -48,9 +78,25 @@ def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
 
 
 def backward(x, h0, w_ih, w_hh, h, dy, dh_n, nonlinearity="tanh"):
-    """The gradients of ``sum(dy * h) + sum(dh_n * h[-1])``.
+    """Return the gradients of ``sum(dy * h) + sum(dh_n * h[-1])`` (Werbos 1990).
 
-    ``h`` is what `forward` returned, ``dy`` [T, B, H] and ``dh_n`` [B, H].
+    Args:
+        x, h0, w_ih, w_hh, nonlinearity: as in :func:`forward`.
+        h: what :func:`forward` returned, (T, B, H).
+        dy: gradient of ``h``, (T, B, H).
+        dh_n: gradient of the final state, (B, H).
+
+    Returns:
+        :class:`Gradients`.
+
+    Example:
+        >>> import numpy as np
+        >>> from rnnfast import reference
+        >>> x, w_ih, w_hh = np.ones((5, 3, 2)), np.eye(2), np.zeros((2, 2))
+        >>> h = reference.forward(x, None, w_ih, w_hh)
+        >>> dy, dh_n = np.ones_like(h), np.zeros_like(h[-1])
+        >>> reference.backward(x, None, w_ih, w_hh, h, dy, dh_n).w_ih.shape
+        (2, 2)
     """
     before = np.concatenate([(np.zeros_like(h[0]) if h0 is None else h0)[None], h[:-1]])
     slope = 1 - h * h if nonlinearity == "tanh" else h > 0
@@ -70,12 +116,28 @@ def backward(x, h0, w_ih, w_hh, h, dy, dh_n, nonlinearity="tanh"):
 
 
 def rnn(x, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=False):
-    """The layers of ``torch.nn.RNN``: each reads both directions of the one below.
+    """Run the layers of ``torch.nn.RNN``; each layer reads both directions of the layer below.
 
-    ``x`` is [T, B, I], ``hx`` [L*D, B, H] or None for zeros, and ``weights`` the flat list of
-    ``nn.RNN``: per layer and direction w_ih, w_hh and, if there are biases, b_ih, b_hh.
-    Returns the outputs of every layer, L arrays [T, B, D*H] of which the last is the RNN's output,
-    and h_n [L*D, B, H].
+    Args:
+        x: input, (T, B, I).
+        hx: initial states, (L * D, B, H), or None for zeros.
+        weights: flat list in the order of ``nn.RNN``: for each layer and direction w_ih, w_hh and,
+            for all or for none, b_ih and b_hh.
+        num_layers: L.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bidirectional: whether D is 2.
+
+    Returns:
+        ``(outputs, h_n)``: a list of the outputs of all layers, L arrays (T, B, D * H), and the
+        final states (L * D, B, H). The last output is the output of the RNN.
+
+    Example:
+        >>> import numpy as np
+        >>> from rnnfast import reference
+        >>> weights = [np.eye(2), np.zeros((2, 2))]
+        >>> outputs, h_n = reference.rnn(np.ones((5, 3, 2)), None, weights)
+        >>> outputs[-1].shape, h_n.shape
+        ((5, 3, 2), (1, 3, 2))
     """
     outputs, h_n = [], []
     for below in _cells(hx, weights, num_layers, bidirectional):
@@ -92,10 +154,26 @@ def rnn(x, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=Fals
 def rnn_backward(
     x, hx, weights, outputs, dy, dh_n, *, num_layers=1, nonlinearity="tanh", bidirectional=False
 ):
-    """The gradients of ``sum(dy * output) + sum(dh_n * h_n)`` for `rnn`, which gave ``outputs``.
+    """Return the gradients of ``sum(dy * outputs[-1]) + sum(dh_n * h_n)`` for :func:`rnn`.
 
-    ``dy`` is [T, B, D*H] and ``dh_n`` [L*D, B, H]. Returns dx, dhx and the list of the gradients of
-    ``weights``, each in the shape of what it belongs to.
+    Args:
+        x, hx, weights, num_layers, nonlinearity, bidirectional: as in :func:`rnn`.
+        outputs: the list that :func:`rnn` returned.
+        dy: gradient of the last output, (T, B, D * H).
+        dh_n: gradient of the final states, (L * D, B, H).
+
+    Returns:
+        ``(dx, dhx, dweights)`` in the shapes of ``x``, ``hx`` and ``weights``.
+
+    Example:
+        >>> import numpy as np
+        >>> from rnnfast import reference
+        >>> x, weights = np.ones((5, 3, 2)), [np.eye(2), np.zeros((2, 2))]
+        >>> outputs, h_n = reference.rnn(x, None, weights)
+        >>> dy, dh_n = np.ones_like(outputs[-1]), np.zeros_like(h_n)
+        >>> dx, dhx, dweights = reference.rnn_backward(x, None, weights, outputs, dy, dh_n)
+        >>> dx.shape, dhx.shape, len(dweights)
+        ((5, 3, 2), (1, 3, 2), 2)
     """
     layers = list(_cells(hx, weights, num_layers, bidirectional))
     directions = len(layers[0])
@@ -119,7 +197,7 @@ def rnn_backward(
 
 
 def _cells(hx, weights, num_layers, bidirectional):
-    """Layer by layer, the (slice of time, h0, weights) of each direction."""
+    """Yield for each layer a list with the (slice of time, h0, weights) of each direction."""
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)
     for layer in range(num_layers):

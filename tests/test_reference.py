@@ -1,4 +1,4 @@
-"""The NumPy reference against central differences and against autograd, both in float64."""
+"""The NumPy reference compared with central differences and with autograd, in float64."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def draw(rng, *shape):
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_forward_is_the_equation(nonlinearity):
-    """One unit, two steps, written out by hand."""
+    """One unit and two time steps agree with a calculation by hand."""
     f = {"tanh": np.tanh, "relu": lambda a: max(a, 0.0)}[nonlinearity]
     x = np.array([[[0.5]], [[-0.25]]])
     one = np.array
@@ -58,7 +58,7 @@ def test_gradients_against_central_differences(nonlinearity):
             array[i] = kept - step
             numeric[i] = (above - loss()) / (2 * step)
             array[i] = kept
-        # The error of a central difference: step^2 of the third derivative, and eps / step.
+        # A central difference has an error of step^2 times the third derivative, plus eps / step.
         np.testing.assert_allclose(analytic, numeric, rtol=1e-7, atol=1e-8, err_msg=name)
 
 
@@ -96,7 +96,7 @@ def test_rnn_against_autograd(nonlinearity, bias, bidirectional, with_hx):
 
 
 def test_wider_floats_are_kept():
-    """Float64 kernels are judged by a longdouble reference, which must not round on the way."""
+    """A longdouble reference judges float64 kernels, so it must not round to float64."""
     rng = np.random.default_rng(3)
     arrays = [draw(rng, *shape).astype(np.longdouble) for shape in ((3, 2, 4), (5, 4), (5, 5))]
     x, w_ih, w_hh = arrays

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from .._common.optimiser import parameter_groups
+from .._torch import foreach_lerp_
 from .config import Config
 from .model import NeuralLM
 
@@ -59,7 +60,7 @@ class Average:
     def update(self, count: int) -> None:
         """After the update that is number `count`."""
         means, present = list(self.tensors.values()), list(self.parameters.values())
-        torch._foreach_lerp_(means, present, 1 / count)
+        foreach_lerp_(means, present, 1 / count)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

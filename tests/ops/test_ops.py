@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.rnnfast.*``: what they refuse, what ``torch.compile`` makes of them."""
+"""The operators ``torch.ops.rnnfast.*``: their errors, and how ``torch.compile`` treats them."""
 
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence
 
 from rnnfast import FastRNN
+from rnnfast._ops import RNNDescriptor
 from rnnfast.functional import rnn
 
 CASES = [
@@ -30,7 +31,7 @@ CASES = [
 
 
 def operator_arguments(case, device="cpu"):
-    """The arguments of ``rnnfast::rnn`` but for `keep`; it has no gradient of its own."""
+    """Return the data and the arguments of ``rnnfast::rnn`` except `keep`, without gradients."""
     data = rule.make(case, device)
     hx = None if data.hx is None else data.hx.detach()
     options = (
@@ -86,6 +87,17 @@ def test_operators_write_nothing_they_were_given(case):
         assert torch.equal(tensor, expected)
 
 
+def test_descriptor():
+    descriptor = RNNDescriptor(3, 2, batch_first=True, nonlinearity="relu", bias=True)
+    weights = [f"{n} {kind}" for n in range(6) for kind in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    assert RNNDescriptor.of_operator(weights, *descriptor.options) == descriptor
+    assert descriptor.weights_of(weights, 2, 1) == ["5 w_ih", "5 w_hh", "5 b_ih", "5 b_hh"]
+    assert descriptor.num_states * descriptor.weights_per_direction == len(weights)
+    assert descriptor.one_layer == descriptor._replace(num_layers=1)
+    with pytest.raises(AttributeError):
+        descriptor.bias = False
+
+
 # torch.compile
 
 
@@ -124,7 +136,7 @@ def test_compile_with_inductor():
 
 
 def test_compile_other_lengths():
-    """A second length must not need the first one's graph."""
+    """A graph that was compiled for one length also runs another length."""
     torch.compiler.reset()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
     for steps in (4, 9):
@@ -135,7 +147,7 @@ def test_compile_other_lengths():
 
 
 class Tagger(nn.Module):
-    """A FastRNN inside another module, and a subclass at that."""
+    """A subclass of FastRNN inside another module."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +161,7 @@ class Tagger(nn.Module):
 
 @pytest.mark.parametrize("make", [lambda: FastRNN(5, 6, bidirectional=True), Tagger])
 def test_compile_module(make):
-    """One graph, forward and backward, and one compilation for every T and B."""
+    """Forward and backward pass are one graph each, compiled once for every T and B."""
     torch.compiler.reset()
     module, counter = make(), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
@@ -168,7 +180,7 @@ def test_compile_module(make):
 
 
 def test_compiled_graph_does_not_grow_with_length():
-    """Nor that of the backward: what a backend gets, where torch's RNN has become its steps."""
+    """The graphs of forward and backward pass have the same size for any T in the backend too."""
     sizes = []
     for T in (3, 300):
         torch.compiler.reset()
@@ -195,7 +207,7 @@ def test_dynamo_goes_on_refusing_other_rnns():
 
 @pytest.mark.parametrize("first", ["rnnfast", "torch._dynamo"])
 def test_compile_whichever_is_imported_first(first):
-    """Dynamo takes a second to import: rnnfast does without until somebody compiles."""
+    """Importing rnnfast does not import Dynamo, which would take a second."""
     program = f"""
 import sys, torch, {first}
 assert ("torch._dynamo" in sys.modules) is {first != "rnnfast"}
@@ -207,7 +219,7 @@ torch.compile(rnnfast.FastRNN(5, 6), fullgraph=True, backend="eager")(torch.rand
 
 @pytest.mark.filterwarnings("error:Dynamo does not know how to trace:UserWarning")
 def test_compile_packed():
-    """With or without graph breaks, the results are the same; the kernels are not traced."""
+    """Graph breaks do not change the results, and the kernels are not traced."""
     torch.compiler.reset()
     module = FastRNN(5, 6, 2)
     x = pack_sequence([torch.randn(n, 5) for n in (4, 2, 1)])
@@ -217,7 +229,7 @@ def test_compile_packed():
     torch.testing.assert_close(h_n, expected_h_n)
 
 
-# What is refused, before native code sees it
+# Errors that are raised before native code runs
 
 PACKED = torch.tensor([3, 2, 2, 1])
 WRONG = {
@@ -258,7 +270,7 @@ WRONG = {
 @pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(wrong, gradient):
-    """The message says which argument."""
+    """The message names the wrong argument."""
     named, change = WRONG[wrong]
     data = rule.make(Case(4, 3, 5, 6))
     arguments = {"input": data.input, "hx": data.hx, "batch_sizes": None}
@@ -292,7 +304,7 @@ def test_no_layers():
     "batch_sizes", [torch.tensor([3, 9, 3, 9, 3, 9])[::2], torch.tensor([3]).expand(3)]
 )
 def test_batch_sizes_with_strides(batch_sizes):
-    """The kernels read them through a pointer."""
+    """The kernels read batch_sizes through a pointer, so strides must not matter."""
     data = rule.make(Case(3, 3, 5, 6))
     flat = data.input.detach().reshape(9, 5)
     expected, _ = rnn(flat, data.hx, data.weights, batch_sizes=batch_sizes.contiguous())
@@ -301,7 +313,7 @@ def test_batch_sizes_with_strides(batch_sizes):
 
 
 def test_views_that_negate():
-    """A tensor may carry a minus sign that is not in its memory."""
+    """A tensor may have a minus sign that is not in its memory."""
     data = rule.make(Case(4, 3, 5, 6))
     negated = torch.complex(data.input.detach(), -data.input.detach()).conj().imag
     assert negated.is_neg()

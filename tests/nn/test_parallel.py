@@ -1,4 +1,4 @@
-"""Processes, threads and wrappers: whatever else a program does with a model."""
+"""Models in several processes and threads, and inside of wrappers."""
 
 import copy
 import gc
@@ -38,9 +38,10 @@ def run(program):
 
 
 def test_fork():
-    """With threads in the parent, a child that used libgomp's threads would wait for ever.
+    """If the parent has threads, a child that used libgomp's threads would wait for ever.
 
-    torch's own operators and autograd do, or refuse: the child calls nothing but the kernels.
+    torch's own operators and autograd wait or raise an error there, so the child only calls the
+    kernels.
     """
     run("""
 import os, signal, torch
@@ -66,7 +67,7 @@ assert call() == expected, "the parent goes on"
 
 
 class Encoded(Dataset):
-    """Items that a FastRNN computes."""
+    """A data set whose items are computed by a FastRNN."""
 
     def __init__(self, encoder, x):
         self.encoder, self.x = encoder, x
@@ -81,7 +82,7 @@ class Encoded(Dataset):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_in_workers_of_a_data_loader(num_threads, threads):
-    """They begin with one thread of torch's; with more, libgomp's are those of the parent."""
+    """A worker begins with one thread. If it uses more, it must not wait for the parent's."""
     num_threads(2)
     data = Encoded(FastRNN(5, 256).eval(), torch.randn(8, 40, 3, 5))
     expected = torch.stack([data[n] for n in range(len(data))])
@@ -121,15 +122,15 @@ def train_as(rank, rendezvous):
             warnings.filterwarnings("error", message=".*flatten_parameters.*")
             train(module, x[rank::2])
             torch.testing.assert_close(module(x), expected, msg=lambda m, name=name: f"{name}: {m}")
-    # A group that a module holds on to outlives this, and its threads the interpreter: an abort now
-    # and then (pytorch/pytorch#179291).
+    # A process group that a module refers to would outlive this function, and its threads would
+    # outlive the interpreter, which then sometimes aborts (pytorch/pytorch#179291).
     del module
     gc.collect()
     distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_model(tmp_path):
-    """With DDP and both FSDPs, to the weights that one process with the whole batch reaches."""
+    """DDP and both FSDPs reach the weights that one process reaches with the whole batch."""
     torch.multiprocessing.spawn(train_as, (str(tmp_path / "rendezvous"),), nprocs=2)
 
 
@@ -137,7 +138,7 @@ def test_two_processes_train_one_model(tmp_path):
 
 
 def test_threads_of_python():
-    """Calls release the GIL and run at the same time, on one module."""
+    """Calls of one module release the GIL and run at the same time."""
     module = model()
     inputs = [torch.randn(3 + n % 4, 20 + n, 5) for n in range(24)]
 
@@ -148,7 +149,7 @@ def test_threads_of_python():
 
     expected = [call(x) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
-        # Often, for one buffer given to two calls is rare.
+        # Repeated often, because two calls would rarely get the same buffer by mistake.
         for found, tensors in zip(pool.map(call, 40 * inputs), 40 * expected, strict=True):
             assert all(map(torch.equal, found, tensors))
 
@@ -168,7 +169,7 @@ def test_the_same_bits_every_time(device):
 
 
 def test_data_parallel():
-    """Replicas hold plain tensors where the module has parameters."""
+    """The replicas have plain tensors in place of the parameters."""
     x = torch.randn(4, 7, 5)
     module = model()
     torch.testing.assert_close(DataParallel(module)(x), module(x))
@@ -186,7 +187,7 @@ def test_data_parallel():
 
 
 class WeightDrop(nn.Module):
-    """As in many a language model's code: keep the raw weight, put a masked one in its place."""
+    """Code of language models often keeps the raw weight and replaces it by a masked one."""
 
     def __init__(self, rnn, names):
         super().__init__()
@@ -209,7 +210,7 @@ class Masked(nn.Module):
 
 
 def spectral_norm(module):
-    """In ``eval()`` it does not go on estimating the norm with every look at the weight."""
+    """In ``eval()``, reading the weight does not update the estimate of its norm."""
     parametrizations.spectral_norm(module, "weight_hh_l0")
     module.parametrizations.weight_hh_l0.eval()
     return module
@@ -235,7 +236,7 @@ def test_parametrizations_of_weight_hh(device, wrapper):
         torch.manual_seed(0)
         module = WRAPPERS[wrapper](cls(4, 6, 2).to(device))
         with warnings.catch_warnings():
-            if device == "cpu":  # on CUDA devices cuDNN runs by default, which warns
+            if device == "cpu":  # on CUDA devices cuDNN runs by default, and it warns
                 warnings.filterwarnings("error", message=".*flatten_parameters.*")
             torch.manual_seed(1)
             output, h_n = module(x)

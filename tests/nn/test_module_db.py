@@ -1,7 +1,9 @@
-"""PyTorch's own module tests: the samples for ``nn.RNN`` and ``nn.RNNCell`` in its database of
-modules, fed to ``FastRNN`` and ``FastRNNCell``, every one of them. What is checked of each is what
-test_modules.py of PyTorch checks: the reference, gradients, second gradients, strides, the error
-inputs; and 16 bits, by our rule."""
+"""All samples that PyTorch's database of modules has for ``nn.RNN`` and ``nn.RNNCell``.
+
+``FastRNN`` and ``FastRNNCell`` are checked as PyTorch's test_modules.py checks their parents:
+against the reference, by gradcheck, by gradgradcheck, with strides and with wrong inputs. In
+addition 16 bits are checked by the rule of `rule`.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 from rnnfast import FastRNN, FastRNNCell
 
-# That import forbids whatever runs later to set the flags of torch.backends.
+# After that import, setting the flags of torch.backends raises an error in later tests.
 torch.backends.m.__allow_nonbracketed_mutation_flag = True
 
 FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
@@ -23,7 +25,7 @@ ids = {"ids": lambda info: info.module_cls.__name__}
 
 
 def samples(info, dtype, device="cpu", training=True):
-    """(module of ours, its parent with the same weights, arguments, the sample itself)"""
+    """Return (our module, its parent class with the same weights, arguments, the sample)."""
     options = {"device": device, "dtype": dtype, "requires_grad": True, "training": training}
     packed = {"with_packed_sequence": True} if info.module_cls is nn.RNN else {}
     torch.manual_seed(0)
@@ -60,7 +62,7 @@ def test_the_database_has_both():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("info", INFOS, **ids)
 def test_forward_and_gradients(device, info, dtype, training):
-    """To the tolerances of PyTorch's own tests."""
+    """The tolerances are those of PyTorch's own tests."""
     for ours, theirs, arguments, sample in samples(info, dtype, device, training):
         arguments = detached(arguments)
         expected = differentiate(theirs, *arguments)
@@ -102,7 +104,7 @@ def test_gradcheck(info):
 
 @pytest.mark.parametrize("info", INFOS, **ids)
 def test_strides(info):
-    """Tensors with gaps between their elements change nothing."""
+    """Gaps between the elements of a tensor do not change the results."""
 
     def spread(tensor):
         return torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]

@@ -1,4 +1,4 @@
-"""What ``nn.RNN`` lacks: variational dropout, recurrent weight dropout, zoneout."""
+"""Regularisers that ``nn.RNN`` does not have: variational dropout, DropConnect and zoneout."""
 
 import copy
 
@@ -16,7 +16,7 @@ EACH = ["variational_dropout", "weight_dropout", "zoneout"]
 
 
 def sequences(lengths, features, device="cpu"):
-    """A padded batch (T, B, I) and the same packed."""
+    """Return a padded batch (T, B, I) and the same batch packed."""
     padded = torch.randn(max(lengths), len(lengths), features, device=device)
     return padded, pack_padded_sequence(padded, torch.tensor(lengths), enforce_sorted=False)
 
@@ -68,7 +68,7 @@ def test_copies_keep_them(name):
 
 
 def copying(p, H=30, **options):
-    """Two layers that copy what they read if it is positive: the second shows the mask."""
+    """Return two layers that copy positive inputs, so that the output shows the mask."""
     ours = FastRNN(H, H, 2, "relu", bias=False, variational_dropout=p, **options)
     with torch.no_grad():
         for name, weight in ours.named_parameters():
@@ -89,11 +89,11 @@ def test_variational_dropout_is_one_mask_for_all_steps(device, batch_first):
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)))
     share = (mask == 0).double().mean().item()
     assert abs(share - p) < 5 * (p * (1 - p) / mask.numel()) ** 0.5
-    assert not torch.equal(mask[0], mask[1]), "another for every sequence"
+    assert not torch.equal(mask[0], mask[1]), "each sequence has its own mask"
 
 
 def test_variational_dropout_of_packed_sequences(device):
-    """Every sequence has its own mask, whatever row it has moved to."""
+    """Every sequence has its own mask, in whichever rows packing has put it."""
     ours = copying(0.5).to(device)
     lengths = [3, 9, 1, 5]
     _, packed = sequences(lengths, 30, device)
@@ -108,7 +108,7 @@ def test_variational_dropout_of_packed_sequences(device):
 
 
 def test_variational_dropout_of_packed_sequences_under_a_default_device():
-    """Where the sizes of the batches lie is not where new tensors are made."""
+    """batch_sizes stays on the CPU although new tensors are made on the default device."""
     _, packed = sequences([4, 2], 3, "meta")
     with torch.device("meta"):
         module = FastRNN(3, 4, 2, variational_dropout=0.5)
@@ -145,7 +145,7 @@ def test_weight_dropout_masks_weight_hh_alone(device, bidirectional):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_zoneout_expectation(device, nonlinearity):
-    """``eval()`` against the equations, in NumPy, both directions."""
+    """In ``eval()`` both directions follow the equations, here in NumPy."""
     p, T, B, inputs, H = 0.3, 7, 3, 5, 4
     ours = FastRNN(inputs, H, nonlinearity=nonlinearity, bidirectional=True, zoneout=p).double()
     ours.to(device).eval()
@@ -187,7 +187,7 @@ def test_zoneout_keeps_or_replaces_each_unit(device, batch_first):
 
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_zoneout_of_almost_nothing_is_a_plain_rnn(device, one_hot):
-    """Stack, both directions, packed, unsorted: the steps in Python agree with the kernels."""
+    """The loop over steps agrees with the kernels for layers, directions and packed sequences."""
     options = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64, "device": device}
     ours, plain = FastRNN(5, 6, zoneout=1e-300, **options), FastRNN(5, 6, **options)
     plain.load_state_dict(ours.state_dict())

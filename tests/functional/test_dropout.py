@@ -1,4 +1,4 @@
-"""`rnnfast.functional.dropout`: which elements it zeroes, against the generator in Python."""
+"""`rnnfast.functional.dropout` compared with its random number generator written in Python."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def operator(x, p, seed=1):
 
 
 def splitmix64(seed, count):
-    """The first numbers of the generator as it is defined, one after the other."""
+    """Return the first numbers of the generator, computed one after the other by its definition."""
     numbers, state, mask = [], seed, 2**64 - 1
     for _ in range(count):
         state = state + 0x9E3779B97F4A7C15 & mask
@@ -35,7 +35,7 @@ def kept(n, p, seed=1):
 
 
 def test_the_reference_is_splitmix64():
-    # The numbers that others give for the seed 1234567.
+    # Published values for the seed 1234567.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert splitmix64(1234567, 3).tolist() == expected
 
@@ -58,7 +58,7 @@ def test_the_generator_drops_as_often_as_it_should():
         mask = operator(ones, p) == 0
         deviation = 5 * (p * (1 - p) / len(mask)) ** 0.5
         assert abs(mask.double().mean() - p) < deviation
-        # No more often after an element that was dropped, or in the same place for the next seed.
+        # Elements are independent of the element before them, and of the next seed.
         after, other = mask[:-1] & mask[1:], mask & (operator(ones, p, 2) == 0)
         for both in (after, other):
             assert abs(both.double().mean() - p * p) < 2 * deviation
@@ -131,7 +131,7 @@ def test_gradient_has_the_same_mask(dtype):
 
 
 def seeded(p, shape):
-    """A function whose mask does not change from call to call."""
+    """Return a function whose mask does not change from call to call, and an input for it."""
 
     def call(x):
         torch.manual_seed(4)
@@ -153,7 +153,7 @@ def test_transforms_and_dual_numbers():
     assert torch.func.vmap(lambda x: dropout(x, 0.4), randomness="different")(x).shape == (3, 7)
     out, dout = torch.func.jvp(call, (x.detach(),), (tangent,))
     torch.manual_seed(4)
-    expected = F.dropout(x, 0.4)  # on torch's operators, with torch's masks
+    expected = F.dropout(x, 0.4)  # under a transform, torch's function runs with torch's mask
     torch.testing.assert_close(out, expected)
     assert torch.equal(dout == 0, out == 0)
     jacobian = torch.autograd.functional.jacobian(call, x, vectorize=True)

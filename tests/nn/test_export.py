@@ -1,4 +1,4 @@
-"""Models leave Python: ``torch.export`` and ONNX, with other T and B than they were traced with."""
+"""``torch.export`` and ONNX: exported models run with other T and B than they were traced with."""
 
 import io
 
@@ -21,7 +21,7 @@ SIZES = [(1, 1), (9, 2), (30, 7)]
 
 
 class Tagger(nn.Module):
-    """Reads features or, with ``tokens``, one-hot tokens; with or without an initial state."""
+    """A model that reads features or, with ``tokens``, one-hot tokens. ``hx`` is optional."""
 
     def __init__(self, tokens=False, with_hx=True, **options):
         super().__init__()
@@ -56,21 +56,21 @@ def test_export(options):
     loaded = torch.export.load(file).module()
     calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
     assert calls.count(torch.ops.rnnfast.rnn.default) == 1, "one operator, not T steps"
-    for T, B in SIZES[1:]:  # torch.export takes a size of 1 for a constant
+    for T, B in SIZES[1:]:  # torch.export treats a size of 1 as a constant
         arguments = model.example(T, B)
         for found, expected in zip(loaded(*arguments), model(*arguments), strict=True):
             torch.testing.assert_close(found, expected)
 
 
 def test_export_of_a_single_step():
-    """The operator as well, which ONNX has: outside of a graph it is nn.RNN's own code."""
+    """A graph of one time step has the operator as well; without a graph, nn.RNN's code runs it."""
     shapes = {"input": {1: Dim.DYNAMIC}}
     program = torch.export.export(FastRNN(5, 6), (torch.randn(1, 3, 5),), dynamic_shapes=shapes)
     calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
     assert calls.count(torch.ops.rnnfast.rnn.default) == 1
 
 
-# The exporter itself uses what Python and PyTorch deprecate.
+# The exporter itself uses functions that Python and PyTorch have deprecated.
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_onnx(options, tmp_path):
@@ -89,7 +89,7 @@ def test_onnx(options, tmp_path):
     assert operators.count("RNN") == model.rnn.num_layers
     assert not {"Loop", "Scan", "SequenceAt"} & set(operators)
     settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = 1  # more would spin
+    settings.intra_op_num_threads = 1  # further threads would spin
     session = runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     for T, B in SIZES:

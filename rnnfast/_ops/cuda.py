@@ -1,36 +1,41 @@
-"""The CUDA implementations of `torch.ops.rnnfast.*`, whose schemas are in `_ops`.
+"""The CUDA implementations of the operators ``torch.ops.rnnfast.*``, which ``schema.py`` defines.
 
 The recurrence runs on the kernels of csrc/cuda, both directions of a layer in one launch. Products
-over all time steps are torch's: the input projection, dx and the weight gradients. Nothing here
-waits for the device, and nothing adds up in an order that changes from run to run.
+over all time steps run on torch: the input projection, dx and the gradients of the weights. Nothing
+here waits for the device, and no sum depends on an order that changes from run to run.
 """
 
 from itertools import accumulate, pairwise
 
 import torch
 
-from . import _C
+from .. import _C
+from .schema import is_one_hot, shape_of_rows
 
-# float32 with TF32 where torch's setting for RNNs allows it, as in nn.RNN.
+# float32 uses TF32 where torch's setting for RNNs allows TF32, as in nn.RNN.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KERNELS = ("cluster", "grid", "step")
 
-# None: torch's own operators. "auto": what csrc/cuda/plan.cu chooses; or one of KERNELS.
+# None for torch's own operators, "auto" for the choice of csrc/cuda/plan.cu, or one of KERNELS.
 _kernel = None
 
 
 def set_kernel(name):
-    """See :func:`rnnfast.set_cuda_kernel`."""
+    """Set which kernel runs; see :func:`rnnfast.set_cuda_kernel`."""
     global _kernel
     choices = ("auto", *KERNELS)
     if name is not None and name not in choices:
-        raise ValueError(f"CUDA kernel must be one of {', '.join(choices)} or None, got {name!r}")
+        raise ValueError(f"name must be None or one of {', '.join(choices)}, got {name!r}")
     if name is not None and not _C.cuda:
-        raise ValueError("this build of rnnfast has no CUDA kernels: there was no nvcc")
+        raise ValueError(
+            f"name must be None, got {name!r}: this build of rnnfast has no CUDA kernels, because "
+            "nvcc was not found"
+        )
     _kernel = name
 
 
 def has_kernel(dtype):
+    """Return whether weights of ``dtype`` run on a kernel of rnnfast, as `set_kernel` says."""
     return _kernel is not None and dtype in DTYPES
 
 
@@ -41,22 +46,25 @@ def _precision(dtype):
 
 
 def _forced(precision):
-    """float64 has the step kernel alone."""
+    """Return the kernel that is forced, or None. For float64 there is only the step kernel."""
     return "step" if precision == "float64" else None if _kernel == "auto" else _kernel
 
 
 def plan(T, B, H, dtype, directions=1, backward=False):
-    """See :func:`rnnfast.cuda_plan`."""
+    """Return which kernel runs and why; see :func:`rnnfast.cuda_plan`."""
     precision = _precision(dtype)
     return _C.cuda_choose(T, B, H, directions, backward, precision, _forced(precision))[2]
 
 
 class _Layout:
-    """Where the rows of each step are: `starts` on the device for a packed batch."""
+    """Where the rows of each time step are in memory.
 
-    def __init__(self, x, rank, batch_sizes, batch_first, backward):
+    For a packed batch ``starts``, on the device, has the first row of each step; else it is None.
+    """
+
+    def __init__(self, x, batch_sizes, batch_first, backward):
         self.batch_first, self.starts = batch_first and batch_sizes is None, None
-        self.rows = x.shape[:rank]
+        self.rows = shape_of_rows(x, batch_sizes)
         if batch_sizes is None:
             self.T, self.B = self.rows if not batch_first else self.rows[::-1]
             return
@@ -72,8 +80,8 @@ class _Layout:
         self.T, self.B, N = len(sizes), sizes[0], len(x)
         self.starts = starts = _upload([0, *accumulate(sizes)], x.device)
         if backward:
-            # Of each row but those of the first step, where the one of the step before is; and the
-            # last row of each sequence.
+            # earlier: for each row after the first step, the row of its sequence one step before.
+            # last: the last row of each sequence.
             sizes = starts.diff()
             rows = torch.arange(self.B, N, device=x.device)
             self.earlier = rows - sizes[:-1].repeat_interleave(sizes[1:], output_size=len(rows))
@@ -83,7 +91,7 @@ class _Layout:
 
 
 def _upload(numbers, device):
-    """An int64 tensor on the device, without a copy that a CUDA graph would repeat."""
+    """Return an int64 tensor on ``device``, made without a copy that a CUDA graph would repeat."""
     tensor = torch.empty(len(numbers), dtype=torch.int64, device=device)
     with torch.cuda.device(device):
         _C.cuda_upload(numbers, tensor, torch.cuda.current_stream().cuda_stream)
@@ -91,6 +99,7 @@ def _upload(numbers, device):
 
 
 def _launch(layout, H, backward, relu, dtype, directions, device):
+    """Run one layer; csrc/cuda/recurrence.h describes ``directions``, a tuple for each."""
     precision = _precision(dtype)
     force = _forced(precision)
     with torch.cuda.device(device):
@@ -103,9 +112,9 @@ def _launch(layout, H, backward, relu, dtype, directions, device):
 
 
 def _project(x, w_ih):
-    """W_ih x of all steps, with the dtype of sums: float32 where it is two bytes."""
-    rows, H = x.shape if x.dtype is torch.int64 else x.shape[:-1], len(w_ih)
-    if x.dtype is torch.int64:
+    """Return W_ih x of all steps in the dtype of the sums: float32 if ``x`` has two bytes."""
+    rows, H = x.shape if is_one_hot(x) else x.shape[:-1], len(w_ih)
+    if is_one_hot(x):
         pre = torch.embedding(w_ih.t(), x)
         return pre.float() if pre.element_size() == 2 else pre
     flat = x.reshape(-1, x.shape[-1])
@@ -117,33 +126,33 @@ def _project(x, w_ih):
 
 
 def _half(t, d, H):
+    """Return the part of ``t`` that belongs to direction ``d``, or None for None."""
     return None if t is None else t[..., d * H : (d + 1) * H]
 
 
-def _check(x, weights, batch_sizes, num_layers, bias):
-    """(H, D, dtype), after a look at every size and dtype on which they depend."""
-    one_hot = x.dtype is torch.int64
-    if x.dim() + one_hot != (3 if batch_sizes is None else 2):
-        wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
-        raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
-    per = 4 if bias else 2
-    w_hh = weights[1]
+def _check(x, weights, batch_sizes, descriptor):
+    """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``."""
+    one_hot, w_hh = is_one_hot(x), weights[1]
     if w_hh.dim() != 2:
         raise RuntimeError(f"weight_hh must be (H, H), got {tuple(w_hh.shape)}")
-    H, D, dtype = w_hh.shape[1], len(weights) // (num_layers * per), x.dtype
-    dtype = w_hh.dtype if one_hot else dtype
+    H, D, dtype = w_hh.shape[1], descriptor.directions, w_hh.dtype if one_hot else x.dtype
     for n, w in enumerate(weights):
-        inputs = (w.shape[-1] if one_hot else x.shape[-1]) if n < D * per else D * H
-        name = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[n % per]
-        wanted = ((H, inputs), (H, H), (H,), (H,))[n % per]
+        if n < descriptor.weights_per_layer:
+            inputs = w.shape[-1] if one_hot else x.shape[-1]
+        else:
+            inputs = D * H
+        kind = n % descriptor.weights_per_direction
+        name = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[kind]
+        wanted = ((H, inputs), (H, H), (H,), (H,))[kind]
         if tuple(w.shape) != wanted or w.dtype is not dtype:
             raise RuntimeError(
                 f"{name} must be {dtype} {wanted} to fit the rest, got {w.dtype} {tuple(w.shape)}"
             )
-    return H, D, dtype
+    return H, dtype
 
 
 def _state(name, state, wanted, dtype):
+    """Return a state, or its gradient, contiguous; RuntimeError if its shape or dtype is wrong."""
     if state is None:
         return None
     if tuple(state.shape) != wanted or state.dtype is not dtype:
@@ -154,20 +163,22 @@ def _state(name, state, wanted, dtype):
     return state.contiguous()
 
 
-def rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
-    """`rnnfast::rnn`."""
-    H, D, dtype = _check(x, weights, batch_sizes, num_layers, bias)
-    per, like = 4 if bias else 2, weights[1]
-    layout = _Layout(x, 2 if batch_sizes is None else 1, batch_sizes, batch_first, False)
-    h0 = _state("hx", h0, (num_layers * D, layout.B, H), dtype)
-    h_n = like.new_empty((num_layers * D, layout.B, H))
+def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep):
+    """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
+    H, dtype = _check(x, weights, batch_sizes, descriptor)
+    D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=False)
+    shape = (descriptor.num_states, layout.B, H)
+    h0 = _state("hx", h0, shape, dtype)
+    h_n = like.new_empty(shape)
     outs, below = [], x
-    for layer in range(num_layers):
+    for layer in range(descriptor.num_layers):
         out = like.new_empty((*layout.rows, D * H))
         directions = []
         for d in range(D):
             n = layer * D + d
-            w_ih, w_hh, *b = (w.contiguous() for w in weights[n * per : (n + 1) * per])
+            own = descriptor.weights_of(weights, layer, d)
+            w_ih, w_hh, *b = (w.contiguous() for w in own)
             b_ih, b_hh = b or (None, None)
             begin = None if h0 is None else h0[n]
             pre = _project(below, w_ih)
@@ -181,7 +192,7 @@ def rnn(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias, keep):
 
 
 def _dw_hh(layout, dpre, h, h0, reverse):
-    """The sum over all rows of dpre_t h_{t-1}^T."""
+    """Return the gradient of W_hh, the sum of dpre_t h_{t-1}^T over all rows."""
     if layout.starts is not None:
         flat = dpre.view(-1, dpre.shape[-1])
         if reverse:
@@ -200,25 +211,38 @@ def _dw_hh(layout, dpre, h, h0, reverse):
     return dw if h0 is None else dw.addmm_(first.t(), h0)
 
 
-def gradients(dy, dh_n, outs, x, *arguments):
-    """(dx or None, dh0 or None, dw or [])."""
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # the products, if backward() is called there
-        return _gradients(dy, dh_n, outs, x, *arguments)
+def _dw_ih(flat, below, w_ih):
+    """Return the gradient of W_ih, the sum of dpre_t x_t^T over all rows of ``flat``, dpre."""
+    if is_one_hot(below):
+        tokens = below.reshape(-1)
+        # The table W_ih^T is an embedding with I rows; no index is padding.
+        aten = torch.ops.aten
+        return aten.embedding_dense_backward(flat, tokens, w_ih.shape[1], -1, False).t()
+    return torch.mm(flat.t(), below.reshape(-1, below.shape[-1]))
 
 
-def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
-    num_layers, batch_first, relu, bias, need_dx, need_dh0, need_dw = options
-    H, D, dtype = _check(x, weights, batch_sizes, num_layers, bias)
-    per, one_hot = 4 if bias else 2, x.dtype is torch.int64
-    layout = _Layout(x, 2 if batch_sizes is None else 1, batch_sizes, batch_first, True)
-    shape = (num_layers * D, layout.B, H)
+def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
+    """Run ``rnn_backward`` on the CUDA kernels.
+
+    The arguments and the result are those of `rnnfast._ops.cpu.rnn_backward_cpu`.
+    """
+    # The products would change their dtype if backward() is called under autocast.
+    with torch.autocast(x.device.type, enabled=False):
+        return _rnn_backward(dy, dh_n, outs, x, *arguments)
+
+
+def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+    need_dx, need_dh0, need_dw = needs
+    H, dtype = _check(x, weights, batch_sizes, descriptor)
+    D, per_direction = descriptor.directions, descriptor.weights_per_direction
+    relu = descriptor.nonlinearity == "relu"
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
+    shape = (descriptor.num_states, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
     dh_n = _state("the gradient of h_n", dh_n, shape, dtype)
     dh0 = outs[0].new_empty(shape) if need_dh0 else None
     dw = [None] * len(weights)
-    for layer in reversed(range(num_layers)):
+    for layer in reversed(range(descriptor.num_layers)):
         below, out = (outs[layer - 1] if layer else x), outs[layer]
         if dy is not None and dy.stride(-1) != 1:
             dy = dy.contiguous()
@@ -228,36 +252,22 @@ def _gradients(dy, dh_n, outs, x, h0, weights, batch_sizes, *options):
             dpre = out.new_empty((*layout.rows, H))
             end = None if dh0 is None else dh0[n]
             begin = None if dh_n is None else dh_n[n]
-            w_hh = weights[n * per + 1].contiguous()
+            w_hh = descriptor.weights_of(weights, layer, d)[1].contiguous()
             tensors = (_half(dy, d, H), _half(out, d, H), dpre, None, None, begin, end)
             directions.append((d == 1, w_hh, *tensors))
         _launch(layout, H, True, relu, dtype, directions, x.device)
         dx = None
         for d, (reverse, _, _, h, dpre, *_) in enumerate(directions):
             n = layer * D + d
-            w_ih, flat = weights[n * per], dpre.view(-1, H)
+            w_ih, flat = descriptor.weights_of(weights, layer, d)[0], dpre.view(-1, H)
             if need_dw:
-                if below.dtype is torch.int64:
-                    tokens = below.reshape(-1)
-                    table = torch.ops.aten.embedding_dense_backward(
-                        flat, tokens, w_ih.shape[1], -1, False
-                    )
-                    dw[n * per] = table.t()
-                else:
-                    dw[n * per] = torch.mm(flat.t(), below.reshape(-1, below.shape[-1]))
                 before = None if h0 is None else h0[n]
-                dw[n * per + 1] = _dw_hh(layout, dpre, h, before, reverse)
-                if bias:
-                    dw[n * per + 2] = flat.sum(0)
-                    dw[n * per + 3] = dw[n * per + 2].clone()
-            if layer or (need_dx and not one_hot):
+                own = [_dw_ih(flat, below, w_ih), _dw_hh(layout, dpre, h, before, reverse)]
+                if descriptor.bias:
+                    db = flat.sum(0)
+                    own += [db, db.clone()]  # outputs of an operator may not alias
+                dw[n * per_direction : (n + 1) * per_direction] = own
+            if layer or (need_dx and not is_one_hot(x)):
                 dx = torch.mm(flat, w_ih) if dx is None else dx.addmm_(flat, w_ih)
         dy = None if dx is None else dx.view(below.shape)
     return (dy if need_dx else None), dh0, (dw if need_dw else [])
-
-
-def rnn_backward(dy, dh_n, outs, *arguments):
-    """`rnnfast::rnn_backward`: an empty tensor for a gradient that is not wanted."""
-    dx, dh0, dw = gradients(dy, dh_n, outs, *arguments)
-    nothing = outs[0].new_empty
-    return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw

@@ -1,4 +1,4 @@
-"""``FastRNN`` and ``FastRNNCell`` do what their parents in ``torch.nn`` do, and the same way."""
+"""``FastRNN`` and ``FastRNNCell`` behave like their parent classes in ``torch.nn``."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ from rnnfast import FastRNN, FastRNNCell
 
 
 def pair(*args, seed=0, classes=(nn.RNN, FastRNN), **kwargs):
-    """nn.RNN and FastRNN made alike, with the same weights."""
+    """Return an nn.RNN and a FastRNN with the same arguments and weights."""
     modules = []
     for cls in classes:
         torch.manual_seed(seed)
@@ -29,7 +29,7 @@ def pair(*args, seed=0, classes=(nn.RNN, FastRNN), **kwargs):
 
 
 def flat(output):
-    """The tensors of what a module returns."""
+    """Return a list of the tensors in the output of a module."""
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, PackedSequence):
@@ -38,7 +38,7 @@ def flat(output):
 
 
 def differentiate(module, *inputs, seed=1):
-    """Outputs and gradients, by name, for a random gradient of every output."""
+    """Return outputs and gradients by name, for a random gradient of each output."""
     inputs = [
         PackedSequence(i.data.clone().requires_grad_(), *i[1:])
         if isinstance(i, PackedSequence)
@@ -47,7 +47,7 @@ def differentiate(module, *inputs, seed=1):
     ]
     outputs = flat(module(*inputs))
     generator = torch.Generator().manual_seed(seed)
-    # The same numbers in every dtype, bfloat16 too.
+    # These numbers are exact in every dtype, also in bfloat16.
     seeds = [torch.randint(-64, 65, o.shape, generator=generator).to(o) / 64 for o in outputs]
     named = {f"input {i}": flat(tensor)[0] for i, tensor in enumerate(inputs)}
     named |= dict(module.named_parameters())
@@ -57,9 +57,9 @@ def differentiate(module, *inputs, seed=1):
 
 
 def check(theirs, ours, *inputs):
-    """FastRNN against nn.RNN by the rule, with nn.RNN in float64 for the truth.
+    """Compare FastRNN with nn.RNN by the rule; the reference is nn.RNN in float64.
 
-    Float64 itself may differ by what two sums of the same terms in different order may.
+    In float64 the two may differ as much as sums of the same terms in different orders.
     """
     dtype = next(theirs.parameters()).dtype
 
@@ -79,7 +79,7 @@ def check(theirs, ours, *inputs):
         rule.check(found, expected, truth, dtype)
 
 
-# The textbook call, and everything around it
+# The textbook call and its options
 
 
 def test_textbook(device):
@@ -138,7 +138,7 @@ def test_packed_output_is_packed_alike():
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_lengths(device, batch_first, tokens):
-    """A padded batch: as each sequence alone, whatever is in the padding; wherever lengths are."""
+    """Each sequence of a padded batch gives the results it gives alone, whatever the padding is."""
     lengths, T = [4, 1, 6, 3], 7
     ours = FastRNN(3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.float64)
     ours.to(device)
@@ -221,7 +221,7 @@ def saved(module):
 def test_copies(cls, duplicate):
     module = cls(3, 4)
     x = torch.randn(5, 3)
-    expected = flat(module(x))  # before the copy: whatever a call leaves behind is copied as well
+    expected = flat(module(x))  # before the copy, so that it copies what a call leaves behind
     other = duplicate(module)
     assert type(other) is cls
     for found, tensor in zip(flat(other(x)), expected, strict=True):
@@ -278,7 +278,7 @@ def test_dropout_of_a_seed_is_that_of_nn_rnn(batch_first):
 
 
 def test_dropout_of_everything(device):
-    """With p = 1 the second layer reads zeros, and no gradient passes to the first."""
+    """With p = 1 the second layer reads zeros, and the first layer has no gradient."""
     ours = FastRNN(6, 8, 2, dropout=1.0, device=device)
     x = torch.randn(4, 5, 6, device=device, requires_grad=True)
     output, _ = ours(x)
@@ -293,7 +293,7 @@ def test_dropout_of_everything(device):
 
 
 def test_dropout_statistics(device):
-    """Layer two copies its input: a share p is zero, the rest is scaled by 1 / (1 - p)."""
+    """The second layer copies its input: a share p is zero, the rest is scaled by 1 / (1 - p)."""
     H, p = 50, 0.3
     ours = FastRNN(H, H, 2, "relu", bias=False, dropout=p, device=device)
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_backward_twice(device):
 
 
 def test_output_changed_in_place_is_noticed(device):
-    """The backward reads the output: a change of it must raise, not give wrong gradients."""
+    """The backward pass reads the output, so a change of the output in place must raise."""
     ours = FastRNN(3, 4, device=device)
     output, _ = ours(torch.randn(5, 2, 3, device=device))
     loss = output.sum()
@@ -365,7 +365,7 @@ def test_output_changed_in_place_is_noticed(device):
 
 
 def test_h_n_is_not_the_output(device):
-    """As in nn.RNN, writing into one leaves the other alone."""
+    """Writing into one output leaves the other alone, as in nn.RNN."""
     ours = FastRNN(3, 4, device=device)
     with torch.no_grad():
         output, h_n = ours(torch.randn(5, 2, 3, device=device))
@@ -376,13 +376,13 @@ def test_h_n_is_not_the_output(device):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_double_backward(device, nonlinearity, monkeypatch):
-    """``create_graph=True`` gives nn.RNN's second derivatives, which on cuDNN it has none of."""
+    """``create_graph=True`` gives the second derivatives of nn.RNN, which cuDNN cannot compute."""
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     results = []
     for module in pair(3, 4, 2, nonlinearity, dtype=torch.float64, device=device):
         torch.manual_seed(5)
         x = torch.randn(5, 2, 3, dtype=torch.float64).to(device).requires_grad_()
-        # The square: second derivatives of ReLU's piecewise linear output would all be zero.
+        # ReLU is piecewise linear: without the square all second derivatives would be zero.
         loss = module(x)[0].square().sum()
         (gx,) = torch.autograd.grad(loss, x, create_graph=True)
         wanted = [x, *module.parameters()]
@@ -407,7 +407,7 @@ def _tied(module, x):
 
 @pytest.mark.parametrize("call", [_carried, _state_from_input, _tied])
 def test_double_backward_of_inputs_that_depend_on_one_another(device, call, monkeypatch):
-    """Each is an input of the operator on its own, and yet what it was made from counts once."""
+    """Inputs that are made from one another contribute to each gradient exactly once."""
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     results = []
     for module in pair(4, 4, 1 + (call is _tied), dtype=torch.float64, device=device):
@@ -423,7 +423,7 @@ def test_double_backward_of_inputs_that_depend_on_one_another(device, call, monk
 
 
 def test_batched_gradients_leave_the_graph_before_alone():
-    """The batched backward of the second call ends at its own inputs."""
+    """The batched backward pass of the second call ends at its own inputs."""
     jacobians = []
     for module in pair(4, 4, dtype=torch.float64):
         torch.manual_seed(5)
@@ -436,7 +436,7 @@ def test_batched_gradients_leave_the_graph_before_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_training(device, dtype):
-    """A few steps of SGD end where nn.RNN's do, as near as the rule has it for the float64 run."""
+    """A few steps of SGD end where those of nn.RNN end, within the rule for the float64 run."""
     ends = {}
     for name, cls, kind in (("theirs", nn.RNN, dtype), ("ours", FastRNN, dtype), *(
         [("truth", nn.RNN, torch.float64)] if dtype != torch.float64 else []
@@ -463,7 +463,7 @@ def test_training(device, dtype):
 
 
 def test_weights_changed_after_a_call_are_seen(device):
-    """Nothing of the weights is kept between calls."""
+    """No copy of the weights is kept between calls."""
     theirs, ours = pair(3, 4, device=device)
     x = torch.randn(5, 2, 3, device=device)
     for module in (theirs, ours):
@@ -478,7 +478,7 @@ def test_weights_changed_after_a_call_are_seen(device):
 
 
 def test_weight_norm_and_functional_call(device):
-    """Tools that put plain tensors in the place of parameters."""
+    """Some tools replace parameters by plain tensors."""
     results = []
     x = torch.linspace(-1, 1, 30, device=device).reshape(5, 2, 3)
     for module in pair(3, 4, device=device):
@@ -492,7 +492,7 @@ def test_weight_norm_and_functional_call(device):
         torch.testing.assert_close(ours, theirs)
 
 
-# 16 bits, autocast, no data
+# 16 bits, autocast, empty input
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -532,7 +532,7 @@ def test_meta_device():
 
 
 def outcome(function):
-    """The type of the exception, or None."""
+    """Return the type of the exception that ``call`` raises, or None."""
     try:
         function()
     except Exception as raised:
@@ -571,7 +571,7 @@ def packed(*lengths, features=3, dtype=torch.float32):
 
 
 def without_memory(t):
-    """As what shards parameters leaves behind."""
+    """Return ``t`` without its memory, as libraries that shard parameters leave it behind."""
     t.untyped_storage().resize_(0)
     return t
 
@@ -616,7 +616,7 @@ WRONG_CALLS = {
 
 @pytest.mark.parametrize("call", WRONG_CALLS)
 def test_wrong_calls(call):
-    """The exception is of the type nn.RNN raises."""
+    """The exception has the type that nn.RNN raises."""
     theirs, ours = pair(3, 4, 2)
     expected = outcome(lambda: theirs(*WRONG_CALLS[call]()))
     assert expected is not None
@@ -640,14 +640,14 @@ CLEAR = {
 
 @pytest.mark.parametrize("call", CLEAR)
 def test_errors_name_the_argument(call):
-    """Where nn.RNN's come from deep inside, as "mat1 and mat2 must have the same dtype" does."""
+    """nn.RNN instead raises errors from deep inside: "mat1 and mat2 must have the same dtype"."""
     with pytest.raises(Exception, match=CLEAR[call]):
         FastRNN(3, 4, 2)(*WRONG_CALLS[call]())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_hx_of_another_dtype_elsewhere(dtype):
-    """Also on torch's operators, and step by step."""
+    """The check is also made on torch's operators, and where time steps run one by one."""
     x, hx = torch.randn(5, 2, 3, dtype=dtype), torch.randn(1, 2, 4, dtype=torch.float64)
     for options in ({}, {"zoneout": 0.5}):
         with pytest.raises(RuntimeError, match="hx must be"):
@@ -656,7 +656,7 @@ def test_hx_of_another_dtype_elsewhere(dtype):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_empty_batch(device, batch_first):
-    """No rows: nn.RNN decides whether that is an error."""
+    """Without rows, FastRNN raises an error exactly if nn.RNN does."""
     theirs, ours = pair(3, 4, 2, batch_first=batch_first, device=device)
     x = torch.randn(*((0, 5) if batch_first else (5, 0)), 3, device=device)
     expected = outcome(lambda: theirs(x))
@@ -713,7 +713,7 @@ def test_accelerate_a_bare_rnn_keeps_hooks_and_mode():
 
 
 def test_accelerate_leaves_other_classes_alone():
-    """A subclass may do anything in its forward."""
+    """A subclass may have changed ``forward``."""
 
     class Own(nn.RNN):
         def forward(self, input, hx=None):
@@ -769,7 +769,7 @@ def test_wrong_cell_calls(call):
 
 
 def test_wrong_cell_nonlinearity():
-    """nn.RNNCell finds out when it is called."""
+    """nn.RNNCell raises the error in the call, not in the constructor."""
     theirs, ours = pair(3, 4, nonlinearity="sigmoid", classes=(nn.RNNCell, FastRNNCell))
     expected = outcome(lambda: theirs(torch.randn(2, 3)))
     assert expected is RuntimeError
@@ -790,7 +790,7 @@ cls = {"nn.RNN": nn.RNN, "FastRNN": rnnfast.FastRNN}[sys.argv[1]]
 rnn = cls(128, 128, num_layers=2)
 
 
-def peak():  # in KiB; ru_maxrss would start at what the parent process has
+def peak():  # in KiB; ru_maxrss would start at the value of the parent process
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
@@ -802,7 +802,7 @@ def step(T):
     return peak() - before
 
 
-step(4)  # what is loaded and allocated only once
+step(4)  # the first call loads libraries and allocates memory that later calls reuse
 print(step(512))
 """
 

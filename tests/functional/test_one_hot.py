@@ -1,4 +1,4 @@
-"""Integer tokens in place of one-hot vectors: the same results, without the vectors."""
+"""Integer tokens give the same results as one-hot vectors, but no vectors are built."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ VOCAB = 11
 
 
 def run(module, input, hx=None):
-    """Output, h_n and every gradient of a loss that weighs all of them differently."""
+    """Return output, h_n and all gradients of a loss that weighs each of them differently."""
     module.zero_grad()
     output, h_n = module(input, hx)
     output = output.data if isinstance(output, PackedSequence) else output
@@ -68,7 +68,7 @@ def test_unbatched():
 
 
 def test_table_given_by_columns():
-    """A w_ih whose transpose is contiguous, as an embedding's product is, needs no copy."""
+    """A w_ih whose transpose is contiguous, like the product with an embedding, is not copied."""
     torch.manual_seed(0)
     module = FastRNN(VOCAB, 5, dtype=torch.float64)
     tokens = torch.randint(VOCAB, (6, 2))

@@ -1,4 +1,4 @@
-"""``accelerate`` on models of other people's shapes: they train to the losses they trained to."""
+"""``accelerate`` on typical models: training gives the same losses as before."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ TEXT = "the quick brown fox jumps over the lazy dog; " * 6
 
 
 class CharacterRNN(nn.Module):
-    """Embedding, two layers with dropout, the state carried over from window to window."""
+    """An embedding and two layers with dropout; the state is carried from window to window."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,10 @@ class CharacterRNN(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """Reverses digits: a bidirectional encoder starts a decoder, half the time fed by itself."""
+    """A model that reverses digits: a bidirectional encoder, then a decoder.
+
+    Half of the time the decoder reads its own output.
+    """
 
     def __init__(self):
         super().__init__()
@@ -67,7 +70,7 @@ class Seq2Seq(nn.Module):
 
 
 class Tagger(nn.Module):
-    """Sentences of any length, packed unsorted; padding has no say in the loss."""
+    """A tagger of sentences of any length, packed unsorted. The loss ignores the padding."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +94,7 @@ class Tagger(nn.Module):
 
 
 class Policy(nn.Module):
-    """REINFORCE on a game of memory: say, step by step, what was seen two steps ago."""
+    """REINFORCE on a memory game: name at each step what was seen two steps ago."""
 
     def __init__(self):
         super().__init__()
@@ -120,7 +123,7 @@ def train(cls, dtype, accelerated):
     torch.manual_seed(0)
     model = cls().to(dtype)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    if accelerated:  # the optimizer has the parameters already
+    if accelerated:  # the optimizer already has the parameters
         assert rnnfast.accelerate(model) is model
         fast = {FastRNN, FastRNNCell}
         assert all(type(m) in fast for m in model.modules() if isinstance(m, nn.RNN | nn.RNNCell))
@@ -143,6 +146,6 @@ def test_accelerated_model_trains_to_the_same_losses(cls):
 
 @pytest.mark.parametrize("cls", [CharacterRNN, Tagger])
 def test_in_single_precision(cls):
-    """Drawn numbers are the same; roundings grow over the steps, but not to what one could see."""
+    """The random numbers are the same. Rounding errors grow over the steps, but stay small."""
     before = train(cls, torch.float32, accelerated=False)
     torch.testing.assert_close(train(cls, torch.float32, True), before, rtol=1e-4, atol=1e-5)

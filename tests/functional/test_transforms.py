@@ -1,4 +1,4 @@
-"""``torch.func``, second derivatives, autocast: right, even where ``nn.RNN`` has no vmap."""
+"""``torch.func``, second derivatives and autocast. ``nn.RNN`` itself does not support vmap."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp
 from torch.func import vmap as batched
 
-from rnnfast import FastRNN, FastRNNCell, functional
+from rnnfast import FastRNN, FastRNNCell, _ops, functional
 
 OPTIONS = [
     {},
@@ -28,7 +28,7 @@ def loss_of(module, weights, x):
 
 
 def by_hand(module, x):
-    """Gradients for the parameters, by autograd and the kernels."""
+    """Return the gradients of the parameters that autograd and the kernels give."""
     loss = loss_of(module, dict(module.named_parameters()), x)
     return dict(zip(dict(module.named_parameters()),
                     torch.autograd.grad(loss, list(module.parameters())), strict=True))  # fmt: skip
@@ -66,7 +66,7 @@ def test_per_sample_gradients(options):
 
 @options
 def test_ensemble(options):
-    """Stacked weights, one input; and an input for each."""
+    """Stacked weights run with one input, and with one input for each."""
     modules = [make(options, seed) for seed in range(3)]
     weights, _ = stack_module_state(modules)
     x = torch.randn(3, 5, 2, 3, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_vmap_of_tokens():
 
 @options
 def test_jvp(options):
-    """The derivative along a direction, against differences."""
+    """The derivative along a direction agrees with central differences."""
     module = make(options)
     x, v = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     _, found = jvp(lambda x: module(x)[0], (x,), (v,))
@@ -108,7 +108,7 @@ def test_jvp(options):
 @pytest.mark.parametrize("gradient", [True, False])
 @options
 def test_dual_numbers(options, gradient):
-    """Forward-mode AD without torch.func: no tangent is lost."""
+    """Forward-mode AD without torch.func loses no tangent."""
     module = make(options)
     x, v = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     _, expected = jvp(lambda x: module(x)[0], (x,), (v,))
@@ -136,7 +136,10 @@ def test_jacobians_and_hessian(options):
 
 @options
 def test_many_gradients_at_once(options):
-    """``is_grads_batched`` puts a batch of gradients through a backward made outside of vmap."""
+    """``is_grads_batched`` runs a backward pass on a batch of gradients.
+
+    The forward pass was made outside of vmap.
+    """
     module = make(options)
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     outputs = module(x)
@@ -165,7 +168,7 @@ def test_dropout_under_vmap_asks_which_randomness():
 
 
 def test_compile():
-    """One graph of transforms: over inputs, over weights, of gradients, per sample and not."""
+    """Transforms over inputs, over weights and of gradients compile into one graph."""
     modules = [make({}, seed) for seed in range(3)]
     module, (stacked, _) = modules[0], stack_module_state(modules)
     weights = {name: p.detach() for name, p in module.named_parameters()}
@@ -192,7 +195,7 @@ def test_cell():
 
 
 def test_gradient_penalty_in_eval_mode(device):
-    """Second derivatives, which cuDNN refuses, and a backward in ``eval()``, which it does too."""
+    """Second derivatives and a backward pass in ``eval()``; cuDNN refuses both."""
     results = []
     for cls in (nn.RNN, FastRNN):
         torch.manual_seed(0)
@@ -213,14 +216,14 @@ def test_gradient_penalty_in_eval_mode(device):
 @pytest.mark.parametrize("is_module", [False, True], ids=["autocast", "module"])
 @pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
 def test_16_bits_run_on_kernels(monkeypatch, gradient, is_module, dtype):
-    """Under autocast as well as in a module of that dtype."""
-    seen, kernel = [], functional._ops.rnn
+    """The kernels run under autocast and in a module of that dtype."""
+    seen, kernel = [], _ops.rnn_forward
 
     def spy(x, h0, weights, *rest):
         seen.append({t.dtype for t in (x, h0, *weights)})
         return kernel(x, h0, weights, *rest)
 
-    monkeypatch.setattr(functional._ops, "rnn", spy)
+    monkeypatch.setattr(_ops, "rnn_forward", spy)
     own = dtype if is_module else torch.float32
     module = FastRNN(5, 6, 2, dtype=own)
     x, hx = torch.randn(4, 3, 5, dtype=own), torch.randn(2, 3, 6, dtype=own)

@@ -1,14 +1,13 @@
-"""The CUDA kernels on a GPU, where there is one; without, their Python side with a stand-in.
+"""The CUDA kernels, on a GPU if there is one, and their Python side without a GPU.
 
-The stand-in is for the kernels, on CPU tensors. tests/native runs the kernels themselves without a
-GPU. What holds for every device is in test_kernels.py.
+Without a GPU a stand-in for the kernels runs on CPU tensors. tests/native runs the kernels
+themselves without a GPU. Tests for all devices are in test_kernels.py.
 """
 
 import functools
 import re
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import rule
@@ -20,7 +19,9 @@ from torch.nn.parallel import DataParallel
 from torch.nn.utils.parametrizations import weight_norm
 
 import rnnfast
-from rnnfast import _C, _ops_cuda, functional
+from rnnfast import _C, functional
+from rnnfast._ops import cuda, dispatch
+from rnnfast.functional import _rnn
 
 CASES = [
     Case(1, 1, 1, 1),
@@ -36,7 +37,7 @@ CASES = [
 
 
 def stand_in(layout, H, backward, relu, dtype, directions, device):
-    """csrc/cuda/recurrence.h, step by step."""
+    """Do what csrc/cuda/recurrence.h describes, step by step."""
     f = torch.relu if relu else torch.tanh
     starts = None if layout.starts is None else layout.starts.tolist()
 
@@ -69,13 +70,11 @@ def stand_in(layout, H, backward, relu, dtype, directions, device):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Calls on CPU tensors go the way of CUDA tensors, up to the kernels."""
-    from rnnfast import _ops
-
-    monkeypatch.setattr(_ops_cuda, "_launch", stand_in)
-    monkeypatch.setattr(_ops_cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
-    monkeypatch.setattr(_ops, "_rnn_cpu", _ops_cuda.rnn)
-    monkeypatch.setattr(_ops, "_gradients", _ops_cuda.gradients)
+    """Run calls on CPU tensors like calls on CUDA tensors, except for the kernels."""
+    monkeypatch.setattr(cuda, "_launch", stand_in)
+    monkeypatch.setattr(cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
+    monkeypatch.setattr(dispatch, "rnn_cpu", cuda.rnn_cuda)
+    monkeypatch.setattr(dispatch, "rnn_backward_cpu", cuda.rnn_backward_cuda)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -89,7 +88,7 @@ def test_rule(on_cpu, case, layout, dtype):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_one_hot(on_cpu, layout):
-    """Tokens give what their unit vectors give, gradients too."""
+    """Tokens give the results and gradients of their one-hot vectors."""
     case = Case(5, 3, 4, 6, bidirectional=True, layout=layout, dtype=torch.float64)
     data = rule.make(case)
     tokens = torch.arange(data.input.shape[:-1].numel()).reshape(data.input.shape[:-1]) % 4
@@ -109,31 +108,30 @@ def test_one_hot(on_cpu, layout):
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
-    """cuDNN refuses the backward of a forward that was not called for training, and strides."""
+    """cuDNN refuses the backward pass after a forward pass in eval mode, and a strided hx."""
     data = rule.make(Case(2, 3, 4, 5, memory="transposed"))
     assert not data.hx.is_contiguous()
     seen = []
-    call = torch._VF.rnn_tanh
+    call = torch.rnn_tanh
 
     def rnn_tanh(*arguments):
         seen.append((arguments[6], arguments[1].is_contiguous()))
         return call(*arguments)
 
-    fake = SimpleNamespace(rnn_tanh=rnn_tanh, rnn_relu=None)
-    monkeypatch.setattr(functional, "_VF", fake)
-    monkeypatch.setattr(functional, "_has_kernel", lambda *_: False)
+    monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
+    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
     assert seen == [(gradients, True)]
 
 
 def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
-    """It has none; and afterwards it is what it was."""
+    """cuDNN has no second derivatives. It is disabled for them and enabled again."""
     data = rule.make(Case(2, 3, 4, 5))
     seen = []
-    call = functional._torch_rnn
+    call = _rnn.rnn_torch
     monkeypatch.setattr(
-        functional, "_torch_rnn", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
+        _rnn, "rnn_torch", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
     )
     output, _ = functional.rnn(data.input, data.hx, data.weights)
     torch.autograd.grad(output.sum(), data.input, create_graph=True)
@@ -152,7 +150,7 @@ def test_rnn_without_a_gradient_of_the_input(on_cpu):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_backward_under_autocast(on_cpu, layout):
-    """Of a forward that was not: the gradients are those of any other backward."""
+    """Autocast in the backward pass only does not change the gradients."""
     case = Case(4, 3, 5, 6, layout=layout)
     data = rule.make(case)
     expected = rule.run(functional.rnn, case, data)
@@ -207,7 +205,7 @@ def test_set_cuda_kernel():
                 rnnfast.set_cuda_kernel(kernel)
                 plan = rnnfast.cuda_plan(10, 4, 64, torch.bfloat16)
                 assert re.match(rf"{kernel} kernel: \d+ groups of \d+ blocks", plan)
-        else:  # the message names what failed, and nothing crashes
+        else:  # the error names the call that failed
             with pytest.raises(RuntimeError, match="rnnfast CUDA"):
                 rnnfast.cuda_plan(10, 4, 4)
     finally:
@@ -229,7 +227,7 @@ GPU_DTYPES = [torch.float32, "tf32", torch.bfloat16, torch.float16, torch.float6
 
 @pytest.fixture
 def precision():
-    """Sets torch's precision of float32 in RNNs; undone afterwards."""
+    """Set the precision of float32 in torch's RNNs for one test."""
     before = torch.backends.cudnn.allow_tf32
 
     def set_to(dtype):
@@ -245,7 +243,7 @@ def precision():
 @pytest.mark.parametrize("size", GPU_SIZES, ids=lambda c: f"T{c.T}-B{c.B}-H{c.H}")
 def test_rule_on_a_gpu(cuda_kernel, precision, size, layout, dtype):
     case = replace(size, layout=layout, dtype=precision(dtype))
-    # torch may do without TF32 where the sizes do not suit it. float16 has as many bits.
+    # torch may not use TF32 for some sizes. float16 has the same number of bits.
     check(case, "cuda", torch.float16 if dtype == "tf32" else None)
 
 
@@ -268,7 +266,7 @@ def test_every_run_gives_the_same_bits(cuda_kernel, dtype):
 
 
 def test_streams(cuda_kernel):
-    """The kernels run on the current stream, after what is there already."""
+    """The kernels run on the current stream, after the work that is already there."""
     case = Case(20, 5, 16, 128)
     data, late = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     expected = inference(case, late)
@@ -285,7 +283,7 @@ def test_streams(cuda_kernel):
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
 def test_cuda_graph(cuda_kernel, layout):
-    """Captured once, replayed on other data."""
+    """A graph that is captured once is replayed on different data."""
     case = Case(20, 5, 16, 128, num_layers=2, bidirectional=True, layout=layout)
     data, other = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     inference(case, data)
@@ -302,7 +300,7 @@ def test_cuda_graph(cuda_kernel, layout):
 
 
 def test_cuda_graph_of_training(cuda_kernel):
-    """The backward too, and of a packed batch, whose sizes are read on the host only once."""
+    """The graph has the backward pass too. batch_sizes are read on the host only once."""
     case = Case(20, 5, 16, 128, bidirectional=True, layout="packed")
     data, other = rule.make(case, "cuda"), rule.make(case, "cuda", seed=1)
     side = torch.cuda.Stream()
@@ -335,7 +333,7 @@ def test_second_derivatives_on_a_gpu(cuda_kernel):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_on_a_gpu(cuda_kernel, dtype):
-    """Runs on the kernels in its dtype; the backward is called inside as well as outside."""
+    """The kernels run in the dtype of autocast, and so does a backward pass inside or outside."""
     case = Case(20, 5, 16, 128)
     data = rule.make(case, "cuda")
     with torch.no_grad():
@@ -358,7 +356,7 @@ def test_operators_on_a_gpu(cuda_kernel, layout, memory):
 
 
 def test_compile_on_a_gpu(cuda_kernel):
-    """Forward and backward in one graph each."""
+    """Forward and backward pass are one graph each."""
     test_ops.compare_compiled(Case(20, 5, 16, 128, bidirectional=True), "inductor", "cuda")
 
 
@@ -394,7 +392,7 @@ def test_operator_refuses_tensors_of_two_devices(cuda_kernel):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_data_parallel_on_two_gpus(cuda_kernel):
-    """The replicas run at the same time, each in a thread of its own."""
+    """The replicas run at the same time, each in its own thread."""
 
     class Outputs(rnnfast.FastRNN):
         def forward(self, x):
@@ -411,7 +409,7 @@ def test_data_parallel_on_two_gpus(cuda_kernel):
 
 
 def test_no_warning_of_weights_on_a_gpu(cuda_kernel):
-    """cuDNN has one, at every call, of weights that are not one piece of memory."""
+    """cuDNN warns in every call if the weights are not one block of memory."""
     module = weight_norm(rnnfast.FastRNN(5, 64, 2, device="cuda"), "weight_hh_l0")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*flatten_parameters.*")

@@ -1,4 +1,4 @@
-"""`rnnfast.functional.linear_cross_entropy` against torch's operators in float64 and float32."""
+"""`rnnfast.functional.linear_cross_entropy` compared with torch's operators."""
 
 import pytest
 import rule
@@ -22,7 +22,7 @@ SIZES = [  # N, H, V
 
 
 def make(N, H, V, dtype=torch.float32, scale=1.0, bias=True):
-    """Leaves and targets; logits of order `scale`."""
+    """Return leaves and targets; the logits are of order `scale`."""
     generator = torch.Generator().manual_seed(N + H + V)
 
     def draw(*shape):
@@ -38,7 +38,7 @@ def baseline(input, linear_weight, target, *, linear_bias=None, reduction="mean"
 
 
 def run(function, leaves, target, reduction="mean", dloss=None):
-    """The loss and the gradients of the leaves, by name."""
+    """Return the loss and the gradients of the leaves by name."""
     loss = function(*leaves[:2], target, linear_bias=leaves[2], reduction=reduction)
     wanted = {name: t for name, t in zip(NAMES, leaves, strict=True) if t is not None}
     dloss = torch.ones_like(loss) if dloss is None else dloss.to(loss.dtype)
@@ -47,7 +47,7 @@ def run(function, leaves, target, reduction="mean", dloss=None):
 
 
 def truth(leaves, target, *options):
-    """In float64."""
+    """Return the loss and the gradients that torch's operators give in float64."""
     wide = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
     return {name: t.numpy() for name, t in run(baseline, wide, target, *options).items()}
 
@@ -91,7 +91,7 @@ def test_gradcheck(isa, size, reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_double_backward_where_the_input_is_made_from_the_weight(reduction):
-    """As where the output layer is tied to the embedding."""
+    """The output layer may be tied to the embedding."""
     (x, w, b), target = make(5, 7, 6, dtype=torch.float64)
     results = []
     for function in (baseline, linear_cross_entropy):
@@ -115,7 +115,7 @@ def test_float64_over_several_tiles():
 
 @pytest.mark.parametrize("scale", [50, 1e4, 1e30])
 def test_large_logits(isa, scale):
-    """Neither overflow nor, far below the largest, anything but zero."""
+    """No logit overflows, and probabilities far below the largest are zero."""
     leaves, target = make(40, 7, 1030, scale=scale)
     found, expected = (run(f, leaves, target) for f in (linear_cross_entropy, baseline))
     for name in expected:
@@ -126,7 +126,7 @@ def test_large_logits(isa, scale):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["input", "target's bias", "all biases", "a tile's biases"])
 def test_not_finite(isa, where, value):
-    """NaN where torch has it, and the same infinities; minus infinity bans a class."""
+    """NaN and infinities appear where torch has them. A logit of -inf bans a class."""
     leaves, target = make(9, 7, 1030)
     target[:] = 3
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_threads_change_no_bit(num_threads, size):
 
 @pytest.mark.parametrize("wanted", range(1, 7))
 def test_some_gradients(wanted):
-    """Each alone and in pairs; each is the same as with the others."""
+    """Each gradient is the same whether it is computed alone or with others."""
     leaves, target = make(259, 65, 1030)
     expected = run(linear_cross_entropy, leaves, target)
     for i, leaf in enumerate(leaves):

@@ -1,0 +1,34 @@
+"""The operators ``torch.ops.rnnfast.*``, and the only Python code that calls the native module.
+
+- ``schema.py``: the definitions of the operators and their fakes, which infer shapes.
+- ``cpu.py`` and ``cuda.py``: the implementations for each type of device.
+- ``dispatch.py``: which implementation runs a call.
+
+The operators have no gradient of their own. The autograd Functions are in `rnnfast.functional`.
+"""
+
+from .cpu import glove_epoch, sampler
+from .dispatch import (
+    dropout,
+    has_dropout_kernel,
+    has_loss_kernel,
+    has_rnn_kernel,
+    linear_cross_entropy,
+    rnn_backward,
+    rnn_forward,
+)
+from .schema import RNNDescriptor, is_one_hot
+
+__all__ = [
+    "RNNDescriptor",
+    "dropout",
+    "glove_epoch",
+    "has_dropout_kernel",
+    "has_loss_kernel",
+    "has_rnn_kernel",
+    "is_one_hot",
+    "linear_cross_entropy",
+    "rnn_backward",
+    "rnn_forward",
+    "sampler",
+]

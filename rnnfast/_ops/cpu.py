@@ -1,0 +1,161 @@
+"""The CPU implementations of the operators ``torch.ops.rnnfast.*``, which ``schema.py`` defines."""
+
+import torch
+
+from .. import _C
+from .schema import is_one_hot, new_loss_gradients, shape_of_rows
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _contiguous(t):
+    """Return ``t`` itself if it is contiguous or None, else a contiguous copy."""
+    return t if t is None or t.is_contiguous() else t.contiguous()
+
+
+def _rows(t):
+    """Return ``t`` itself if its rows are contiguous or it is None, else a contiguous copy."""
+    return t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+def prepare(x, h0, weights, batch_sizes, descriptor):
+    """Return these tensors in the layout that the kernels expect, copied only where necessary."""
+    if is_one_hot(x):  # the kernels read W_ih of the first layer as a table, (I, H)
+        weights = list(weights)
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
+            weights[n] = weights[n].t()
+    else:
+        x = _rows(x)
+    weights = [w if w.is_contiguous() else w.contiguous() for w in weights]
+    return x, _contiguous(h0), weights, _contiguous(batch_sizes)
+
+
+def new_outputs(x, weights, batch_sizes, descriptor):
+    """Return new tensors for the outputs of all layers, which may run at the same time, and h_n."""
+    num_layers, directions, batch_first, *_ = descriptor
+    like = weights[1]
+    H = like.shape[-1]
+    rows = shape_of_rows(x, batch_sizes)
+    B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
+    shape = (*rows, directions * H)
+    outs = [_C.empty(shape, like) for _ in range(num_layers)]
+    return outs, _C.empty((num_layers * directions, B, H), like)
+
+
+def rnn_cpu(x, h0, weights, batch_sizes, descriptor, keep):
+    """Run ``rnn`` on the CPU kernels; arguments and results are described in ``schema.py``."""
+    outs, h_n = new_outputs(x, weights, batch_sizes, descriptor)
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
+    threads = torch.get_num_threads()
+    _C.forward(x, h0, weights, batch_sizes, *descriptor.options, threads, outs, h_n)
+    return outs if keep else outs[-1:], h_n
+
+
+def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+    """Run ``rnn_backward`` on the CPU kernels.
+
+    ``needs`` is ``(need_dx, need_dh0, need_dw)``.
+
+    Returns:
+        ``(dx, dh0, dw)``. A gradient that is not needed is None, and ``dw`` an empty list.
+    """
+    need_dx, need_dh0, need_dw = needs
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
+    wanted = [x if need_dx else None, h0 if need_dh0 else None, *(weights if need_dw else ())]
+    dx, dh0, *dw = _C.empty_like(wanted)
+    # A bidirectional layer reads the gradient of its whole output and writes that of its whole
+    # input, so two buffers between layers are enough.
+    count = min(2, descriptor.num_layers - 1) if descriptor.directions == 2 else 0
+    between = [_C.empty(outs[0].shape, outs[0]) for _ in range(count)]
+    gradients = (torch.get_num_threads(), dx, dh0, dw, between)
+    outs, dy = [_rows(out) for out in outs], _rows(dy)
+    inputs = (outs, x, h0, weights, batch_sizes)
+    _C.backward(dy, _contiguous(dh_n), *inputs, *descriptor.options, *gradients)
+    if dw and is_one_hot(x):
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
+            dw[n] = dw[n].t()
+    return dx, dh0, dw
+
+
+def linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
+    """Run ``linear_cross_entropy`` on the CPU kernel, which csrc/api/loss.h describes."""
+    gradients = new_loss_gradients(_C.empty, x, w, *needs)
+    loss = _C.empty(target.shape if reduction == "none" else (), x)
+    scale = {"none": None, "sum": 1.0, "mean": 1 / max(len(x), 1)}[reduction]
+    wanted = [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
+    tensors = (_rows(x), _contiguous(w), _contiguous(target), _contiguous(b), dloss)
+    _C.linear_cross_entropy(*tensors, scale, torch.get_num_threads(), loss, *wanted)
+    return loss, *gradients
+
+
+def dropout_cpu(x, seed, p):
+    """Run ``dropout`` on the CPU kernel, which csrc/api/dropout.h describes."""
+    x, out = _contiguous(x), _C.empty(x.shape, x)
+    _C.dropout(x.view(-1), seed, p, torch.get_num_threads(), out.view(-1))
+    return out
+
+
+def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):
+    """Return a native sampler, which draws tokens from a recurrent language model.
+
+    With V tokens and H hidden units:
+
+    Args:
+        table: (V, H), the product W_ih x of the first layer for each token x.
+        layers: for each layer a pair of the matrix W_hh (H, H), above the first layer
+            [W_hh W_ih] (H, 2H), and the vector b_ih + b_hh (H).
+        decoder: the weight (V, H) and the bias (V) of the output layer. A bias of -inf bans a
+            token.
+        relu: whether the nonlinearity is ReLU instead of tanh.
+        temperature: divides the logits, at least 0. With 0 the most probable token is taken.
+        top_k: how many of the most probable tokens may be drawn, at least 1.
+        top_p: in (0, 1]. Of these, only the fewest tokens whose share of their probability reaches
+            ``top_p`` may be drawn (nucleus sampling, Holtzman et al. 2020).
+        stop: the token that ends a text, or None.
+        seed: seed of the random numbers.
+
+    All tensors are float32 on the CPU, and are copied.
+
+    Returns:
+        An object with two methods. ``feed(tokens)`` reads a list of tokens. ``generate(n)`` returns
+        a list of at most n more tokens. The state is zero at first and is carried from call to
+        call. The methods use as many threads as torch does now, or one where that is faster.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        ValueError: an option is out of range.
+
+    ``feed`` raises IndexError for a token that is not in [0, V). ``generate`` raises OverflowError
+    if the logits of the next token are not finite.
+    """
+    layers = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
+    tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
+    stop = -1 if stop is None else stop
+    options = (relu, temperature, top_k, top_p, stop, seed, torch.get_num_threads())
+    return _C.Sampler(*tensors, *options)
+
+
+def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
+    """Train GloVe for one epoch; ``words`` and ``contexts`` are updated in place.
+
+    csrc/api/glove.h describes the algorithm and the order of the entries. All tensors are
+    contiguous and on the CPU. There are N entries in P * P blocks, V words and D features.
+
+    Args:
+        starts: int64 (P * P + 1), the first entry of each block.
+        shifts: int64 (P), the shift of each round: 0, ..., P - 1 in any order.
+        row, column: int64 (N).
+        log_x, weight: float32 (N).
+        words, contexts: float32 (V, 2, D + 1).
+        lr: learning rate.
+
+    Returns:
+        float: the weighted sum of the squared errors.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        IndexError: a row or column is not in [0, V), or not in its block.
+        ValueError: ``starts`` or ``shifts`` is not valid.
+    """
+    tensors = (starts, shifts, row, column, log_x, weight, words, contexts)
+    return _C.glove_epoch(*tensors, lr, torch.get_num_threads())

@@ -1,0 +1,122 @@
+"""Which implementation runs a call of an operator.
+
+The dispatcher of torch takes microseconds. Where nothing observes it, the functions here call the
+implementation directly.
+"""
+
+import torch
+
+from .._torch import disable_dynamo, is_dispatcher_observed
+from . import cpu, cuda
+from .cpu import dropout_cpu, linear_cross_entropy_cpu, rnn_backward_cpu, rnn_cpu
+from .cuda import rnn_backward_cuda, rnn_cuda
+from .schema import RNNDescriptor, library
+
+
+def has_rnn_kernel(device_type, dtype):
+    """Return whether ``rnn`` has a kernel for weights of ``dtype`` on devices of this type."""
+    if device_type == "cuda":
+        return cuda.has_kernel(dtype)
+    return device_type == "cpu" and dtype in cpu.DTYPES
+
+
+def has_dropout_kernel(device_type, dtype):
+    """Return whether ``dropout`` has a kernel for tensors of ``dtype`` on devices of this type."""
+    return device_type == "cpu" and dtype in cpu.DTYPES
+
+
+def has_loss_kernel(device_type, dtype):
+    """Return whether ``linear_cross_entropy`` has a kernel for ``dtype`` on this type of device."""
+    return device_type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
+def _rnn_operator(run):
+    """Return the operator ``rnn`` that calls ``run`` with a descriptor."""
+
+    def operator(x, h0, weights, batch_sizes, *options_and_keep):
+        *options, keep = options_and_keep
+        descriptor = RNNDescriptor.of_operator(weights, *options)
+        return run(x, h0, weights, batch_sizes, descriptor, keep)
+
+    return operator
+
+
+def _rnn_backward_operator(run):
+    """Return the operator ``rnn_backward`` that calls ``run`` with a descriptor.
+
+    The number of tensors that an operator returns is fixed, so a gradient that is not needed is an
+    empty tensor.
+    """
+
+    def operator(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+        *options, need_dx, need_dh0, need_dw = options_and_needs
+        descriptor = RNNDescriptor.of_operator(weights, *options)
+        needs = (need_dx, need_dh0, need_dw)
+        dx, dh0, dw = run(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs)
+        nothing = outs[0].new_empty
+        return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw
+
+    return operator
+
+
+for _name, _device, _implementation in (
+    ("rnn", "CPU", _rnn_operator(rnn_cpu)),
+    ("rnn", "CUDA", _rnn_operator(rnn_cuda)),
+    ("rnn_backward", "CPU", _rnn_backward_operator(rnn_backward_cpu)),
+    ("rnn_backward", "CUDA", _rnn_backward_operator(rnn_backward_cuda)),
+    ("linear_cross_entropy", "CPU", linear_cross_entropy_cpu),
+    ("dropout", "CPU", dropout_cpu),
+):
+    # After a graph break Dynamo would trace the implementation.
+    library.impl(_name, disable_dynamo(_implementation), _device)
+
+_rnn_op = torch.ops.rnnfast.rnn.default
+_rnn_backward_op = torch.ops.rnnfast.rnn_backward.default
+_linear_cross_entropy_op = torch.ops.rnnfast.linear_cross_entropy.default
+_dropout_op = torch.ops.rnnfast.dropout.default
+_PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
+
+
+def _can_call_directly(weights, *tensors):
+    """Return whether the implementation can be called without the dispatcher.
+
+    The dispatcher is needed where something observes the call, for a subclass of Tensor, and for a
+    view that negates, because its values are not those in memory.
+    """
+    if is_dispatcher_observed() or not {*map(type, weights), *map(type, tensors)} <= _PLAIN:
+        return False
+    return not any([t.is_neg() for t in (*weights, *tensors) if t is not None])  # noqa: C419 - faster
+
+
+def rnn_forward(x, h0, weights, batch_sizes, descriptor, keep):
+    """Run the operator ``rnn`` and return ``(outs, h_n)``."""
+    if not _can_call_directly(weights, x, h0):
+        return _rnn_op(x, h0, weights, batch_sizes, *descriptor.options, keep)
+    run = rnn_cpu if x.is_cpu else rnn_cuda
+    return run(x, h0, weights, batch_sizes, descriptor, keep)
+
+
+def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+    """Run the operator ``rnn_backward`` for ``needs``, ``(need_dx, need_dh0, need_dw)``.
+
+    Returns:
+        ``(dx, dh0, dw)``. A gradient that is not needed is None or empty.
+    """
+    tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
+    if not _can_call_directly(weights, dy, dh_n, x, h0):
+        return _rnn_backward_op(*tensors, *descriptor.options, *needs)
+    run = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
+    return run(*tensors, descriptor, needs)
+
+
+def linear_cross_entropy(x, w, target, b, dloss, *options):
+    """Run the operator ``linear_cross_entropy``."""
+    plain = _can_call_directly((), x, w, target, b, dloss)
+    call = linear_cross_entropy_cpu if plain else _linear_cross_entropy_op
+    return call(x, w, target, b, dloss, *options)
+
+
+def dropout(x, seed, p):
+    """Run the operator ``dropout``."""
+    call = dropout_cpu if _can_call_directly((), x, seed) else _dropout_op
+    return call(x, seed, p)

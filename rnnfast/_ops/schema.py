@@ -1,0 +1,167 @@
+"""The definitions of the operators ``torch.ops.rnnfast.*``, their fakes, and `RNNDescriptor`.
+
+Letters: T time steps, B sequences, I inputs, H hidden units, L layers, D directions, N rows of a
+packed batch.
+
+``rnn`` runs L layers, all their directions and all time steps.
+
+- ``x`` is (T, B, I), (B, T, I) with ``batch_first``, or (N, I) with ``batch_sizes``. An ``x`` of
+  int64 is one-hot input of shape (T, B), (B, T) or (N). W_ih x_t is then the column w_ih[:, x_t],
+  and no one-hot tensor is built.
+- ``weights`` holds (w_ih, w_hh[, b_ih, b_hh]) for each layer and direction.
+- ``outs`` are the outputs of all layers if ``keep`` is true, which is what ``rnn_backward`` needs.
+  Otherwise only the output of the last layer is returned.
+
+``linear_cross_entropy`` is described in csrc/api/loss.h. With ``reduction`` "none" the loss is (N)
+and the gradients are those for ``dloss``, (N). With "mean" or "sum" the loss is (), the gradients
+are those of the loss, and ``dloss`` is None.
+
+``dropout`` is described in csrc/api/dropout.h. Its result is contiguous, and ``seed`` is int64 ().
+
+A gradient that is not needed is returned as an empty tensor.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+library = torch.library.Library("rnnfast", "DEF")
+_tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+library.define(
+    "rnn(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, int num_layers, "
+    "bool batch_first, bool relu, bool bias, bool keep) -> (Tensor[] outs, Tensor h_n)",
+    tags=_tags,
+)
+library.define(
+    "rnn_backward(Tensor? dy, Tensor? dh_n, Tensor[] outs, Tensor x, Tensor? h0, Tensor[] weights, "
+    "Tensor? batch_sizes, int num_layers, bool batch_first, bool relu, bool bias, bool need_dx, "
+    "bool need_dh0, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor[] dw)",
+    tags=_tags,
+)
+library.define(
+    "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+    "Tensor? dloss, str reduction, bool need_dx, bool need_dw, bool need_db) "
+    "-> (Tensor loss, Tensor dx, Tensor dw, Tensor db)",
+    tags=_tags,
+)
+library.define("dropout(Tensor x, Tensor seed, float p) -> Tensor", tags=_tags)
+
+
+def _weights_per_direction(bias):
+    return 4 if bias else 2
+
+
+class RNNDescriptor(NamedTuple):
+    """The description of a call of the RNN: everything except its tensors.
+
+    It has every number that the shapes of the weights and the states depend on. It is immutable, so
+    one description may be handed on from the module to the kernels.
+    """
+
+    num_layers: int
+    directions: int
+    batch_first: bool
+    nonlinearity: str  # "tanh" or "relu"
+    bias: bool
+
+    @classmethod
+    def of_operator(cls, weights, num_layers, batch_first, relu, bias):
+        """Return the description that belongs to the arguments of an operator."""
+        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        return cls(num_layers, directions, batch_first, "relu" if relu else "tanh", bias)
+
+    @property
+    def options(self):
+        """The arguments ``(num_layers, batch_first, relu, bias)`` of the operators."""
+        return self.num_layers, self.batch_first, self.nonlinearity == "relu", self.bias
+
+    @property
+    def one_layer(self):
+        """The description of each layer alone."""
+        return self._replace(num_layers=1)
+
+    @property
+    def num_states(self):
+        """L * D, the number of initial and of final states."""
+        return self.num_layers * self.directions
+
+    @property
+    def weights_per_direction(self):
+        """The number of weights of one direction: w_ih, w_hh and, with bias, b_ih, b_hh."""
+        return _weights_per_direction(self.bias)
+
+    @property
+    def weights_per_layer(self):
+        """The number of weights of all directions of one layer."""
+        return self.directions * self.weights_per_direction
+
+    def weights_of(self, weights, layer, direction=0):
+        """Return the part of ``weights`` that belongs to one direction of one layer."""
+        count = self.weights_per_direction
+        first = (layer * self.directions + direction) * count
+        return weights[first : first + count]
+
+
+def is_one_hot(x):
+    """Return whether ``x`` holds tokens, which stand for one-hot vectors."""
+    return x.dtype is torch.int64
+
+
+def shape_of_rows(x, batch_sizes):
+    """Return the shape of the input ``x`` without I: (T, B), (B, T) or (N).
+
+    Raises:
+        RuntimeError: ``x`` has a wrong number of dimensions.
+    """
+    rows = x.shape if is_one_hot(x) else x.shape[:-1]
+    if len(rows) != (2 if batch_sizes is None else 1):
+        wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
+        raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
+    return rows
+
+
+@torch.library.register_fake("rnnfast::rnn", lib=library)
+def _(x, h0, weights, batch_sizes, *options_and_keep):
+    *options, keep = options_and_keep
+    descriptor = RNNDescriptor.of_operator(weights, *options)
+    H = weights[1].shape[-1]
+    rows = x.shape if is_one_hot(x) else x.shape[:-1]
+    if batch_sizes is None:
+        B = rows[0 if descriptor.batch_first else 1]
+    else:  # B is the first element of batch_sizes, but a fake tensor has no elements
+        B = h0.shape[1] if h0 is not None else torch.library.get_ctx().new_dynamic_size()
+    shape = (*rows, descriptor.directions * H)
+    outs = [weights[1].new_empty(shape) for _ in range(descriptor.num_layers if keep else 1)]
+    return outs, weights[1].new_empty((descriptor.num_states, B, H))
+
+
+@torch.library.register_fake("rnnfast::rnn_backward", lib=library)
+def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+    *options, need_dx, need_dh0, need_dw = options_and_needs
+    descriptor = RNNDescriptor.of_operator(weights, *options)
+    dx = outs[0].new_empty(x.shape if need_dx else 0)
+    dh0 = outs[0].new_empty(h0.shape if need_dh0 else 0)
+    dw = [w.new_empty(w.shape) for w in weights] if need_dw else []
+    if is_one_hot(x) and need_dw:  # the kernel makes these gradients column by column
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
+            dw[n] = weights[n].new_empty(weights[n].shape[::-1]).t()
+    return dx, dh0, dw
+
+
+def new_loss_gradients(empty, x, w, need_dx, need_dw, need_db):
+    """Return new gradients of ``x``, ``w`` and the bias, made by ``empty(shape, like)``."""
+    return [
+        empty(shape if needed else (0,), x)
+        for shape, needed in ((x.shape, need_dx), (w.shape, need_dw), (w.shape[:1], need_db))
+    ]
+
+
+@torch.library.register_fake("rnnfast::linear_cross_entropy", lib=library)
+def _(x, w, target, b, dloss, reduction, *needs):
+    gradients = new_loss_gradients(lambda shape, like: like.new_empty(shape), x, w, *needs)
+    return x.new_empty(target.shape if reduction == "none" else ()), *gradients
+
+
+@torch.library.register_fake("rnnfast::dropout", lib=library)
+def _(x, seed, p):
+    return x.new_empty(x.shape)

@@ -1,0 +1,224 @@
+"""Every question that rnnfast asks torch's private API, each as one function.
+
+A private name may change with any release of torch. Where the installed torch lacks a name, the
+function here gives an answer that is always correct, even if it makes rnnfast slower.
+``tests/test_torch_private.py`` reports which names the installed torch has.
+
+Some functions are torch's own without a wrapper, because a wrapper would take 50 ns in each call.
+"""
+
+import functools
+import importlib.abc
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import torch
+
+# Whether the installed torch has each private name that is asked for.
+HAS = {}
+
+
+def _private(name, otherwise):
+    """Return the attribute of torch with the dotted ``name``, or ``otherwise`` if there is none."""
+    value = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), torch)
+    HAS[name] = value is not None
+    return otherwise if value is None else value
+
+
+def _owner(name, otherwise):
+    """Return the owner of the attribute ``name``, whose value changes, so that it is read anew.
+
+    If there is no such attribute, return an object that always has the value ``otherwise``.
+    """
+    path, _, attribute = name.rpartition(".")
+    owner = _private(path, None)
+    HAS[name] = hasattr(owner, attribute)
+    return owner if HAS[name] else SimpleNamespace(**{attribute: otherwise})
+
+
+# Transforms
+
+
+_get_interpreter_stack = _private("_C._functorch.get_interpreter_stack", None)
+_VMAP = _private("_C._functorch.TransformType.Vmap", None)
+_forward_ad = _owner("autograd.forward_ad._current_level", 0)
+
+# is_in_transform() returns whether a transform of torch.func, for example vmap, is active.
+is_in_transform = _private("_C._are_functorch_transforms_active", lambda: True)
+
+
+def is_in_transform_or_forward_ad():
+    """Return whether a transform of torch.func or forward-mode AD is active."""
+    return is_in_transform() or _forward_ad._current_level >= 0
+
+
+def is_in_vmap():
+    """Return whether ``torch.func.vmap`` is among the active transforms.
+
+    While torch.compile traces a transform the answer is True, because Dynamo does not know which
+    transforms are active.
+    """
+    if not is_in_transform():
+        return False
+    if torch.compiler.is_compiling() or _get_interpreter_stack is None or _VMAP is None:
+        return True
+    return any(level.key() == _VMAP for level in _get_interpreter_stack() or ())
+
+
+def _can_reach_storage(tensor):
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+_has_storage = _private("_C._has_storage", _can_reach_storage)
+
+
+def is_batch_of_vmap(tensor):
+    """Return whether ``tensor`` stands for a batch of tensors, so that it has no memory of its own.
+
+    ``torch.autograd.grad(..., is_grads_batched=True)`` calls a backward pass with such tensors
+    although the forward pass ran outside of ``vmap``.
+    """
+    return (
+        type(tensor) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and not _has_storage(tensor)
+    )
+
+
+# Autocast
+
+
+def _is_autocast_enabled_on_a_device():
+    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+# is_any_autocast_enabled() returns whether autocast is enabled on a device of any type.
+is_any_autocast_enabled = _private("_C._is_any_autocast_enabled", _is_autocast_enabled_on_a_device)
+
+
+# The dispatcher
+
+
+_len_dispatch_stack = _private("_C._len_torch_dispatch_stack", lambda: 1)
+_is_tracing = _private("_C._is_tracing", torch.jit.is_tracing)
+_profiler = _owner("autograd.profiler._is_profiler_enabled", True)
+
+
+def is_dispatcher_observed():
+    """Return whether a compiler, tracer, profiler or dispatch mode must see every operator.
+
+    Otherwise an operator's implementation may be called directly. This saves the microseconds that
+    the dispatcher takes.
+    """
+    return bool(
+        torch.compiler.is_compiling()
+        or _len_dispatch_stack()
+        or _is_tracing()
+        or _profiler._is_profiler_enabled
+    )
+
+
+# torch.compile
+
+
+# disable_dynamo(function) returns a function that Dynamo calls and never traces, even after a graph
+# break. The public decorator imports Dynamo, which takes a second.
+disable_dynamo = _private("_disable_dynamo", torch.compiler.disable)
+
+_BUILDER = "torch._dynamo.variables.builder"
+
+
+def let_dynamo_trace(cls):
+    """Let Dynamo trace the instances of ``cls``, a subclass of ``nn.RNN`` that is one operator.
+
+    Dynamo refuses every instance of ``nn.RNN``, because tracing ``nn.RNN.forward`` would unroll its
+    time steps. ``torch._dynamo.config.allow_rnn`` is its only switch, for all modules of the
+    process. Here the switch is on only while Dynamo looks at an instance of ``cls``.
+
+    Importing Dynamo takes a second. If it is not yet imported, this function waits until it is.
+    """
+    if _BUILDER in sys.modules:
+        _patch_builder(sys.modules[_BUILDER], cls)
+    else:
+        sys.meta_path.insert(0, _PatchOnImport(cls))
+
+
+def _patch_builder(builder, cls):
+    """Patch Dynamo's module ``builder``, and return whether it has the names that this needs.
+
+    A torch without these names may trace ``nn.RNN`` by itself. If not, its own error says so.
+    """
+    if not (
+        hasattr(builder.config, "allow_rnn") and hasattr(builder.VariableBuilder, "wrap_module")
+    ):
+        return False
+    wrap_module = builder.VariableBuilder.wrap_module
+
+    def wrap(self, value):
+        with builder.config.patch(allow_rnn=builder.config.allow_rnn or isinstance(value, cls)):
+            return wrap_module(self, value)
+
+    builder.VariableBuilder.wrap_module = wrap
+    return True
+
+
+class _PatchOnImport(importlib.abc.MetaPathFinder):
+    """Patches Dynamo's builder for ``cls`` right after another module imports the builder."""
+
+    def __init__(self, cls):
+        self.cls = cls
+
+    def find_spec(self, name, path, target=None):
+        if name != _BUILDER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            _patch_builder(module, self.cls)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+# Modules and optimizers
+
+
+def named_rnn_weights(module):
+    """Return the names and the weights of an ``nn.RNN``, two lists in the order of its operators.
+
+    ``nn.RNN`` keeps a list of its weights and checks in each call whether the list is still right.
+    Asking for the weights by name does without the list, also for parametrized weights.
+    """
+    try:
+        names, parameters = module._flat_weights_names, module._parameters
+    except AttributeError:
+        names, parameters = _rnn_weight_names(module), {}
+    weights = [parameters[name] if name in parameters else getattr(module, name) for name in names]
+    return names, weights
+
+
+def _rnn_weight_names(module):
+    kinds = ("weight_ih", "weight_hh") + (("bias_ih", "bias_hh") if module.bias else ())
+    return [
+        f"{kind}_l{layer}{suffix}"
+        for layer in range(module.num_layers)
+        for suffix in ("", "_reverse")[: 1 + module.bidirectional]
+        for kind in kinds
+    ]
+
+
+def _lerp_each(tensors, ends, weight):
+    for tensor, end in zip(tensors, ends, strict=True):
+        tensor.lerp_(end, weight)
+
+
+# foreach_lerp_(tensors, ends, weight) moves each tensor in place towards its end by the weight.
+foreach_lerp_ = _private("_foreach_lerp_", _lerp_each)

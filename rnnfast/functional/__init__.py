@@ -1,0 +1,12 @@
+"""Functions without state: :func:`rnn`, :func:`linear_cross_entropy` and :func:`dropout`.
+
+They run on rnnfast's kernels where there is one, and otherwise on torch's own operators. The
+modules in `rnnfast.nn` call them. Each is in a file of its own, next to the autograd Function that
+gives its gradients.
+"""
+
+from ._dropout import dropout
+from ._loss import linear_cross_entropy
+from ._rnn import rnn
+
+__all__ = ["dropout", "linear_cross_entropy", "rnn"]

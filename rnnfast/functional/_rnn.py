@@ -1,0 +1,278 @@
+"""The RNN as a function, the choice of what runs it, and its autograd Function."""
+
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from .. import _ops, _torch
+from ._shared import can_run_kernel, differentiable_gradients
+from ._stepwise import rnn_stepwise
+
+
+def rnn(
+    input,
+    hx,
+    weights,
+    *,
+    num_layers=1,
+    nonlinearity="tanh",
+    bidirectional=False,
+    batch_first=False,
+    dropout=0.0,
+    training=False,
+    batch_sizes=None,
+):
+    """Run an Elman RNN, ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
+
+    This is :class:`rnnfast.FastRNN` as a function of its weights. With T time steps, B sequences,
+    I inputs, H hidden units, L layers and D directions:
+
+    Args:
+        input: (T, B, I), or (B, T, I) with ``batch_first``. With ``batch_sizes`` it is the data of
+            a ``PackedSequence``, (N, I). Strides are arbitrary. One-hot input is given as int64
+            tokens in [0, I) of shape (T, B), (B, T) or (N): the product with ``w_ih`` is then a
+            look-up of its columns, forward and backward, and no one-hot tensor is built.
+        hx: initial state (L * D, B, H), or None for zeros.
+        weights: flat list in the order of ``nn.RNN``. For each layer and direction it holds
+            ``w_ih`` (H, I), ``w_hh`` (H, H) and, for all or for none, ``b_ih`` (H) and ``b_hh``
+            (H). In layers after the first, I is D * H.
+        num_layers: L.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bidirectional: whether D is 2.
+        batch_first: whether ``input`` and ``output`` are (B, T, ...).
+        dropout: probability of zeroing an output of each layer except the last, in training.
+        training: whether dropout is active.
+        batch_sizes: int64 CPU tensor (T), the number of rows at each step of a packed batch. It
+            never increases.
+
+    Returns:
+        ``(output, h_n)``: the states of the last layer, (T, B, D * H) in the layout of ``input``,
+        and the final state of each layer, (L * D, B, H).
+
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels. bfloat16 and float16
+    compute in float32. Under autocast its dtype is used. CUDA devices use rnnfast's kernels after
+    :func:`rnnfast.set_cuda_kernel`. There, a token that is not in [0, I) fails an assertion on the
+    device.
+
+    Other dtypes and devices, transforms of torch.func and forward-mode AD run on torch's own
+    operators, with the same results. Under ``vmap`` the time steps run one by one. The result can
+    be differentiated twice, or once if it runs on cuDNN.
+
+    Raises:
+        ValueError: the nonlinearity is unknown, there is no layer, or the number of weights does
+            not fit.
+        RuntimeError: sizes, dtypes or devices do not fit one another.
+        IndexError: a token is not in [0, I).
+
+    Example:
+        >>> import torch
+        >>> from rnnfast.functional import rnn
+        >>> w_ih, w_hh = torch.randn(20, 10), torch.randn(20, 20)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10), None, [w_ih, w_hh])
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    weights = list(weights)
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    D = 2 if bidirectional else 1
+    has_bias = len(weights) > 2 * num_layers * D
+    descriptor = _ops.RNNDescriptor(num_layers, D, batch_first, nonlinearity, has_bias)
+    if len(weights) != descriptor.weights_per_layer * num_layers:
+        raise ValueError(
+            f"weights must hold 2 or 4 tensors for each of {num_layers} layers x {D} directions, "
+            f"got {len(weights)}"
+        )
+    return run_rnn(input, hx, weights, batch_sizes, descriptor, dropout if training else 0.0)
+
+
+def run_rnn(
+    input,
+    hx,
+    weights,
+    batch_sizes,
+    descriptor,
+    dropout=0.0,
+    variational_dropout=0.0,
+    zoneout=0.0,
+    training=False,
+):
+    """Run :func:`rnn` for arguments whose number and names are known to be right.
+
+    Args:
+        input, hx, weights, batch_sizes: as in :func:`rnn`.
+        descriptor: the `RNNDescriptor` of the call.
+        dropout: as in :func:`rnn`, but 0 outside of training.
+        variational_dropout: like ``dropout``, with one mask for all time steps.
+        zoneout: as in `rnn_stepwise`.
+        training: whether zoneout is drawn at random.
+    """
+    batch_first = descriptor.batch_first
+    if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
+        raise RuntimeError(
+            f"Expected sequence length to be larger than 0 in RNN, got input {tuple(input.shape)}"
+        )
+    run = rnn_on_kernel
+    if zoneout or not can_run_kernel(input, weights[0].dtype, _ops.has_rnn_kernel):
+        is_stepwise = zoneout or _torch.is_in_vmap()
+        dtype = _autocast_dtype(input.device.type)
+        if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
+            input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
+            regularisers = (dropout, variational_dropout, zoneout, training)
+            with torch.autocast(input.device.type, enabled=False):
+                return run_rnn(input, hx, weights, batch_sizes, descriptor, *regularisers)
+        check_hx_dtype(hx, weights[0].dtype)
+        if is_stepwise:
+            run = partial(rnn_stepwise, zoneout=zoneout, training=training)
+        elif variational_dropout:
+            run = rnn_torch
+        else:
+            return rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout)
+    else:
+        device = input.device
+        for w in weights:  # otherwise an operator would run on the device of the last tensor
+            if w.device != device:
+                raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
+        if hx is not None and hx.device != device:
+            raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
+    if descriptor.num_layers == 1 or not (dropout or variational_dropout):
+        return run(input, hx, weights, batch_sizes, descriptor)
+
+    D, one_layer = descriptor.directions, descriptor.one_layer
+    if hx is not None and len(hx) != descriptor.num_states:
+        raise RuntimeError(f"hx must be ({descriptor.num_states}, B, H), got {tuple(hx.shape)}")
+    states = []
+    for layer in range(descriptor.num_layers):
+        if layer > 0:
+            if dropout:
+                input = _dropout(input, dropout, batch_first and batch_sizes is None)
+            if variational_dropout:
+                input = _variational_dropout(input, variational_dropout, batch_sizes, batch_first)
+        h0 = None if hx is None else hx[layer * D : (layer + 1) * D]
+        count = descriptor.weights_per_layer
+        own = weights[layer * count : (layer + 1) * count]
+        input, h_n = run(input, h0, own, batch_sizes, one_layer)
+        states.append(h_n)
+    return input, torch.cat(states)
+
+
+def _autocast_dtype(device_type):
+    """Return the dtype in which autocast computes on that type of device, or None if it is off."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _cast(t, dtype):
+    """Convert ``t`` as autocast does: float64 and integers stay what they are."""
+    if t is None or not t.is_floating_point() or t.dtype is torch.float64:
+        return t
+    return t.to(dtype)
+
+
+def _dropout(input, p, batch_first):
+    """Apply dropout with the mask that ``nn.RNN`` draws for the same seed: time step by step."""
+    if batch_first:
+        return F.dropout(input.transpose(0, 1).contiguous(), p).transpose(0, 1)
+    return F.dropout(input, p)
+
+
+def _variational_dropout(input, p, batch_sizes, batch_first):
+    """Apply one mask to all time steps of a sequence (Gal & Ghahramani 2016, arXiv:1512.05287)."""
+    if batch_sizes is None:
+        B, time = (input.shape[0], 1) if batch_first else (input.shape[1], 0)
+        return input * F.dropout(input.new_ones(B, input.shape[-1]), p).unsqueeze(time)
+    mask = F.dropout(input.new_ones(int(batch_sizes[0]), input.shape[-1]), p)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    sequence = torch.arange(len(input), device=starts.device)
+    sequence -= starts.repeat_interleave(batch_sizes)
+    return input * mask[sequence.to(input.device)]
+
+
+def check_hx_dtype(hx, dtype):
+    """Raise RuntimeError if ``hx`` has another dtype than the weights.
+
+    torch's own error does not name ``hx``, and where torch promotes dtypes there is no error.
+    """
+    if hx is not None and hx.dtype != dtype and not _torch.is_any_autocast_enabled():
+        raise RuntimeError(f"hx must be {dtype} like the weights, got {hx.dtype}")
+
+
+def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
+    """Run the RNN on torch's operator, which supports every dtype, device and derivative."""
+    if _ops.is_one_hot(input):
+        input = F.one_hot(input, weights[0].shape[-1]).to(weights[0].dtype)
+    num_layers, directions, batch_first, nonlinearity, bias = descriptor
+    if hx is None:
+        B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+        hx = input.new_zeros(descriptor.num_states, B, weights[1].shape[-1])
+    call = torch.rnn_relu if nonlinearity == "relu" else torch.rnn_tanh
+    # cuDNN has a backward pass only for a forward pass in training mode. Without dropout both
+    # modes give the same result. cuDNN also refuses an hx that is not contiguous.
+    training = dropout > 0 or torch.is_grad_enabled()
+    common = (hx.contiguous(), weights, bias, num_layers, dropout, training, directions == 2)
+    if batch_sizes is None:
+        return call(input, *common, batch_first)
+    return call(input, batch_sizes, *common)
+
+
+def rnn_on_kernel(x, h0, weights, batch_sizes, descriptor):
+    """Run the RNN on rnnfast's kernels, without dropout between its layers."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (h0 is not None and h0.requires_grad)
+        or any([w.requires_grad for w in weights])  # noqa: C419 - a generator costs more than it saves
+    ):
+        return _RNN.apply(x, h0, batch_sizes, descriptor, *weights)
+    outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, False)
+    return outs[0], h_n
+
+
+class _RNN(torch.autograd.Function):
+    """All layers, directions and time steps. It saves the outputs of each layer, nothing else."""
+
+    # There is no setup_context: with it every call takes 45 us to bind its arguments with
+    # inspect.signature. Only torch.func needs it, and torch.func never reaches the kernels.
+    @staticmethod
+    def forward(ctx, x, h0, batch_sizes, descriptor, *weights):
+        outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, True)
+        ctx.save_for_backward(x, h0, batch_sizes, *outs, *weights)
+        ctx.descriptor = descriptor
+        ctx.set_materialize_grads(False)
+        return outs[-1], h_n
+
+    @staticmethod
+    def backward(ctx, dy, dh_n):
+        if dy is None and dh_n is None:
+            return (None,) * len(ctx.needs_input_grad)
+        x, h0, batch_sizes, *saved = ctx.saved_tensors
+        descriptor = ctx.descriptor
+        outs, weights = saved[: descriptor.num_layers], saved[descriptor.num_layers :]
+        is_batched = _torch.is_batch_of_vmap(dy) or _torch.is_batch_of_vmap(dh_n)
+        if torch.is_grad_enabled() or is_batched:  # create_graph=True enables gradients here
+            return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
+        need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
+        needs = (need_dx, need_dh0, True in needs_dw)
+        tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
+        dx, dh0, dw = _ops.rnn_backward(*tensors, descriptor, needs)
+        if False in needs_dw:
+            dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
+        return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, *dw)
+
+
+def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
+    """Return the gradients as a graph of torch's operators, made by a second forward pass."""
+
+    def call(x, h0, batch_sizes, descriptor, *weights):
+        cudnn = torch.backends.cudnn
+        enabled, cudnn.enabled = cudnn.enabled, False  # its backward pass has no derivative
+        try:
+            return rnn_torch(x, h0, weights, batch_sizes, descriptor)
+        finally:
+            cudnn.enabled = enabled
+
+    inputs = (x, h0, batch_sizes, ctx.descriptor, *weights)
+    return differentiable_gradients(ctx, call, inputs, (dy, dh_n))

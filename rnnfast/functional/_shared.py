@@ -1,0 +1,48 @@
+"""What the functions of this package have in common."""
+
+import torch
+
+from .. import _torch
+
+
+def can_run_kernel(input, dtype, has_kernel):
+    """Return whether a kernel can run a call with ``input`` and weights of ``dtype``.
+
+    ``has_kernel(device_type, dtype)`` tells whether there is one. The kernels know nothing of
+    autocast, of the transforms of torch.func and of forward-mode AD.
+    """
+    # is_cpu takes a fourth of the time of device.type.
+    device_type = "cpu" if input.is_cpu else input.device.type
+    return (
+        has_kernel(device_type, dtype)
+        and input.numel() > 0
+        and not torch.is_autocast_enabled(device_type)
+        and not _torch.is_in_transform_or_forward_ad()
+    )
+
+
+def differentiable_gradients(ctx, call, inputs, gradients_of_outputs):
+    """Return the gradients of ``inputs``, for use in the backward pass of an autograd Function.
+
+    They are those of the outputs of ``call(*inputs)``, which runs torch's own operators, so they
+    can be differentiated again. Inputs that need no gradient according to ``ctx`` get None.
+    """
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # One input may be computed from another, or be the same tensor. Views of the inputs make
+        # the gradients here partial derivatives; the autograd engine turns them into total ones.
+        inputs = [t.view_as(t) if isinstance(t, torch.Tensor) else t for t in inputs]
+        pairs = zip(call(*inputs), gradients_of_outputs, strict=True)
+        given = [(o, g) for o, g in pairs if g is not None]
+        gradients = torch.autograd.grad(
+            [o for o, _ in given],
+            [inputs[i] for i in wanted],
+            [g for _, g in given],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    result = [None] * len(inputs)
+    for i, g in zip(wanted, gradients, strict=True):
+        result[i] = g
+    return tuple(result)

@@ -1,0 +1,222 @@
+"""Does the installed torch still answer what ``rnnfast._torch`` asks, and what if it does not?"""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnnfast import FastRNN, _torch
+
+
+def load():
+    """Return ``rnnfast._torch`` as it is when it is imported into torch as torch is now."""
+    spec = importlib.util.find_spec("rnnfast._torch")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def without(monkeypatch, name):
+    """Return ``rnnfast._torch`` as it is in a torch that lacks the private ``name``."""
+    path, _, attribute = name.rpartition(".")
+    owner = torch
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part)
+    with monkeypatch.context() as patch:
+        patch.delattr(owner, attribute)
+        module = load()
+    assert not module.HAS[name]
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(_torch.HAS))
+def test_torch_has(name):
+    assert _torch.HAS[name]
+
+
+def test_torch_has_the_names_of_the_weights():
+    assert nn.RNN(2, 3)._flat_weights_names and nn.RNN(2, 3)._parameters
+
+
+def test_dynamo_has_what_is_patched():
+    import torch._dynamo.variables.builder as builder
+
+    wrap_module = builder.VariableBuilder.wrap_module
+    try:
+        assert _torch._patch_builder(builder, FastRNN)
+    finally:
+        builder.VariableBuilder.wrap_module = wrap_module
+
+
+# Transforms
+
+
+@pytest.fixture(params=[None, "_C._are_functorch_transforms_active"])
+def transforms(request, monkeypatch):
+    """``rnnfast._torch``, once with each name that it asks for transforms missing."""
+    return load() if request.param is None else without(monkeypatch, request.param)
+
+
+def test_transforms_are_seen(transforms):
+    seen = []
+
+    def look(x):
+        seen.append((transforms.is_in_transform(), transforms.is_in_vmap()))
+        return x.sum()
+
+    torch.func.vmap(look)(torch.ones(2, 3))
+    torch.func.grad(look)(torch.ones(3))
+    assert seen == [(True, True), (True, False)]
+
+
+def test_outside_of_a_transform():
+    assert not _torch.is_in_transform() and not _torch.is_in_vmap()
+    assert not _torch.is_in_transform_or_forward_ad()
+
+
+def test_forward_ad_is_seen(monkeypatch):
+    with forward_ad.dual_level():
+        assert _torch.is_in_transform_or_forward_ad()
+    module = without(monkeypatch, "autograd.forward_ad._current_level")
+    assert module.is_in_transform_or_forward_ad(), "it may be active"
+
+
+@pytest.mark.parametrize("name", ["get_interpreter_stack", "TransformType"])
+def test_a_transform_that_may_be_vmap_is_taken_for_it(monkeypatch, name):
+    if name == "TransformType":  # a class: the name in it is what is looked up
+        monkeypatch.setattr(torch._C._functorch, name, object())
+        module = load()
+    else:
+        module = without(monkeypatch, f"_C._functorch.{name}")
+    seen = []
+    torch.func.grad(lambda x: seen.append(module.is_in_vmap()) or x.sum())(torch.ones(3))
+    assert seen == [True] and not module.is_in_vmap()
+
+
+@pytest.mark.parametrize("name", [None, "_C._has_storage"])
+def test_batches_of_vmap_are_seen(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    seen = []
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            seen.append(module.is_batch_of_vmap(dy))
+            return dy
+
+    x = torch.ones(3, requires_grad=True)
+    y = Look.apply(x)
+    for batched, seed in ((False, torch.ones(3)), (True, torch.ones(5, 3))):
+        torch.autograd.grad(y, x, seed, is_grads_batched=batched, retain_graph=True)
+    assert seen == [False, True]
+    assert not module.is_batch_of_vmap(None)
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("name", [None, "_C._is_any_autocast_enabled"])
+def test_autocast_is_seen(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    assert not module.is_any_autocast_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.is_any_autocast_enabled()
+
+
+# The dispatcher
+
+
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [None, "_C._len_torch_dispatch_stack", "_C._is_tracing"])
+def test_observers_are_seen(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    with Mode():
+        assert module.is_dispatcher_observed()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert module.is_dispatcher_observed()
+    seen = []
+    torch.jit.trace(lambda x: seen.append(module.is_dispatcher_observed()) or x + 1, torch.ones(2))
+    assert seen[0]
+    # Without the length of the stack there may always be a mode.
+    assert module.is_dispatcher_observed() is (name == "_C._len_torch_dispatch_stack")
+
+
+def test_without_the_flag_of_the_profiler_there_may_be_one(monkeypatch):
+    module = without(monkeypatch, "autograd.profiler._is_profiler_enabled")
+    assert module.is_dispatcher_observed()
+
+
+# torch.compile
+
+
+@pytest.mark.parametrize("name", [None, "_disable_dynamo"])
+def test_dynamo_does_not_trace_what_is_disabled(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    compiling = []
+
+    def look(x):
+        compiling.append(torch.compiler.is_compiling())
+        return x + 1
+
+    torch.compiler.reset()
+    disabled = module.disable_dynamo(look)
+    torch.compile(lambda x: disabled(x) * 2, backend="eager")(torch.ones(2))
+    assert compiling == [False]
+
+
+def test_a_dynamo_without_the_switch_is_left_alone():
+    class Builder:
+        class config:
+            pass
+
+        class VariableBuilder:
+            pass
+
+    assert not _torch._patch_builder(Builder, FastRNN)
+    assert not hasattr(Builder.VariableBuilder, "wrap_module")
+
+
+# Modules and optimizers
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+def test_names_of_weights(options):
+    module = nn.RNN(2, 3, **options)
+    assert _torch._rnn_weight_names(module) == module._flat_weights_names
+    names, weights = _torch.named_rnn_weights(module)
+    expected = dict(module.named_parameters())
+    assert names == list(expected)
+    assert all(weight is expected[name] for name, weight in zip(names, weights, strict=True))
+
+
+@pytest.mark.parametrize("name", [None, "_foreach_lerp_"])
+def test_lerp(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    tensors, ends = [torch.zeros(3), torch.ones(2)], [torch.ones(3), torch.full((2,), 5.0)]
+    module.foreach_lerp_(tensors, ends, 0.25)
+    assert torch.equal(tensors[0], torch.full((3,), 0.25))
+    assert torch.equal(tensors[1], torch.full((2,), 2.0))
+
+
+def test_no_other_module_of_the_package_asks():
+    """Private names of torch occur in ``rnnfast/_torch.py`` alone."""
+    import re
+    from pathlib import Path
+
+    package = Path(_torch.__file__).parent
+    private = re.compile(r"\btorch(\.\w+)*\._[a-zA-Z]|\bfrom torch(\.\w+)* import .*\b_[a-zA-Z]")
+    for path in package.rglob("*.py"):
+        if path.name != "_torch.py":
+            found = [line for line in path.read_text().splitlines() if private.search(line)]
+            assert not found, f"{path.relative_to(package)}: {found}"
