@@ -20,6 +20,7 @@ from rich.console import Console
 from rnnfast import bench
 from rnnfast._common.files import write_atomic
 from rnnfast._common.plots import save_figure
+from rnnfast._common.progress import measuring
 
 
 def measure(
@@ -43,7 +44,7 @@ def measure(
     ceiling = ceilings.measure(**limits)
     results = []
     with contest.started(everyone, threads):
-        for case in bench.progress(cases, console):
+        for case in measuring(cases, console):
             modes = {mode: contest.measure(case, mode, everyone, repeats) for mode in bench.MODES}
             results.append((case, modes))
     ceiling = ceilings.best(ceiling, ceilings.measure(**limits))

@@ -1,4 +1,4 @@
-"""How many times faster than ``torch.nn.RNN``, on this machine: the library behind `rnnfast bench`.
+"""How many times faster than ``torch.nn.RNN``, on this machine.
 
 One absolute time means little on a machine that others use too, so what is measured is ratios. Both
 modules hold the same weights and must agree before they are timed. Their samples alternate in one
@@ -9,7 +9,6 @@ in the same run says how much is left to gain.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import math
 import os
@@ -23,13 +22,12 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
 from . import build_info, reference
 from ._common.errors import UserError
-from ._common.plots import check_plot, plot_path, require_matplotlib, save_figure
+from ._common.plots import require_matplotlib
 from ._version import __version__
 from .nn import FastRNN
 
@@ -446,73 +444,3 @@ def warn_if_busy(report: dict[str, Any], console: Console) -> None:
             f"The machine was busy: load average {report['load']:.1f} at the start. Threads that "
             "wait for one another then stall, and the ratios say little."
         )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `rnnfast bench`."""
-    parser.add_argument(
-        "--shapes",
-        type=_parse_shape,
-        nargs="+",
-        default=DEFAULT_SHAPES,
-        metavar="T,B,I,H",
-        help="time steps, batch rows, input size, hidden size (default: ten shapes)",
-    )
-    parser.add_argument("--repeats", type=int, help="samples (default: about 1.5 s a measurement)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument(
-        "--numpy", action="store_true", help="also time the forward of the NumPy reference"
-    )
-    parser.add_argument("--plot", type=plot_path, metavar="PATH", help="draw here, .png or .svg")
-
-
-def run(args: argparse.Namespace, output: Any) -> int:
-    """`rnnfast bench`: measure, print the tables, write the files asked for."""
-    if args.plot:
-        check_plot(args.plot)
-    report = measure(
-        progress(args.shapes, output.progress),
-        dtype=getattr(torch, args.dtype),
-        threads=args.threads,
-        repeats=args.repeats,
-        numpy=args.numpy,
-    )
-    report["command"] = _command(args)
-    show(report, output.text)
-    output.json(report)
-    if args.plot:
-        save_figure(figure(report), args.plot)
-    return 0
-
-
-def progress(shapes: Sequence[Any], console: Console) -> Iterable[Any]:
-    """The shapes, with a bar on the console that moves between them only.
-
-    A bar that refreshes itself has a thread, which would compete with what is timed.
-    """
-    return track(shapes, "measuring", console=console, auto_refresh=False, transient=True)
-
-
-def _command(args: argparse.Namespace) -> str:
-    """What to type to measure the same again; where the results went is nobody's business."""
-    words = ["rnnfast", "bench"]
-    if args.shapes != DEFAULT_SHAPES:
-        words += ["--shapes", *map(str, args.shapes)]
-    for name in ("threads", "repeats"):
-        if (value := getattr(args, name)) is not None:
-            words += [f"--{name}", str(value)]
-    if args.dtype != "float32":
-        words += ["--dtype", args.dtype]
-    if args.numpy:
-        words.append("--numpy")
-    return " ".join(words)
-
-
-def _parse_shape(text: str) -> Shape:
-    try:
-        shape = Shape(*map(int, text.split(",")))
-    except (TypeError, ValueError):
-        shape = None
-    if shape is None or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: want four positive integers T,B,I,H")
-    return shape

@@ -371,7 +371,7 @@ def interrupt(number, *, again=False):
 def test_ctrl_c_saves_a_model_that_goes_on(rnnfast):
     status, out, err = interrupt(signal.SIGINT, again=True)
     assert status == 130 and "Traceback" not in err
-    assert "saved in run; go on with rnnfast train --resume run" in out
+    assert "saved in run; continue with rnnfast train --resume run" in out
     step = int(re.search(r"stopped at step (\d+)", out)[1])
     Path("line").write_text("The class\n")
     assert rnnfast("eval", "run", "--data", "line")[0] == 0
@@ -468,7 +468,7 @@ BAD_INPUT = {
     "resume and out": (["train", "--resume", "model", "--out", "x"], "--resume"),
     "resume and vocab": (
         ["train", "--resume", "model", "--epochs", "3", "--vocab", "nowhere"],
-        "goes on with the vocabulary it has: leave --vocab",
+        "continues with the vocabulary of the run: leave out --vocab",
     ),
     "resume, settings": (
         ["train", "--resume", "model", "--epochs", "3", "--bptt", "11"],

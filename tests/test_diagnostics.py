@@ -178,7 +178,7 @@ def test_curves_of_the_picture():
 @pytest.mark.parametrize("level, layers", [("char", 1), ("word", 2)])
 def test_flow_of_a_language_model_is_autograds(level, layers):
     """Against the gradients of the embedded tokens, which the first layer's states lead to."""
-    from rnnfast.diagnostics.cli import LANES, flow
+    from rnnfast.diagnostics.flow import LANES, flow
 
     text = "the cat sat on the mat\n" * 30 if level == "word" else PERIODIC
     model = small_model(level, nlayers=layers, text=text).double()
@@ -221,7 +221,7 @@ def test_diagnose(tmp_path, monkeypatch, capsys):
     lm.save(small_model(model="window"), small_config(model="window"), "window")
     for change, message in (
         (["--steps", "0"], "--steps must be at least 1"),
-        (["--data", "short"], "too few for --steps 12"),
+        (["--data", "short"], "too few to go 12 steps back"),
         (["--data", "none"], "cannot read none"),
         (["--plot", "no/where.svg"], "cannot write"),
     ):

@@ -432,4 +432,4 @@ def test_embeddings_begin_a_language_model(rnnfast):
     status, _, err = rnnfast(*argv, "--emsize", 8, "--embeddings", "v.safetensors")
     assert status == 2 and "vectors of size 16, not emsize 8" in err and not Path("n").exists()
     status, _, err = rnnfast("train", "--resume", "m", "--embeddings", "v.safetensors")
-    assert status == 2 and "leave --embeddings" in err
+    assert status == 2 and "leave out --embeddings" in err

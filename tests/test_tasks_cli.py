@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rnnfast.cli.tasks import assign_folds
 from rnnfast.tasks import SequenceClassifier
-from rnnfast.tasks.cli import _folds
 
 TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
 TINY += ["--threads", 1, "--dropout", 0, "--word-dropout", 0]
@@ -63,11 +63,11 @@ def test_folds(rnnfast):
     assert report["mean_accuracy"] == pytest.approx(np.mean(report["accuracies"])) == 1.0
     assert report["params"]["patience"] is None and Path("pos.txt").exists()
     y = ["a"] * 31 + ["b"] * 22
-    fold = _folds(y, 5, seed=1)
+    fold = assign_folds(y, 5, seed=1)
     for k in range(5):
         classes = [y[i] for i in np.flatnonzero(fold == k)]
         assert classes.count("a") in (6, 7) and classes.count("b") in (4, 5)
-    assert not np.array_equal(fold, _folds(y, 5, seed=2))
+    assert not np.array_equal(fold, assign_folds(y, 5, seed=2))
 
 
 def test_embeddings(rnnfast):
