@@ -61,8 +61,8 @@ def measure(H, V, length, repeats):
     if ours(0) != vocab.decode(theirs(0)):
         raise RuntimeError(f"texts at temperature 0 differ at H={H} V={V}: nothing was timed")
     calls = {OURS: ours, "loop": theirs, "loop, 1 thread": theirs_on_one_thread}
-    samplers = {name: bench.sampler(call) for name, call in calls.items()}
-    seconds = bench.alternate(samplers, repeats)
+    timers = {name: bench.timer(call) for name, call in calls.items()}
+    seconds = bench.alternate(timers, repeats)
     rates = {name: length / float(np.median(samples)) for name, samples in seconds.items()}
     ratios = {name: rates[OURS] / rate for name, rate in rates.items() if name != OURS}
     return {"H": H, "V": V, "tokens_per_second": rates, "ratio": ratios}

@@ -89,8 +89,8 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
     inputs, targets = torch.randint(V, (2, T, B))
     check(ours, theirs, inputs, targets)
     models = {OURS: ours, THEIRS: theirs}
-    samplers = {name: bench.sampler(stepper(m, inputs, targets)) for name, m in models.items()}
-    seconds = bench.alternate(samplers, repeats)
+    timers = {name: bench.timer(stepper(m, inputs, targets)) for name, m in models.items()}
+    seconds = bench.alternate(timers, repeats)
     medians = {name: float(np.median(samples)) for name, samples in seconds.items()}
     ms = {name: 1e3 * median for name, median in medians.items()}
     return {

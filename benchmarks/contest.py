@@ -173,13 +173,13 @@ def measure(
         if difference:
             not_run[name] = f"wrong: {difference}"
     while True:
-        samplers = {
+        timers = {
             name: partial(contestant.ask, "sample")
             for name, contestant in present.items()
             if name not in not_run
         }
         try:
-            return bench.alternate(samplers, repeats, MODE_SECONDS), not_run
+            return bench.alternate(timers, repeats, MODE_SECONDS), not_run
         except peers.NotRunError as error:
             if error.contestant == bench.THEIRS:
                 raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error

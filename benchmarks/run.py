@@ -76,7 +76,7 @@ def _figures(
     gemm = ceiling["gemm_gflops"][case.dtype]
     least = 1e3 * case.least_seconds(mode, gemm, ceiling["read_gbs"][str(case.weight_bytes())])
     if bench.OURS in samples:
-        figures = bench.figures(samples, case.flop(mode))
+        figures = bench.summarise(samples, case.flop(mode))
     else:
         figures = {"ms": bench.milliseconds(samples)}
     medians = {name: ms["median"] for name, ms in figures["ms"].items()}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from rnnfast import bench, cli
+from rnnfast import FastRNN, bench, cli
+from rnnfast.bench import comparison, timing
 
 SHAPES = [bench.Shape(3, 2, 5, 4), bench.Shape(1, 1, 1, 1)]
 
@@ -20,7 +21,7 @@ SHAPES = [bench.Shape(3, 2, 5, 4), bench.Shape(1, 1, 1, 1)]
 def small_products():
     """What is measured here does not matter, only how it is reported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "GEMM_SIZE", 64)
+        patch.setattr(timing, "GEMM_SIZE", 64)
         yield
 
 
@@ -69,12 +70,12 @@ def test_numpy_is_optional():
 def test_dtype_and_threads(dtype, monkeypatch):
     seen = set()
 
-    class Spy(bench.FastRNN):
+    class Spy(FastRNN):
         def forward(self, input, hx=None):
             seen.add((input.dtype, self.weight_hh_l0.dtype, torch.get_num_threads()))
             return super().forward(input, hx)
 
-    monkeypatch.setattr(bench, "FastRNN", Spy)
+    monkeypatch.setattr(comparison, "FastRNN", Spy)
     before = torch.get_num_threads()
     threads = before + 1
     report = bench.measure(SHAPES[:1], dtype=dtype, threads=threads, repeats=1)
@@ -109,12 +110,12 @@ def _wrong_gradient(output, h_n):
     [(_wrong_output, "output"), (_nan, "h_n"), (_wrong_gradient, "gradient of input")],
 )
 def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
-    class Wrong(bench.FastRNN):
+    class Wrong(FastRNN):
         def forward(self, input, hx=None):
             return damage(*super().forward(input, hx))
 
-    monkeypatch.setattr(bench, "FastRNN", Wrong)
-    monkeypatch.setattr(bench, "alternate", lambda *args: pytest.fail("timed all the same"))
+    monkeypatch.setattr(comparison, "FastRNN", Wrong)
+    monkeypatch.setattr(comparison, "alternate", lambda *args: pytest.fail("timed all the same"))
     with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
         bench.measure(SHAPES[:1], repeats=1)
 
@@ -135,11 +136,11 @@ def test_samples_alternate_and_the_order_turns_round():
     def call(name):
         def record():
             ran.append(name)
-            time.sleep(2 * bench.SAMPLE_SECONDS)  # so that a sample is one call
+            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that a sample is one call
 
         return record
 
-    samples = bench.alternate({name: bench.sampler(call(name)) for name in "abc"}, repeats=3)
+    samples = bench.alternate({name: bench.timer(call(name)) for name in "abc"}, repeats=3)
     assert "".join(ran).endswith("abcbcacab")
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
