@@ -78,8 +78,8 @@ def add_option(
         about: what the option does.
         metavar: name of the value. None takes N for an int and X for a float.
         also: a second name, with its dashes.
-        shown: the default as the help text shows it. None takes `options["default"]`; if there is
-            none either, the help text shows no default.
+        shown: the default as the help text shows it. None takes `options["default"]`. If that is
+            missing as well, the help text shows no default.
         options: further arguments for `add_argument`.
     """
     if shown is None:
@@ -88,7 +88,7 @@ def add_option(
         options["type"] = type_
         options["metavar"] = metavar or {int: "N", float: "X"}.get(type_)
     names = ["--" + name.replace("_", "-")] + [also] * bool(also)
-    default = "" if shown is None else f" (default: {shown})"
+    default = "" if shown is None else f" (default: {_text(shown)})"
     group.add_argument(*names, help=about + default, **options)
 
 
@@ -97,24 +97,31 @@ def add_flag(group, name: str, about: str) -> None:
     group.add_argument("--" + name.replace("_", "-"), action="store_true", help=about)
 
 
-def add_setting(group, name: str, type_: Callable | None, about: str, **options) -> None:
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def add_setting(
+    group, name: str, type_: Callable | None, about: str, *, note: str | None = None, **options
+) -> None:
     """Add an option for a setting of `lm.Config`. Its help text shows the default of each level.
 
-    The value is None if the option is not given. `options` are those of `add_option`.
+    The value is None if the option is not given. `note` is a further default, and `options` are
+    those of `add_option`.
     """
     levels = {level: getattr(lm.Config.defaults(level), name) for level in LEVELS}
     values = dict.fromkeys(value for value in levels.values() if value is not None)
     if len(set(levels.values())) == 1:
-        shown = [_shown(value) for value in values]
+        shown = [_text(value) for value in values]
     else:
         of = {value: [n for n, v in levels.items() if v == value] for value in values}
-        shown = [f"{_shown(value)} for {', '.join(names)}" for value, names in of.items()]
+        shown = [f"{_text(value)} for {', '.join(names)}" for value, names in of.items()]
+    if note:
+        shown.append(note)
     options.setdefault("shown", "; ".join(shown) or None)
     add_option(group, name, type_, about, **options)
-
-
-def _shown(value: object) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def add_text_options(group) -> None:

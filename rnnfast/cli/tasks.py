@@ -213,7 +213,7 @@ def _add_settings(sub: argparse.ArgumentParser, cls: type[SequenceEstimator]):
     add("embedding_size", int, "Size of a token's embedding, the sum of those of its features")
     add("hidden_size", int, "Hidden units of a layer and direction")
     add("num_layers", int, "Number of layers")
-    add("dropout", float, "Probability of dropping a unit of embeddings, between layers, of output")
+    add("dropout", float, "Probability of dropping a unit of embeddings, layers and output")
     add("word_dropout", float, "Probability of treating a feature as unknown in training")
     add("epochs", int, "Largest number of passes over the training data")
     add("batch_size", int, "Sequences in a batch")
@@ -221,8 +221,8 @@ def _add_settings(sub: argparse.ArgumentParser, cls: type[SequenceEstimator]):
     add("weight_decay", float, "Weight decay of AdamW")
     add("clip", float, "Clip the gradient to this norm")
     about = (
-        "Stop after this number of epochs without a better validation; 0 trains all epochs without "
-        "validation"
+        "Stop after this number of epochs without a better validation; with 0 there is no "
+        "validation and all epochs are trained"
     )
     add("patience", int, about)
     about = "Part of the training data to validate on if --valid is not given"

@@ -218,7 +218,7 @@ def _add_model(group) -> None:
     add_setting(group, "nlayers", int, "Number of layers")
     about = "Cell of the hidden layers; a window has tanh or relu"
     add_setting(group, "cell", None, about, choices=ELMAN + GATED)
-    about = "Probability of dropping a unit of the embeddings, between layers and of the output"
+    about = "Probability of dropping a unit of a word's embedding, between layers and of the output"
     add_setting(group, "dropout", float, about)
     about = "Drop the same units at all time steps of a chunk (variational dropout)"
     add_setting(group, "locked_dropout", None, about, **flag)
@@ -236,10 +236,14 @@ def _add_model(group) -> None:
 
 def _add_training(group) -> None:
     flag = {"action": argparse.BooleanOptionalAction}
-    add_setting(group, "batch_size", int, "Lanes that the text is cut into")
+    add_setting(
+        group, "batch_size", int, "Sequences that the text is cut into, to be read side by side"
+    )
     add_setting(group, "bptt", int, "Tokens of a chunk of truncated back-propagation")
     add_setting(group, "optimizer", None, "Optimizer", choices=OPTIMIZERS)
-    add_setting(group, "lr", float, "Learning rate; with --optimizer sgd the default is 10")
+    sgd = lm.Config.defaults(optimizer="sgd")
+    note = f"{sgd.lr:g} with --optimizer sgd"
+    add_setting(group, "lr", float, "Learning rate", note=note)
     about = "AdamW's epsilon: the larger it is, the less the embeddings of rare words move"
     add_setting(group, "eps", float, about)
     about = (
@@ -247,11 +251,9 @@ def _add_training(group) -> None:
         "does not improve, or constant"
     )
     add_setting(group, "lr_schedule", None, about, choices=SCHEDULES)
-    about = (
-        "Weight decay, except for embeddings and biases; with --optimizer sgd the default is "
-        "1.2e-06"
-    )
-    add_setting(group, "weight_decay", float, about)
+    about = "Weight decay, which embeddings and biases do not have"
+    note = f"{sgd.weight_decay:g} with --optimizer sgd"
+    add_setting(group, "weight_decay", float, about, note=note)
     about = (
         "Start to validate and save averaged weights when the validation loss has not improved for "
         "N validations"
