@@ -83,7 +83,7 @@ def test_embeddings_begin_a_language_model(rnnfast):
     scale = np.sqrt(np.mean(plain.numpy() ** 2.0) / np.mean(known.matrix**2.0))
     assert returned == pytest.approx(scale, rel=1e-5)
     np.testing.assert_allclose(ours[rows], scale * known.matrix, rtol=1e-5)
-    with pytest.raises(lm.UserError, match="vectors of size 16 cannot begin embeddings of size 15"):
+    with pytest.raises(lm.UserError, match="size 16 cannot initialise embeddings of size 15"):
         known.initialise(ours[:, :15], VOCAB.tokens)
     with pytest.raises(lm.UserError, match="are all 0"):
         Vectors(VOCAB.tokens, np.zeros((len(VOCAB), 16))).initialise(ours, VOCAB.tokens)
