@@ -54,7 +54,7 @@ def _parse_shape(text: str) -> Shape:
     except (TypeError, ValueError):
         shape = None
     if shape is None or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: want four positive integers T,B,I,H")
+        raise argparse.ArgumentTypeError(f"{text!r}: give four positive integers T,B,I,H")
     return shape
 
 

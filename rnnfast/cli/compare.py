@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import lm
-from .._common.plots import check_plot, plot_path, save_figure
+from .._common.plots import check_plot, save_figure
 from ..lm import curves
 from .options import (
     RUN,
@@ -20,6 +20,7 @@ from .options import (
     add_plot_option,
     add_setting,
     add_text_options,
+    plot_path,
 )
 from .output import Output
 from .train import TrainingProgress, model_name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from .. import lm
-from .._common.plots import plot_path
 from ..lm.config import LEVELS
 from .output import Output
 
@@ -142,6 +142,14 @@ def add_out_options(group, about: str, **options) -> None:
     """Add the options `--out` and `--overwrite` for the folder of a model."""
     add_option(group, "out", str, about, "DIR", **options)
     add_flag(group, "overwrite", "Replace the model in the folder --out")
+
+
+def plot_path(text: str) -> Path:
+    """Return the path of a plot. Raise ArgumentTypeError unless it ends with .png or .svg."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a name that ends with .png or .svg")
+    return path
 
 
 def add_plot_option(group, about: str = "Draw the result as a figure") -> None:

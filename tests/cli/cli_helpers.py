@@ -13,12 +13,12 @@ TINY += ["--threads", "1", "--lr", "0.01"]
 
 
 def contents(folder):
-    """Everything in a folder, to see that nothing changed."""
+    """Return the content of every file in a folder, to check that nothing has changed."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def heed_ctrl_c():
-    """What runs in the background of a shell, as tests may, inherits that it ignores SIGINT."""
+    """Stop on Ctrl-C: a process in the background of a shell, as of tests, would ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

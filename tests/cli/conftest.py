@@ -24,7 +24,7 @@ def folder_with_text(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A small model trained by the command line, and its report. Tests change copies only."""
+    """Train a small model and return its folder and report. Tests change copies only."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text").write_text(PERIODIC)
     argv = ["train", "--data", folder / "text", "--out", folder / "model", *TINY, "--epochs", "2"]
@@ -34,6 +34,6 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def model(trained):
-    """A copy of the trained model in the folder of the test."""
+    """Copy the trained model into the folder of the test."""
     shutil.copytree(trained[0], "model")
     return Path("model")

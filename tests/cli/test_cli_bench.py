@@ -42,7 +42,7 @@ def unmeasured(monkeypatch):
 def test_command_refuses_bad_shapes(shape, capsys, unmeasured):
     with pytest.raises(SystemExit):
         _run("--shapes", shape)
-    assert "want four positive integers T,B,I,H" in capsys.readouterr().err
+    assert "give four positive integers T,B,I,H" in capsys.readouterr().err
 
 
 def test_command_refuses_an_unknown_plot_format(capsys, unmeasured):

@@ -1,4 +1,4 @@
-"""`rnnfast embed`, and vectors that begin a language model."""
+"""`rnnfast embed`, and vectors that initialise a language model."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def rnnfast(rnnfast, tmp_path, monkeypatch):
-    """In a folder of its own, with the text in it."""
+    """Run commands in a folder of their own, with the file `text`."""
     monkeypatch.chdir(tmp_path)
     Path("text").write_text(TEXT)
     return rnnfast

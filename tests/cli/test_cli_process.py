@@ -50,7 +50,7 @@ def test_ctrl_c_saves_a_model_that_goes_on(rnnfast):
     Path("line").write_text("The class\n")
     assert rnnfast("eval", "run", "--data", "line")[0] == 0
     assert rnnfast("generate", "run", "--length", 5)[0] == 0
-    # Enough time for some steps more, by the run's own clock.
+    # Two more seconds by the clock of the run are enough for some steps.
     seconds = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])["seconds"] + 2
     assert rnnfast("train", "--resume", "run", "--max-seconds", seconds, "--json", "r")[0] == 0
     assert json.loads(Path("r").read_text())["steps"] > step
@@ -91,7 +91,7 @@ def test_ctrl_c_ends_a_long_text(trained):
 
 
 def test_json_to_where_standard_output_goes(model):
-    """A file, which has what is printed before and after, also what waits in a buffer."""
+    """A file keeps what is printed before and after the JSON, and what waits in a buffer."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("PYTHONUNBUFFERED", None)
     argv = ["generate", model, "--length", 5, "--seed", 1, "--json", "/dev/stdout"]

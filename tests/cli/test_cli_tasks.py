@@ -1,4 +1,4 @@
-"""`rnnfast classify` and `rnnfast tag`: what they write, and what they say of bad input."""
+"""`rnnfast classify` and `rnnfast tag`: what they write, and what they say about bad input."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_folds(rnnfast):
 
 
 def test_embeddings(rnnfast):
-    """Vectors that `rnnfast embed` made, and a model that does without their file."""
+    """A model starts from vectors of `rnnfast embed`, and does not need their file later."""
     assert rnnfast("embed", "--train", "pos.txt", "--out", "v.txt", "--dim", 4)[0] == 0
     argv = ["classify", "--train", "all.tsv", "--embeddings", "v.txt", *TINY, "--epochs", 2]
     status, *_ = rnnfast(*argv, "--out", "model", "--json", "report.json")
@@ -155,7 +155,7 @@ def test_no_folder_is_left_of_a_training_that_failed(rnnfast):
 
 
 def test_ctrl_c(rnnfast, monkeypatch):
-    """No folder is left, and of a model that --overwrite was to replace everything."""
+    """No new folder is left, and a model that --overwrite would have replaced is unchanged."""
 
     def fit(self, X, y, valid, progress):
         real(self, X, y, valid, lambda record: (_ for _ in ()).throw(KeyboardInterrupt))

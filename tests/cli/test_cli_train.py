@@ -36,7 +36,7 @@ def test_train_prints_a_table_a_sample_and_where(rnnfast):
     assert re.search(r"^step 50  epoch 0.62 .* loss .* lr .* tokens/s$", err, re.M)
     assert re.search(r"valid \d.\d+ nats, \d.\d+ bits, perplexity", err)
     assert lm.load("rnnfast-model").vocab.level == "char"
-    # A second run does not touch the first one's model.
+    # A second run does not change the model of the first.
     before = contents("rnnfast-model")
     assert rnnfast("train", "--data", "text", *TINY, "--epochs", 1)[0] == 0
     assert contents("rnnfast-model") == before and Path("rnnfast-model-2").is_dir()
@@ -131,7 +131,7 @@ def test_overwrite_replaces(rnnfast, model):
 
 @needs_brown
 def test_brown_by_words(rnnfast):
-    # A part of it: the whole is minutes of work.
+    # Parts of the texts, because the whole corpus takes minutes.
     for split, size in (("train", 400_000), ("valid", 40_000), ("test", 20_000)):
         text = (DATA / "brown" / f"{split}.txt").read_text()[:size]
         Path(split).write_text(text)

@@ -43,7 +43,7 @@ def test_nothing_is_near_anything():
 
 
 def by_hand(model, shifts, dtype):
-    """An epoch in plain loops, and its cost."""
+    """Compute an epoch in plain loops, and its cost."""
     words, contexts = (t.numpy().astype(dtype) for t in (model.words, model.contexts))
     starts, P = model._starts.tolist(), model.blocks
     cost = 0.0
@@ -71,7 +71,7 @@ def small_glove(dim, V=11, seed=0):
 
 @pytest.mark.parametrize("dim", [1, 7, 33, 100])
 def test_an_epoch_is_that_of_plain_loops(isa, dim):
-    """By the rule of the kernels: at most twice the error of plain float32, and some roundings."""
+    """The rule of the kernels: at most twice the error of plain float32, plus some roundings."""
     model = small_glove(dim)
     assert model.blocks == 11
     shifts = np.roll(np.arange(11), 3)
@@ -141,7 +141,7 @@ def test_native_errors():
 
     for name, tensor in good.items():
         refused(RuntimeError, f"{name} must be", **{name: tensor.to(torch.int32)})
-        # What is too short, or the first of the others that no longer fits it.
+        # The message names the tensor that is too short, or the first one that it does not fit.
         refused(RuntimeError, "to fit the rest", **{name: tensor[..., :-1].contiguous()})
     for wrong in (-1, 11, int(model._row[0]) + 1):
         row = model._row.clone()

@@ -13,8 +13,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def full_softmax_skipgram(ids, vocab, dim, window, epochs=150, seed=0):
-    """-sum log softmax_o(u_o . v_c) over all pairs of a word c and one within the window: the
-    textbook objective (Mikolov et al. 2013, equation 2), by gradient descent on counts."""
+    """Minimise the textbook objective (Mikolov et al. 2013, equation 2) by gradient descent.
+
+    It is the sum of -log softmax_o(u_o . v_c) over all pairs of a word c and a word o within the
+    window, computed from the counts of the pairs.
+    """
     counts = torch.zeros(len(vocab), len(vocab), dtype=torch.double)
     line = np.cumsum(ids == vocab.boundary)
     for d in range(1, window + 1):
@@ -39,7 +42,7 @@ def full_softmax_skipgram(ids, vocab, dim, window, epochs=150, seed=0):
 
 
 def test_skipgram():
-    """Its neighbours are those of the textbook objective, which reaches the entropy of the text."""
+    """The neighbours are those of the textbook objective, which reaches the entropy of the text."""
     ids = VOCAB.encode_stream(TEXT)
     matrix, losses, entropy = full_softmax_skipgram(ids, VOCAB, 10, 5)
     assert entropy <= losses[-1] < entropy + 0.01
@@ -54,7 +57,7 @@ def test_skipgram():
 
 
 def test_long_lines_are_several_sentences():
-    """Gensim reads no more than 10,000 words of one."""
+    """Gensim reads at most 10,000 words of a sentence."""
     vocab = lm.Vocabulary.build("word", ["a b c"])
     lines = ["a zebra b", "", " ".join("abc"[i * i % 3] for i in range(25_000)), "c " * 10_000]
     found = _sentences("\n".join(lines), vocab)

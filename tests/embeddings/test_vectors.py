@@ -94,7 +94,7 @@ def test_what_files_cannot_hold(tmp_path):
 
 
 def test_files_of_glove(tmp_path):
-    """Stanford's have no first line, and a blank line is none."""
+    """Files of Stanford's GloVe have no line with the sizes, and blank lines are skipped."""
     (tmp_path / "glove.txt").write_text("the 0.5 -1 2e-3\n, 1 2 3\n\n3 4 5 6\n")
     loaded = Vectors.load(tmp_path / "glove.txt")
     assert loaded.tokens == ["the", ",", "3"]
