@@ -1,4 +1,4 @@
-"""What every test file shares: the devices and instruction sets a test runs on."""
+"""Fixtures that many test files use: devices, instruction sets, threads, the command line."""
 
 import os
 
@@ -6,21 +6,21 @@ import hypothesis
 import pytest
 import torch
 
-# No test asserts a time; a busy machine would fail it.
+# hypothesis has a deadline for each example by default, which a busy machine would miss.
 hypothesis.settings.register_profile("rnnfast", deadline=None)
 hypothesis.settings.load_profile("rnnfast")
 
 
 def pytest_configure(config):
-    # They would colour what the command line prints, here and in processes that tests start.
+    # These variables would colour the output of the command line, also in child processes.
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         os.environ.pop(name, None)
-    # The rule compares float32 with float32; test_cuda.py asks for TF32 where it means it.
+    # The rule compares float32 with float32. The tests in test_cuda.py that need TF32 enable it.
     torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_generate_tests(metafunc):
-    # Imported here and not above: only the tests that ask need the native module.
+    # The import is not at the top, because only tests with these fixtures need the native module.
     if {"target", "isa"} & set(metafunc.fixturenames):
         import rnnfast
 
@@ -36,19 +36,19 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
-    """Every device there is, the CPU with the instruction set it picks itself."""
+    """Each device of this machine. The CPU uses the instruction set that it chooses by default."""
     return _existing(request.param)
 
 
 @pytest.fixture
 def isa(request):
-    """Every instruction set this CPU can run, forced in turn; its name."""
+    """The name of each instruction set that this CPU can run. The kernels are made to use it."""
     yield from _forced(request.param)
 
 
 @pytest.fixture
 def target(request):
-    """Every device there is, once for each instruction set or kernel it has; the device."""
+    """Each device of this machine, once for each of its instruction sets or CUDA kernels."""
     device, name = request.param
     _existing(device)
     for _ in _forced(name) if device == "cpu" else _forced_kernel(name):
@@ -57,14 +57,14 @@ def target(request):
 
 @pytest.fixture(params=["auto", "cluster", "grid", "step"])
 def cuda_kernel(request):
-    """Every way to run on a GPU, forced in turn; its name."""
+    """The name of each kind of CUDA kernel. rnnfast is made to use it."""
     _existing("cuda")
     yield from _forced_kernel(request.param)
 
 
 @pytest.fixture
 def num_threads():
-    """``torch.set_num_threads``, undone afterwards."""
+    """The function torch.set_num_threads. The number of threads is restored after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -72,7 +72,10 @@ def num_threads():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For a module whose models are so small that threads only wait for one another."""
+    """Run the tests of a module on one thread: several would only wait for each other.
+
+    This is for modules whose models are so small that a thread has hardly any work.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,7 +94,7 @@ def small_products():
 
 @pytest.fixture
 def rnnfast(capsys):
-    """Runs a command in this process: (status, stdout, stderr)."""
+    """A function that runs a command in this process and returns (status, stdout, stderr)."""
     from rnnfast import cli
 
     def run(*argv):

@@ -1,11 +1,12 @@
-"""The rule every kernel is held to, and the two implementations it compares with.
+"""The rule that every kernel must meet, and the two implementations that it is compared with.
 
-For each tensor, the outputs and every gradient:
+The rule holds for each output and each gradient:
 
     max |ours - reference| <= 2 * max |nn.RNN - reference| + TINY * eps * max |reference|
 
-nn.RNN runs in the dtype under test, the reference in a wider one: longdouble for float64, else
-float64. Benchmarks take their baseline from here, so that the two cannot drift apart.
+nn.RNN runs in the dtype under test. The reference runs in a wider dtype: longdouble for float64,
+and float64 for the others. Benchmarks import their baseline from here, so that tests and
+benchmarks compare with the same function.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import torch
 
 from rnnfast import reference
 
-# nn.RNN's own error can be nothing by luck: a tensor of one element, a sum whose roundings cancel.
-# Four roundings of the largest element are what a correct implementation may always need.
+# The error of nn.RNN can be 0 by chance, for example if a tensor has one element or the rounding
+# errors of a sum cancel. A correct implementation may always have four roundings of the largest
+# element.
 TINY = 4
 
 HALF = (torch.bfloat16, torch.float16)
@@ -24,7 +26,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Case:
-    """One call: sizes, options, memory layout and which outputs have a gradient."""
+    """One call: its sizes, options and memory layout, and the outputs that have a gradient."""
 
     T: int
     B: int
@@ -48,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Data:
-    """The tensors of a case, leaves that require gradients where that makes sense."""
+    """The tensors of a case. Inputs and weights are leaves that require gradients."""
 
     input: torch.Tensor
     hx: torch.Tensor | None
@@ -59,7 +61,7 @@ class Data:
 
     @property
     def wanted(self):
-        """Name to tensor, of everything that has a gradient."""
+        """The tensors that get a gradient, by name."""
         named = {"input": self.input, "hx": self.hx}
         named |= {f"weight {i}": w for i, w in enumerate(self.weights)}
         return {name: t for name, t in named.items() if t is not None and t.requires_grad}
@@ -69,9 +71,10 @@ def baseline(
     input, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=False,
     batch_first=False, dropout=0.0, training=True, batch_sizes=None,
 ):  # fmt: skip
-    """What ``nn.RNN.forward`` calls, with the signature of ``rnnfast.functional.rnn``.
+    """Call what nn.RNN.forward calls, with the signature of rnnfast.functional.rnn.
 
-    In training, as a new module is: on cuDNN only that has a backward. It wants hx contiguous.
+    `training` is true by default, because cuDNN has a backward pass only for training. It
+    also needs a contiguous hx.
     """
     directions = 2 if bidirectional else 1
     if hx is None:
@@ -86,12 +89,16 @@ def baseline(
 
 
 def lengths_of(case):
-    """Lengths from T down to 1, some alike."""
+    """Return the lengths of a packed batch, from T down to at least 1. Some may be equal."""
     return [max(1, case.T - (b * case.T) // case.B) for b in range(case.B)]
 
 
 def make(case, device="cpu", seed=0):
-    """The data of ``case``: uniform in [-1, 1], weights scaled to keep the states of order 1."""
+    """Return the data of a case, uniform in [-1, 1].
+
+    Weights are divided by the square root of the number of their inputs, so that hidden states do
+    not grow with the sizes.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, scale=1.0, memory="contiguous"):
@@ -139,7 +146,7 @@ def make(case, device="cpu", seed=0):
 
 
 def run(rnn, case, data):
-    """Outputs and gradients, by name, of `baseline` or ``rnnfast.functional.rnn``."""
+    """Return the outputs and gradients of `baseline` or of rnnfast.functional.rnn, by name."""
     output, h_n = rnn(
         data.input, data.hx, data.weights,
         batch_first=case.layout == "batch", batch_sizes=data.batch_sizes, **case.options,
@@ -155,9 +162,10 @@ def run(rnn, case, data):
 
 
 def run_reference(case, data, output=None):
-    """The same from `rnnfast.reference`, in the wider dtype. A packed sequence runs alone.
+    """Return the outputs and gradients of rnnfast.reference in the wider dtype, by name.
 
-    With ``output``, of a single layer, the gradients are those at these states.
+    Each sequence of a packed batch runs alone. If `output` is given, for a single layer, the
+    gradients are computed from these hidden states instead of those of the reference.
     """
     wide = np.longdouble if case.dtype == torch.float64 else np.float64
 
@@ -171,7 +179,7 @@ def run_reference(case, data, output=None):
 
     if case.layout == "packed":
         starts = np.concatenate([[0], np.cumsum(data.batch_sizes.numpy())])
-        # (rows of the data, rows of the states) of each sequence
+        # Each sequence has a pair: its rows of the packed data, and its rows of the states.
         parts = [
             (starts[:length, None] + b, slice(b, b + 1))
             for b, length in enumerate(lengths_of(case))
@@ -205,7 +213,7 @@ def run_reference(case, data, output=None):
 
 
 def error(results, truth):
-    """The largest deviation of each tensor; infinite where a value is missing or not finite."""
+    """Return the largest deviation of each tensor, or infinity if a value is not finite."""
     errors = {}
     for name, true in truth.items():
         found = results[name].cpu().double().numpy().astype(true.dtype)
@@ -216,7 +224,10 @@ def error(results, truth):
 
 
 def check(ours, torchs, truth, dtype, truth_of_torchs=None):
-    """Hold ``ours`` to the rule; every tensor that breaks it is named."""
+    """Assert that the results `ours` meet the rule. The message names each tensor that does not.
+
+    `truth_of_torchs` is what nn.RNN is compared with, if that is not `truth`.
+    """
     assert ours.keys() == torchs.keys() == truth.keys()
     our_error = error(ours, truth)
     torch_error = error(torchs, truth if truth_of_torchs is None else truth_of_torchs)

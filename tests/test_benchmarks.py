@@ -1,4 +1,4 @@
-"""The benchmarks of the language models run, and refuse to time what computes something else."""
+"""The benchmarks of the language models run, and do not time programs whose results differ."""
 
 import bench_generate
 import bench_training

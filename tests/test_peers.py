@@ -1,4 +1,4 @@
-"""benchmarks/run.py and what it stands on: who takes part, who is refused, what is reported."""
+"""benchmarks/run.py and its modules: which libraries run, which are rejected, what is reported."""
 
 import json
 import os
@@ -36,13 +36,13 @@ ALWAYS = (bench.OURS, contest.KERNELS, bench.THEIRS, "torch.compile", bench.NUMP
 @pytest.fixture(scope="module")
 def everyone():
     everyone = contest.contestants()
-    contest.PATIENCE = 1200  # torch.compile takes seconds, and on a busy machine minutes
+    contest.PATIENCE = 1200  # torch.compile takes minutes on a busy machine
     with contest.started(everyone, threads=1):
         yield {contestant.name: contestant for contestant in everyone}
 
 
 def _truth(case: Case, given: Data, mode: str) -> list[np.ndarray]:
-    """What a contestant must return, from `rnnfast.reference` in float64, row by row."""
+    """Return what a contestant must return, from rnnfast.reference in float64, row by row."""
     x = one_hot_vectors(case, given.x).astype(np.float64)
     weights = [w.astype(np.float64) for w in given.weights]
     options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
@@ -70,13 +70,13 @@ def test_contestants_are_right(everyone, case, mode):
     names = result_names(case, mode)
     ran = set()
     for name, contestant in everyone.items():
-        # To compile takes seconds a case: one will do.
+        # Compilation takes seconds for each case, so torch.compile runs for the first case only.
         if contestant.absent or (name == "torch.compile" and case != CASES[0]):
             continue
         try:
             results = contestant.ask("prepare", case, mode)
         except peers.NotRunError as error:
-            # Said in a few words, and not by an accident in the contestant's process.
+            # The contestant itself gives a short reason. An unexpected exception would have ":".
             assert ":" not in str(error)
             continue
         assert not bench.disagreement(names, results, truth, contest.TOLERANCE[case.dtype]), name
@@ -139,7 +139,7 @@ def test_the_silent_are_left_out(everyone, monkeypatch):
     numpy = everyone[bench.NUMPY]
     monkeypatch.setattr(contest, "PATIENCE", 0)
     send = numpy._process.send_signal
-    monkeypatch.setattr(  # it stays stopped
+    monkeypatch.setattr(  # the process is not continued, so it stays stopped
         numpy._process, "send_signal", lambda number: number == signal.SIGCONT or send(number)
     )
     with pytest.raises(peers.NotRunError, match="no answer in 0 s"):
@@ -147,7 +147,7 @@ def test_the_silent_are_left_out(everyone, monkeypatch):
 
 
 class Fake:
-    """A contestant in this process."""
+    """A contestant that runs in the process of the test."""
 
     absent = None
     version = "1"
@@ -207,26 +207,26 @@ def test_rnnfast_must_be_right():
 
 
 def test_flop_and_ceiling():
-    # 10 steps x 3 rows x (5 + 7) x 7 multiplications, and as many additions; three times in all
+    # 10 steps x 3 rows x (5 + 7) x 7 multiplications, and as many additions. Training: three times.
     case = Case(10, 3, 5, 7)
     assert case.flop("forward") == 5040
     assert case.flop("training") == 3 * 5040
     assert case.recurrent_flop == 2940
-    # 10 steps read 7 x 7 floats at 2 GB/s: 980 ns; the other 2100 FLOP at 4 GFLOP/s: 525 ns
+    # 10 steps read 7 x 7 floats at 2 GB/s: 980 ns. The other 2100 FLOP at 4 GFLOP/s: 525 ns.
     assert case.least_seconds("forward", 4, 2) == pytest.approx(1505e-9)
-    # Twice as many steps; 3 x 5040 - 2 x 2940 FLOP in large products
+    # Training has twice as many steps, and 3 x 5040 - 2 x 2940 FLOP in large products.
     assert case.least_seconds("training", 4, 2) == pytest.approx((1960 + 2310) * 1e-9)
-    # All in cache: then the products alone bound it, and with more rows in any case.
+    # If the weights are in the cache, or if there are more rows, only the products limit the time.
     assert case.least_seconds("forward", 4, 1e9) == pytest.approx(1260e-9)
     assert Case(10, 5, 5, 7).least_seconds("forward", 4, 2) == pytest.approx(2100e-9)
-    # Directions double everything; a layer above reads both directions of the one below.
+    # Two directions double everything. The second layer reads both directions of the first.
     assert Case(10, 3, 5, 7, directions=2).flop("forward") == 2 * 5040
     assert Case(10, 3, 5, 7, layers=2).flop("forward") == 5040 + 2 * 10 * 3 * 14 * 7
     assert Case(10, 3, 5, 7, layers=2, directions=2).flop("forward") == 10080 + 4 * 30 * 21 * 7
     assert Case(10, 3, 5, 7, one_hot=True).flop("forward") == 2940
     assert Case(4, 3, 5, 7, lengths=(4, 2, 1)).flop("forward") == 2 * 7 * 12 * 7
     assert Case(10, 3, 5, 7, dtype="bfloat16").weight_bytes() == 98
-    # A step: 49 + 35/10 + 3 x (5 + 14) floats moved for 504 FLOP
+    # A step moves 49 + 35/10 + 3 x (5 + 14) floats for 504 FLOP.
     assert case.intensity() == pytest.approx(504 / (4 * 109.5))
 
 
@@ -247,7 +247,7 @@ def test_ceilings_are_of_this_machine(monkeypatch):
 
 @pytest.fixture
 def fake_run(monkeypatch):
-    """run.py over small cases, one of them a default shape, and contestants of known speed."""
+    """Let run.py measure small cases with contestants of known speed. One is a default shape."""
     weak, absent = Fake("weak", fails_at="sample"), Fake("absent")
     absent.absent, absent.version = "not installed: pip install absent", None
     wrong = Fake("half", wrong=2.0, seconds=1e-3)
@@ -302,9 +302,9 @@ def test_run_writes_its_files(fake_run, tmp_path, capsys):
     assert "weak: too tired." in printed
     assert "Absent: absent (not installed: pip install absent)." in printed
     assert "half at 6,3,5,7: wrong: h_n differs" in printed
-    # 2 ms over 6 + 4 + 1 tokens, and over 18
+    # The time of 2 ms is divided by 6 + 4 + 1 tokens, and by 18 tokens.
     assert "181.82 us for each of 11 tokens; without the lengths 111.11 us" in printed
-    # A half, and twice 2
+    # The ratios are 0.5, 2 and 2.
     assert "takes 1.26 times as long as rnnfast, by the geometric mean over all 3 rows" in printed
 
 

@@ -1,4 +1,4 @@
-"""What README.md claims by the name of a test, and what a checkout says that is not installed."""
+"""README.md names tests that exist, and a checkout that is not installed says what to do."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ def test_every_line_of_the_table_names_a_test_that_exists():
     table = re.search(r"\| test \|\n\| --- .*\n((?:\|.*\n)+)", readme)[1].splitlines()
     assert len(table) > 30
     for line in table:
-        file = None  # of the names that follow it
+        file = None  # a name without a file belongs to the file before it
         tests = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", line.split(" | ")[-1])
         assert tests, f"no test in {line}"
         for other, name in tests:
@@ -25,7 +25,8 @@ def test_every_line_of_the_table_names_a_test_that_exists():
 
 def test_source_without_the_compiled_part_says_so(tmp_path):
     shutil.copytree(ROOT / "rnnfast", tmp_path / "rnnfast", ignore=shutil.ignore_patterns("*.so"))
-    finders = "[f for f in sys.meta_path if 'ditable' not in str(f)]"  # would find it elsewhere
+    # Without this, the finder of an editable install would find the compiled part elsewhere.
+    finders = "[f for f in sys.meta_path if 'ditable' not in str(f)]"
     code = f"import sys; sys.meta_path = {finders}; import rnnfast"
     argv = [sys.executable, "-c", code]
     run = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)

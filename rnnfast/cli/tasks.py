@@ -13,9 +13,10 @@ from rich.markup import escape
 from .._common.errors import UserError
 from .._common.runtime import set_up
 from ..tasks import SequenceClassifier, SequenceTagger
+from ..tasks.base import SequenceEstimator
 from ..tasks.data import read_columns, read_labelled, read_tagged, read_texts
-from ..tasks.estimators import SequenceEstimator, new_folder
 from ..tasks.network import POOLINGS
+from ..tasks.storage import new_folder
 from .options import add_command, add_option, add_out_options
 from .output import Output
 

@@ -1,13 +1,20 @@
-"""Estimators of sequences over a FastRNN encoder: classes, numbers and tags.
+"""Estimators that classify, tag and score sequences with an Elman RNN, in scikit-learn's manner.
 
-from rnnfast.tasks import SequenceClassifier
-
-model = SequenceClassifier().fit(["a fine film", "a dull film"] * 50, ["pos", "neg"] * 50)
-print(model.predict(["fine"]), model.predict_proba(["fine"]))
-model.save("my-classifier")
+Example:
+    >>> from rnnfast.tasks import SequenceClassifier, load
+    >>> X, y = ["a fine film", "a dull film"] * 50, ["good", "bad"] * 50
+    >>> model = SequenceClassifier().fit(X, y)
+    >>> model.predict(["fine"]).tolist()
+    ['good']
+    >>> model.save("my-classifier")  # doctest: +SKIP
+    >>> load("my-classifier").predict(["dull"]).tolist()  # doctest: +SKIP
+    ['bad']
 """
 
-from .estimators import SequenceClassifier, SequenceEstimator, SequenceRegressor, SequenceTagger
+from .base import SequenceEstimator
+from .classifier import SequenceClassifier
+from .regressor import SequenceRegressor
+from .tagger import SequenceTagger
 
 load = SequenceEstimator.load
 

@@ -1,4 +1,4 @@
-"""Labelled text in files: TSV, one file a class, CoNLL columns."""
+"""Files of labelled texts: tab-separated lines, one file for each class, and CoNLL columns."""
 
 from __future__ import annotations
 
@@ -10,15 +10,36 @@ from .._common.text import read_text
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """The lines of a file that are not empty. Raises UserError."""
+    """Return the lines of a file that are not blank.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     return [line for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-    """Texts and labels: of one file the lines label<TAB>text, of several one file a class.
+    """Return texts and their labels.
 
-    A file of a class has a text a line, and the class is the file's name without its ending. Empty
-    lines are left out. Raises UserError for a file that cannot be read and for a line with no tab.
+    Args:
+        paths: One file whose lines are label<TAB>text, or several files, one for each class, whose
+            lines are texts. The class is then the name of the file without its ending. Blank lines
+            are left out.
+
+    Returns:
+        The texts and their labels, two lists of one length.
+
+    Raises:
+        UserError: A file cannot be read, a line of a single file has no tab or no label, or two
+            classes have the same name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w") as file:
+        ...     print("good", "a fine film", sep="\\t", file=file)
+        ...     print("bad", "a dull film", sep="\\t", file=file, flush=True)
+        ...     read_labelled([file.name])
+        (['a fine film', 'a dull film'], ['good', 'bad'])
     """
     X, y = [], []
     if len(paths) == 1:
@@ -28,7 +49,7 @@ def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
             label, tab, text = line.partition("\t")
             if not tab or not label.strip():
                 raise UserError(
-                    f"{paths[0]}, line {number}: want label<TAB>text (or give a file a class)"
+                    f"{paths[0]}, line {number}: want label<TAB>text, or one file for each class"
                 )
             X.append(text)
             y.append(label.strip())
@@ -44,8 +65,16 @@ def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
 
 
 def read_columns(path: str | Path) -> list[list[tuple[str, ...]]]:
-    """Sentences of a file in CoNLL's format: a token a line, its columns set apart by blanks, and
-    an empty line after a sentence. Raises UserError where lines have different numbers of columns.
+    """Return the sentences of a file in CoNLL's format.
+
+    The format has a token on each line, whitespace between the columns of a token, and a blank line
+    after each sentence.
+
+    Returns:
+        A list of sentences, each a list of tokens, each a tuple with one string for each column.
+
+    Raises:
+        UserError: The file cannot be read, or its lines have different numbers of columns.
     """
     sentences: list[list[tuple[str, ...]]] = [[]]
     columns = None
@@ -63,9 +92,20 @@ def read_columns(path: str | Path) -> list[list[tuple[str, ...]]]:
 
 
 def read_tagged(path: str | Path) -> tuple[list[list[tuple[str, ...]]], list[list[str]]]:
-    """Sentences without the last of their columns, and that column. Raises UserError."""
+    """Return the sentences of a file in CoNLL's format, and the tags in their last column.
+
+    Returns:
+        Sentences as `read_columns` returns them, without the last column, and for each sentence the
+        list of its tags.
+
+    Raises:
+        UserError: The file cannot be read, its lines have different numbers of columns, or they
+            have only one column.
+    """
     sentences = read_columns(path)
     if len(sentences[0][0]) < 2:
-        raise UserError(f"{path}: want a word, other columns if any, and last the tag")
+        raise UserError(
+            f"{path}: want a word, other columns if there are any, and the tag in the last column"
+        )
     X = [[token[:-1] for token in sentence] for sentence in sentences]
     return X, [[token[-1] for token in sentence] for sentence in sentences]

@@ -1,4 +1,4 @@
-"""From sequences to what a network reads: embedded features of tokens, or numbers as they are."""
+"""Encoding of sequences for the network: tokens with features, or vectors of numbers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .._common.errors import UserError
+from ..embeddings import Vectors
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
 WORDS = ("word", "form")  # the features whose values are whole words
-EMPTY = ""  # stands first in every feature's table, for the values that have no entry of their own
+EMPTY = ""  # the first entry of every feature's table, for values without an entry of their own
 
 
 def shape(word: str) -> str:
-    """The kinds of characters in a word, runs of one kind as one: "McCoy-90s" -> "AaAa-0a"."""
+    """Return the kinds of characters in a word, with each run of one kind as one character.
+
+    Upper case becomes "A", other letters become "a", digits become "0". The rest is unchanged.
+
+    Example:
+        >>> shape("McCoy-90s")
+        'AaAa-0a'
+    """
     kinds = (
         "0" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in word
     )
@@ -26,11 +35,23 @@ def shape(word: str) -> str:
 
 
 def extractor(name: str) -> Callable[[list[str]], list[str]]:
-    """The function from the words of a sequence to the values of the feature `name`.
+    """Return the function that takes the words of a sequence to the values of a feature.
 
-    word: the word in lower case; form: as it is; bigram: the word before and this one, in lower
-    case; shape: see `shape`; prefixN, suffixN: the first or last N characters in lower case, N in
-    1..9. Raises UserError for any other name.
+    Args:
+        name: The name of the feature:
+
+            - "word": the word in lower case,
+            - "form": the word as it is,
+            - "bigram": the previous word and the word itself, in lower case,
+            - "shape": the kinds of its characters, see `shape`,
+            - "prefixN", "suffixN": its first or last N characters in lower case, N from 1 to 9.
+
+    Raises:
+        UserError: There is no feature of this name.
+
+    Example:
+        >>> extractor("suffix3")(["The", "Reading"])
+        ['the', 'ing']
     """
     if name == "word":
         return lambda words: [word.lower() for word in words]
@@ -48,7 +69,7 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
     affix = AFFIX.fullmatch(name) if isinstance(name, str) else None
     if affix is None:
         raise UserError(
-            f"features must be of word, form, bigram, shape, prefixN and suffixN, not {name!r}"
+            f"features must be among word, form, bigram, shape, prefixN and suffixN, not {name!r}"
         )
     n = int(affix[2])
     cut = slice(n) if affix[1] == "prefix" else slice(-n, None)
@@ -56,9 +77,12 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
 
 
 def as_list(sequences: Iterable, name: str = "X") -> list:
-    """Anything that can be gone through, whatever its indices mean (pandas).
+    """Return the elements of an iterable as a list.
 
-    Raises UserError for what is no sequences, such as a single text.
+    The indices of the iterable do not matter: those of a pandas Series need not begin at 0.
+
+    Raises:
+        UserError: The argument is not iterable, or it is a single text.
     """
     if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
         raise UserError(f"{name} must be sequences, in a list, not {sequences!r}")
@@ -66,24 +90,92 @@ def as_list(sequences: Iterable, name: str = "X") -> list:
 
 
 def is_numeric(sequences: list) -> bool:
-    """Whether these, at least one, are sequences of numbers; else they are of tokens."""
+    """Return whether these sequences, of which there is at least one, are arrays of numbers."""
     first = sequences[0]
     return isinstance(first, (np.ndarray, torch.Tensor)) and not isinstance(first, np.str_)
 
 
 def steps(sequence) -> int:
-    """Time steps of a sequence: words of a text, entries of a list, rows of an array."""
+    """Return the number of time steps: words of a text, elements of a list, rows of an array."""
     return len(sequence.split()) if isinstance(sequence, str) else len(sequence)
 
 
-class Tokens:
-    """Tokens as rows of one embedding table: F features, each with its own block of rows.
+def check_pairs(
+    X: Iterable, y: Iterable, every_step: bool, name_x: str = "X", name_y: str = "y"
+) -> tuple[list, list]:
+    """Return sequences and targets as two lists of one length.
 
-    A sequence is a text, cut at whitespace, a list of words, or a list of tuples of strings: a word
-    and other columns, such as its part of speech, each of which is one feature more. The first row
-    of a block is for values that were not in the training data (or in it less than `min_count`
-    times); a sequence of no tokens is read as one unknown token. `word` is which feature's values
-    are words, the first if there are several, or None.
+    Args:
+        X: The sequences.
+        y: The targets, one for each sequence or, with `every_step`, one for each time step.
+        every_step: Whether sequences without time steps are left out. They have no targets, so
+            nothing can be learned from them.
+        name_x: The name of the sequences in error messages.
+        name_y: The name of the targets in error messages.
+
+    Raises:
+        UserError: There are no sequences, or the numbers of targets do not fit.
+    """
+    X, y = as_list(X, name_x), as_list(y, name_y)
+    if not X:
+        raise UserError(f"{name_x} must be sequences, at least one")
+    if len(X) != len(y):
+        raise UserError(f"{name_x} and {name_y} must be of one length, not {len(X)} and {len(y)}")
+    if not every_step:
+        return X, y
+    for i, (sequence, targets) in enumerate(zip(X, y, strict=True)):
+        if np.ndim(targets) == 0 or len(targets) != steps(sequence):
+            raise UserError(
+                f"{name_y}[{i}] must have one target for each of the {steps(sequence)} steps of"
+                f" {name_x}[{i}], not {targets!r}"
+            )
+    kept = [i for i in range(len(X)) if len(y[i])]
+    if not kept:
+        raise UserError(f"{name_x} must have a sequence that is not empty")
+    return [X[i] for i in kept], [y[i] for i in kept]
+
+
+def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) -> Vectors:
+    """Return the vectors of a file whose words are those of a feature of the sequences X.
+
+    Raises:
+        UserError: The sequences are numbers, no feature has words as its values, the file cannot
+            be read, or its vectors do not have `size` elements.
+    """
+    if is_numeric(X):
+        raise UserError("embeddings are of words, and X has numbers: set embeddings to None")
+    if not set(WORDS) & set(features):
+        raise UserError(
+            f"embeddings belong to the feature word or form: features must have one, not "
+            f"{', '.join(features)}"
+        )
+    return Vectors.load_of_size(path, size, "embedding_size")
+
+
+class Tokens:
+    """Encodes tokens as rows of one embedding table, in which F features have a block each.
+
+    A sequence is a text, which is split at whitespace, a list of words, or a list of tuples of
+    strings: a word and further columns, such as its part of speech. Each further column is a
+    feature. The first row of a block is for unknown values, which were not in the training data or
+    too rare in it. A sequence without tokens is encoded as one unknown token.
+
+    Args:
+        features: The names of the features that are computed from the words.
+        tables: The values of each feature, in the order of their rows. The first one is "".
+
+    Attributes:
+        word: The index of the first feature whose values are whole words, or None.
+        rows: The number of rows of the embedding table.
+        unknown: The row for unknown values of each feature, int64 (F,).
+        columns: The number of columns of a token.
+
+    Example:
+        >>> tokens = Tokens.fit([["a", "cat"], ["a", "dog"]], ["word", "suffix1"], min_count=1)
+        >>> tokens.tables
+        [['', 'a', 'cat', 'dog'], ['', 'a', 'g', 't']]
+        >>> tokens.encode([["a", "bird"]])[0].tolist()
+        [[1, 5], [0, 4]]
     """
 
     def __init__(self, features: Sequence[str], tables: list[list[str]]):
@@ -108,14 +200,22 @@ class Tokens:
         min_count: int,
         known: Collection[str] = (),
     ) -> Tokens:
-        """Tables of the values in `sequences`, the most frequent first. Raises UserError.
+        """Return the encoder with the values in the training data, the most frequent ones first.
 
-        The words in `known` have entries of the feature `word` however rare they are.
+        Args:
+            sequences: The sequences of the training data.
+            features: The names of the features that are computed from the words.
+            min_count: The number of times that a value must occur.
+            known: Words that have an entry of the feature `word` even if they are rarer.
+
+        Raises:
+            UserError: A sequence is of another kind, tokens have different numbers of columns, or
+                there are no features.
         """
         rows = [_columns(sequence, f"X[{i}]") for i, sequence in enumerate(sequences)]
         columns = next((len(row) for row in rows if row), 1)
         if not features and columns == 1:
-            raise UserError("features must name at least one, for sequences of words alone")
+            raise UserError("features must name at least one: the tokens have no other columns")
         blank = cls(features, [[EMPTY]] * (len(features) + columns - 1))
         counts = [Counter() for _ in blank.tables]
         for i, row in enumerate(rows):
@@ -130,19 +230,28 @@ class Tokens:
         return cls(features, tables)
 
     def with_words(self, words: Iterable[str]) -> Tokens:
-        """These with more words, whose rows come right after those of the other words."""
+        """Return an encoder with more words, whose rows come right after those of the others."""
         tables = list(self.tables)
         tables[self.word] = [*tables[self.word], *words]
         return Tokens(self.features, tables)
 
     @property
     def word_rows(self) -> slice:
-        """The rows of the feature `word`."""
+        """The rows of the feature `word` in the embedding table."""
         start = int(self.unknown[self.word])
         return slice(start, start + len(self.tables[self.word]))
 
     def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
-        """Rows of the table, int64 (T, F) a sequence; T is at least 1. Raises UserError."""
+        """Return the rows of the table for each sequence, int64 (T, F) with T at least 1.
+
+        Args:
+            sequences: The sequences.
+            name: The name of the sequences in error messages.
+
+        Raises:
+            UserError: A sequence is of another kind, or its tokens have another number of columns
+                than those of the training data.
+        """
         encoded = []
         for i, sequence in enumerate(sequences):
             where = f"{name}[{i}]"
@@ -160,17 +269,17 @@ class Tokens:
         return encoded
 
     def _values(self, columns: list[list[str]], where: str) -> list[list[str]]:
-        """One list of values a feature."""
+        """Return a list of values for each feature, from the columns of a sequence."""
         columns = columns or [[]] * self.columns
         if len(columns) != self.columns:
             raise UserError(
-                f"{where} has tokens of {len(columns)} columns, not {self.columns} as the others"
+                f"{where} has tokens of {len(columns)} columns, not {self.columns} as in training"
             )
         return [extract(columns[0]) for extract in self._extractors] + columns[1:]
 
 
 def _columns(sequence, where: str) -> list[list[str]]:
-    """The columns of a sequence of tokens, [] if it has none."""
+    """Return the columns of a sequence of tokens, or [] if it has no tokens."""
     tokens = sequence.split() if isinstance(sequence, str) else sequence
     tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
     if all(isinstance(token, str) for token in tokens):
@@ -182,41 +291,62 @@ def _columns(sequence, where: str) -> list[list[str]]:
     ):
         return [list(column) for column in zip(*tokens, strict=True)]
     raise UserError(
-        f"{where} must be a text, a list of words, a list of tuples of as many strings each, or an "
-        f"array of numbers, (T, I)"
+        f"{where} must be a text, a list of words, a list of tuples of strings that are of one "
+        f"length, or an array of numbers of shape (T, I)"
     )
 
 
 class Numbers:
-    """Sequences of vectors, float arrays (T, I) or, for I = 1, (T,)."""
+    """Encodes sequences of vectors: arrays of numbers (T, I) or, if I is 1, (T,).
+
+    Args:
+        size: The size of the vectors, I.
+
+    Example:
+        >>> import numpy as np
+        >>> Numbers(1).encode([np.zeros(3)])[0].shape
+        torch.Size([3, 1])
+    """
 
     def __init__(self, size: int):
         self.size = size
 
     @classmethod
     def fit(cls, sequences: Sequence) -> Numbers:
+        """Return the encoder for vectors of the size that those of the first sequence have."""
         return cls(_vectors(sequences[0], "X[0]").shape[1])
 
     def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
-        """float32 (T, I) a sequence. Raises UserError for another I, T = 0, NaN and infinity."""
+        """Return each sequence as a tensor, float32 (T, I).
+
+        Args:
+            sequences: The sequences.
+            name: The name of the sequences in error messages.
+
+        Raises:
+            UserError: A sequence has vectors of another size, no time steps, or values that are
+                infinite or NaN.
+        """
         encoded = [_vectors(sequence, f"{name}[{i}]") for i, sequence in enumerate(sequences)]
         for i, vectors in enumerate(encoded):
             if vectors.shape[1] != self.size or not len(vectors) or not vectors.isfinite().all():
+                finite = "" if vectors.isfinite().all() else " with numbers that are not finite"
                 raise UserError(
-                    f"{name}[{i}] must be finite numbers, (T, {self.size}) with T at least 1, not "
-                    f"{tuple(vectors.shape)}"
-                    + (" with some that are not finite" if not vectors.isfinite().all() else "")
+                    f"{name}[{i}] must be finite numbers of shape (T, {self.size}) with T at least "
+                    f"1, not {tuple(vectors.shape)}{finite}"
                 )
         return encoded
 
 
 def _vectors(sequence, where: str) -> torch.Tensor:
+    """Return a sequence of vectors as a tensor, float32 (T, I). Raise UserError if it is none."""
     try:
         vectors = torch.as_tensor(sequence).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where} must be an array of numbers, (T, I)") from error
+        raise UserError(f"{where} must be an array of numbers of shape (T, I)") from error
     if vectors.dim() == 1:
         vectors = vectors[:, None]
     if vectors.dim() != 2:
-        raise UserError(f"{where} must be an array of numbers, (T, I), not {tuple(vectors.shape)}")
+        shape = tuple(vectors.shape)
+        raise UserError(f"{where} must be an array of numbers of shape (T, I), not {shape}")
     return vectors

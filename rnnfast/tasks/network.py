@@ -1,29 +1,43 @@
-"""The network under every estimator: embeddings or numbers, FastRNN, pooling, a linear head."""
+"""The network of every estimator: embeddings, FastRNN, pooling and a linear layer."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from ..embeddings import Vectors
 from ..nn import Dropout, FastRNN
+from .inputs import Tokens
 
+NONLINEARITIES = ("tanh", "relu")
 POOLINGS = ("last", "mean", "max")
-INPUT_STD = 0.25  # of what the input adds to the hidden units at the start
-# So small that a rare word's few updates outweigh what chance began with (sentence polarity, one
-# fold, one network: accuracy 0.73 with 1.0, from 0.75 to 0.76 with 0.1, from 0.77 to 0.78 with
-# 0.05; the rest of the settings varied a little).
+# The standard deviation of what the input adds to a hidden unit before training.
+INPUT_STD = 0.25
+# The standard deviation of embeddings before training. It is small so that the few updates of a
+# rare word outweigh the random start. Accuracy on one fold of sentence polarity, with one network
+# and small variations of the other settings:
+#   1.0:  0.73
+#   0.1:  0.75 to 0.76
+#   0.05: 0.77 to 0.78
 EMBEDDING_STD = 0.05
 
 
 class Embedding(nn.Module):
-    """The sum of the embeddings of a token's features.
+    """An embedding table for tokens with F features: a token has the sum of F rows.
 
-    In training a feature's value is taken for unknown with probability `word_dropout`, so that the
-    unknown ones have embeddings too, and the others are not relied on.
+    In training, the row of a feature is replaced by the row for unknown values with probability
+    `word_dropout`. In this way the unknown values get useful embeddings, and the network learns not
+    to rely on single values.
 
     Args:
-        rows: of the table. unknown: int64 (F,), each feature's row for unknown values.
+        rows: The number of rows of the table.
+        unknown: The row for unknown values of each feature, int64 (F,).
+        size: The size of an embedding, E.
+        word_dropout: The probability of replacing a row in training.
     """
 
     def __init__(self, rows: int, unknown: torch.Tensor, size: int, word_dropout: float):
@@ -33,7 +47,7 @@ class Embedding(nn.Module):
         self.word_dropout = word_dropout
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids: int64 (T, B, F) -> (T, B, size)."""
+        """Return the embeddings (T, B, E) of tokens, which are rows of the table (T, B, F)."""
         if self.training and self.word_dropout:
             dropped = torch.rand(ids.shape, device=ids.device) < self.word_dropout
             ids = torch.where(dropped, self.unknown, ids)
@@ -42,16 +56,21 @@ class Embedding(nn.Module):
 
 
 class SequenceNetwork(nn.Module):
-    """Outputs for a sequence, or for each of its steps, by an Elman RNN.
+    """An Elman RNN with a linear layer, for a sequence or for each of its time steps.
 
     Args:
-        embedding: what turns the input into vectors, or None if it is vectors.
-        input_size: size of these vectors, I.
-        hidden_size, num_layers, bidirectional, nonlinearity: of the FastRNN.
-        dropout: on vectors, between layers and on what the head reads.
-        pooling: what the head reads: "last" the last state of each direction, "mean" or "max" that
-            of all steps' states, None the states of every step.
-        outputs: O.
+        embedding: The embeddings of the tokens, or None if the input is vectors.
+        input_size: The size of the embeddings or vectors, I.
+        hidden_size: The number of hidden units of each layer and direction.
+        num_layers: The number of recurrent layers.
+        bidirectional: Whether a second RNN reads the sequence backwards.
+        nonlinearity: The activation function, "tanh" or "relu".
+        dropout: The probability of dropout on the vectors, between layers and before the linear
+            layer.
+        pooling: What the linear layer reads: "last" is the last state of each direction, "mean" and
+            "max" are the mean and the largest value of each unit over the time steps. With None
+            the linear layer reads the state at every time step.
+        outputs: The number of outputs, O.
     """
 
     def __init__(
@@ -90,8 +109,15 @@ class SequenceNetwork(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """x: int64 (T, B, F) or float (T, B, I); lengths: int64 (B,), in [1, T]; what stands past
-        a sequence's end does not matter. Returns (B, O), or (T, B, O) if `pooling` is None."""
+        """Return the outputs for a padded batch.
+
+        Args:
+            x: Tokens, int64 (T, B, F), or vectors, float (T, B, I). The padding has no influence.
+            lengths: The number of time steps of each sequence, int64 (B,), from 1 to T.
+
+        Returns:
+            The outputs (B, O), or (T, B, O) if `pooling` is None.
+        """
         if self.embedding is not None:
             x = self.embedding(x)
         states, h_n = self.rnn(self.dropout(x), lengths=lengths)
@@ -105,3 +131,59 @@ class SequenceNetwork(nn.Module):
             past = steps[:, None] >= lengths.to(states.device)
             states = states.masked_fill(past[..., None], -torch.inf).amax(0)
         return self.head(self.dropout(states))
+
+    def run(self, sequences: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the outputs for sequences of different lengths, on the device of the weights.
+
+        Args:
+            sequences: B encoded sequences, int64 (T, F) or float32 (T, I) with any T each.
+
+        Returns:
+            The outputs (B, O). If `pooling` is None, the outputs of all time steps without padding,
+            one sequence after the other: (N, O), where N is the sum of the lengths.
+        """
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        outputs = self(pad_sequence(sequences).to(self.head.weight.device), lengths)
+        if self.pooling is not None:
+            return outputs
+        mask = torch.arange(len(outputs)) < lengths[:, None]
+        return outputs.transpose(0, 1)[mask.to(outputs.device)]
+
+
+def start_from_vectors(network: SequenceNetwork, tokens: Tokens, vectors: Vectors) -> float:
+    """Copy the vectors to the embeddings of the words in `tokens`, and return their scale.
+
+    The vectors are scaled so that their root mean square is that of the embeddings before. The
+    embeddings of words without a vector do not change.
+    """
+    weight = network.embedding.weight.detach()[tokens.word_rows]
+    return vectors.initialise(weight, tokens.tables[tokens.word])
+
+
+def add_words(
+    vectors: Vectors, tokens: Tokens, networks: list[SequenceNetwork], scales: list[float]
+) -> Tokens:
+    """Give the words that only `vectors` has their embeddings, after the training.
+
+    During the training they would cost each update the time of all vectors in the file, and only
+    weight decay would change them.
+
+    Args:
+        vectors: The vectors from which the embeddings started.
+        tokens: The tokens of the training data.
+        networks: The trained networks, whose embeddings get more rows.
+        scales: The scale of the vectors in each network, from `start_from_vectors`.
+
+    Returns:
+        The tokens of the training data together with the new words.
+    """
+    table = set(tokens.tables[tokens.word])
+    new = [i for i, token in enumerate(vectors.tokens) if token not in table]
+    extended = tokens.with_words(vectors.tokens[i] for i in new)
+    end = tokens.word_rows.stop
+    for network, scale in zip(networks, scales, strict=True):
+        embedding, weight = network.embedding, network.embedding.weight.detach()
+        rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
+        embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
+        embedding.unknown = extended.unknown.to(weight.device)
+    return extended

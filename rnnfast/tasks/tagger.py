@@ -1,0 +1,91 @@
+"""The tagger: one label for each time step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .labels import LabelEstimator
+from .metrics import chunk_f1, is_iob
+from .settings import PositiveInteger
+from .storage import plain
+
+
+@dataclass(kw_only=True, eq=False)
+class SequenceTagger(LabelEstimator):
+    """Tagger of sequences: an Elman RNN predicts one label for each time step.
+
+    The RNN is a `rnnfast.FastRNN`. A linear layer turns its hidden state at each time step into
+    class scores. `fit` takes N sequences X and a list y of N lists of labels, one for each time
+    step. `score` returns the F1 of the chunks, as conlleval and seqeval compute it, if all labels
+    are IOB tags such as "B-NP", "I-NP" and "O". Otherwise it returns the accuracy over all time
+    steps.
+
+    Args:
+        class_weight: The weights of the classes in the loss: None for equal weights, "balanced" for
+            N / (number of classes * count of the class), or a dict from classes to weights. A
+            class that the dict does not name has the weight 1.
+        **settings: The settings of `rnnfast.tasks.settings.Settings`. The defaults of `features`
+            and `hidden_size` are different here.
+
+    Attributes:
+        classes_: The classes in order, an array of strings, integers or booleans, (K,).
+        history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
+            `valid_score` (None without validation data) and `seconds` since `fit` began.
+        metric: The name of what `score` returns, "chunk F1" or "accuracy".
+
+    Example:
+        >>> from rnnfast.tasks import SequenceTagger
+        >>> X = [["the", "cat", "sleeps"], ["the", "dog", "barks"]] * 20
+        >>> y = [["DET", "NOUN", "VERB"]] * 40
+        >>> model = SequenceTagger(hidden_size=16, lr=0.02).fit(X, y)
+        >>> [tags.tolist() for tags in model.predict([["the", "cat", "barks"]])]
+        [['DET', 'NOUN', 'VERB']]
+        >>> model.metric
+        'accuracy'
+    """
+
+    features: Sequence[str] = ("word", "prefix3", "suffix2", "suffix3", "shape")
+    hidden_size: PositiveInteger = 100
+
+    _every_step = True
+
+    @property
+    def metric(self):
+        """The name of what `score` returns, "chunk F1" or "accuracy"."""
+        return "chunk F1" if is_iob(self.classes_.tolist()) else "accuracy"
+
+    def _fit_targets(self, y):
+        self._fit_labels([plain(label) for labels in y for label in labels])
+
+    def _encode_target(self, y, where):
+        return torch.tensor([self._encode_label(label, where) for label in y])
+
+    def predict_proba(self, X: Sequence) -> list[np.ndarray]:
+        """Return the probabilities of `classes_` at each time step.
+
+        Args:
+            X: N sequences of the same kind as those of `fit`.
+
+        Returns:
+            A list of N arrays, float64 (T, K).
+
+        Raises:
+            UserError: The estimator is not fitted, or the sequences are of another kind.
+        """
+        return self._activated(X)
+
+    def _decode(self, activated):
+        return self.classes_[activated.argmax(1)]
+
+    def _check_targets(self, y, name):
+        self._check_labels([label for labels in y for label in labels], name)
+
+    def _score(self, y, predicted):
+        if self.metric == "chunk F1":
+            return chunk_f1(y, predicted)
+        pairs = zip(y, predicted, strict=True)
+        return float(np.mean([a == b for one in pairs for a, b in zip(*one, strict=True)]))
