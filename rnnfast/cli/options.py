@@ -74,7 +74,7 @@ def add_option(
     Args:
         group: a parser or a group of arguments.
         name: name of the attribute, with underscores.
-        type_: what makes a value from text. None leaves that to `options`.
+        type_: a function that makes a value from text. None is for `choices` and `action`.
         about: what the option does.
         metavar: name of the value. None takes N for an int and X for a float.
         also: a second name, with its dashes.
@@ -82,8 +82,7 @@ def add_option(
             missing as well, the help text shows no default.
         options: further arguments for `add_argument`.
     """
-    if shown is None:
-        shown = options.get("default")
+    shown = options.get("default") if shown is None else shown
     if type_ is not None:
         options["type"] = type_
         options["metavar"] = metavar or {int: "N", float: "X"}.get(type_)
@@ -116,8 +115,8 @@ def add_setting(
     if len(set(levels.values())) == 1:
         shown = [_text(value) for value in values]
     else:
-        of = {value: [n for n, v in levels.items() if v == value] for value in values}
-        shown = [f"{_text(value)} for {', '.join(names)}" for value, names in of.items()]
+        names = {value: [n for n, v in levels.items() if v == value] for value in values}
+        shown = [f"{_text(value)} for {', '.join(names[value])}" for value in values]
     if note:
         shown.append(note)
     options.setdefault("shown", "; ".join(shown) or None)
@@ -152,6 +151,6 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def add_plot_option(group, about: str = "Draw the result as a figure") -> None:
-    """Add the option `--plot`."""
+def add_plot_option(group, about: str) -> None:
+    """Add the option `--plot`. `about` says what it draws."""
     add_option(group, "plot", plot_path, f"{about}, in a .png or .svg file", "PATH")

@@ -1,4 +1,4 @@
-"""What a command writes: text for people, progress, and JSON for other programs."""
+"""The output of a command: text for people, progress, and JSON for other programs."""
 
 from __future__ import annotations
 
