@@ -53,7 +53,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
     about = (
-        f"{len(trainer.train):,} {unit}s to train on, {len(trainer.valid):,} to validate on, "
+        f"{len(trainer.train):,} {unit}s to train on, {len(trainer.valid):,} to validate; "
         f"{len(trainer.vocab):,} symbols\n"
         f"{_kind(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
