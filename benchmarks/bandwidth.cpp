@@ -1,5 +1,5 @@
-// What a level of the memory hierarchy delivers: reading and copying, some threads, each its own
-// part.
+// Measures how many bytes a second a level of the memory hierarchy delivers: reading and copying,
+// with several threads, each of which has its own part of the data.
 
 #include <algorithm>
 #include <atomic>
@@ -15,7 +15,7 @@
 namespace {
 
 typedef std::uint64_t vec __attribute__((vector_size(64)));
-constexpr std::size_t kUnroll = 8; // loads in flight, none waiting for another
+constexpr std::size_t kUnroll = 8; // independent loads, which can all be in flight
 
 #if defined(__x86_64__)
 #define EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -23,7 +23,8 @@ constexpr std::size_t kUnroll = 8; // loads in flight, none waiting for another
 #define EACH_ISA
 #endif
 
-// There and back again, as a kernel would that wants what the last pass left in a smaller cache.
+// Reads forwards and backwards by turns. A kernel would do the same, in order to find the end of
+// its last pass in a smaller cache.
 EACH_ISA void read_passes(const vec* from, std::size_t blocks, std::size_t passes) {
   vec sums[kUnroll] = {};
   for (std::size_t pass = 0; pass < passes; ++pass) {
@@ -33,7 +34,7 @@ EACH_ISA void read_passes(const vec* from, std::size_t blocks, std::size_t passe
       for (std::size_t k = 0; k < kUnroll; ++k)
         sums[k] |= block[k];
     }
-    asm volatile("" ::: "memory"); // the compiler cannot know that a pass reads the same again
+    asm volatile("" ::: "memory"); // keeps the compiler from merging passes over the same data
   }
   asm volatile("" ::"r"(sums) : "memory");
 }
@@ -43,7 +44,7 @@ struct Free {
 };
 using Buffer = std::unique_ptr<char, Free>;
 
-// Its own pages, touched by the thread that uses them.
+// Allocates pages and touches them on the thread that uses them, so that they are near its core.
 Buffer allocate(std::size_t bytes) {
   Buffer buffer(static_cast<char*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)));
   std::memset(buffer.get(), 1, bytes);
@@ -56,8 +57,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Seconds from when all threads were ready until the last one had done its work: the best of
-// several. `prepare` makes the work of a thread, on that thread.
+// Returns the seconds from the moment when all threads are ready until the last one has done its
+// work: the lowest of several tries. `prepare` returns the work of a thread, and runs on that
+// thread.
 template <typename Prepare> double best_seconds(int threads, int tries, Prepare prepare) {
   double best = 1e30;
   std::atomic<int> ready{0};
@@ -66,7 +68,7 @@ template <typename Prepare> double best_seconds(int threads, int tries, Prepare 
   const auto member = [&](int me) {
     const auto work = prepare();
     for (int t = 0; t < tries; ++t) {
-      // Twice as many arrivals as threads a try: before the clock starts and after it has stopped.
+      // In each try a thread arrives twice: before its clock starts and after it has stopped.
       const auto wait = [&](int arrivals) {
         ++ready;
         while (ready < arrivals)
@@ -92,7 +94,8 @@ template <typename Prepare> double best_seconds(int threads, int tries, Prepare 
 
 extern "C" {
 
-// GB/s of `threads` threads together that read `bytes` bytes again and again, each its share.
+// Returns the GB/s of `threads` threads together that read `bytes` bytes again and again. Each
+// thread reads its own share.
 double read_gbs(std::size_t bytes, int threads) {
   const std::size_t block = kUnroll * sizeof(vec);
   const std::size_t blocks = std::max<std::size_t>(1, bytes / threads / block);
@@ -106,7 +109,8 @@ double read_gbs(std::size_t bytes, int threads) {
   return 1e-9 * blocks * block * passes * threads / seconds;
 }
 
-// GB/s, read and written bytes added, of a copy of `bytes` bytes, each thread its share.
+// Returns the GB/s of a copy of `bytes` bytes, with read and written bytes added. Each thread
+// copies its own share.
 double copy_gbs(std::size_t bytes, int threads) {
   const std::size_t share = bytes / threads;
   const double seconds = best_seconds(threads, 7, [=] {

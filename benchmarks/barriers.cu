@@ -1,5 +1,6 @@
-// What it costs that all wait for all, on the GPU at hand: the numbers that csrc/cuda/plan.cu
-// guesses. One line each: what, how many blocks, nanoseconds and clocks of a multiprocessor.
+// Measures the cost of barriers on this GPU: the numbers that csrc/cuda/plan.cu assumes. Each line
+// of the output has the kind of barrier, the number of thread blocks, nanoseconds, and clocks of a
+// multiprocessor.
 //
 //   nvcc -std=c++17 -O3 -arch=native -I csrc benchmarks/barriers.cu -o barriers && ./barriers
 #include "cuda/device.h"
@@ -31,8 +32,9 @@ __global__ void __launch_bounds__(kThreads) cluster_barrier(uint32_t*, long long
   *clocks = clock64() - begin;
 }
 
-// With what a step hands on: each thread stores 4 bytes to every block. And with what it writes: 4
-// bytes of global memory, which the barrier waits for, its release being a fence of the whole GPU.
+// A barrier after each thread has stored 4 bytes to every block of the cluster, as the threads of
+// an RNN step do. With `Output` each thread also writes 4 bytes of global memory, as a step writes
+// its output. The barrier waits for that store, because its release is a fence of the whole GPU.
 template <bool Output>
 __global__ void __launch_bounds__(kThreads) cluster_exchange(uint32_t* out, long long* clocks) {
   uint32_t* const mine = reinterpret_cast<uint32_t*>(device::shared_memory());
@@ -54,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) cluster_exchange(uint32_t* out, long
   *clocks = clock64() - begin;
 }
 
-// As in kernel.h: a flag for each block, in L2.
+// A barrier of the whole grid with one flag for each block, in L2, as the grid kernel has it.
 __global__ void __launch_bounds__(kThreads) grid_flags(uint32_t* flags, long long* clocks) {
   const long long begin = clock64();
   for (uint32_t i = 1; i <= kRounds; ++i) {
@@ -100,7 +102,7 @@ void measured(const char* name, void (*kernel)(uint32_t*, long long*), device::L
   cudaFree(words), cudaFree(clocks);
 }
 
-// One that the device cannot do says so, and the others follow.
+// Measures a barrier. If the device does not support it, prints why, so that the others still run.
 void measure(const char* name, void (*kernel)(uint32_t*, long long*), device::Launch how) {
   try {
     measured(name, kernel, how);

@@ -1,7 +1,7 @@
-"""Tokens a second of `rnnfast.lm.generate` and of the loop over `nn.RNN` that one would write.
+"""Time `rnnfast.lm.generate` against a plain loop over `nn.RNN`, in tokens per second.
 
-Both hold the same weights, and what they write at temperature 0 must agree before anything is
-timed. Samples alternate as in `rnnfast bench`. A text begins with the preparation it needs:
+Both hold the same weights, and their texts at temperature 0 must agree before anything is timed.
+Samples alternate as in `rnnfast bench`. The time of a text includes its preparation, in which
 rnnfast folds the embedding into a table and packs the weights.
 """
 
@@ -25,7 +25,10 @@ SIZES = ((128, 65), (512, 65), (1024, 65), (200, 10_000))  # H, V
 
 @torch.inference_mode()
 def loop(embedding, rnn, decoder, length, temperature):
-    """The numbers of `length` tokens after token 0; `temperature` 0 is greedy."""
+    """Return the numbers of `length` tokens that follow token 0.
+
+    At `temperature` 0 each token is the most probable one.
+    """
     token, hidden, tokens = torch.zeros(1, 1, dtype=torch.int64), None, []
     for _ in range(length):
         output, hidden = rnn(embedding(token), hidden)
@@ -39,8 +42,8 @@ def loop(embedding, rnn, decoder, length, temperature):
 
 
 def measure(H, V, length, repeats):
-    """Medians of tokens a second, by implementation, and the ratios of ours to theirs."""
-    # The boundary is token 0, where the loop begins too.
+    """Return the median tokens per second of each implementation, and the ratios of rnnfast's."""
+    # The boundary, after which a text begins, is token 0. The loop begins after token 0 as well.
     tokens = ["\n", *(chr(0x4E00 + i) for i in range(V - 1))]
     vocab = lm.Vocabulary.from_json({"level": "char", "tokens": tokens})
     torch.manual_seed(0)
@@ -61,8 +64,8 @@ def measure(H, V, length, repeats):
     if ours(0) != vocab.decode(theirs(0)):
         raise RuntimeError(f"texts at temperature 0 differ at H={H} V={V}: nothing was timed")
     calls = {OURS: ours, "loop": theirs, "loop, 1 thread": theirs_on_one_thread}
-    samplers = {name: bench.sampler(call) for name, call in calls.items()}
-    seconds = bench.alternate(samplers, repeats)
+    timers = {name: bench.timer(call) for name, call in calls.items()}
+    seconds = bench.alternate(timers, repeats)
     rates = {name: length / float(np.median(samples)) for name, samples in seconds.items()}
     ratios = {name: rates[OURS] / rate for name, rate in rates.items() if name != OURS}
     return {"H": H, "V": V, "tokens_per_second": rates, "ratio": ratios}
@@ -70,9 +73,11 @@ def measure(H, V, length, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--length", type=int, default=1000, help="tokens of a text (1000)")
-    parser.add_argument("--repeats", type=int, help="samples (about 1.5 s a size, at least 5)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    about = "Tokens of a text (default: 1000)"
+    parser.add_argument("--length", type=int, metavar="N", default=1000, help=about)
+    about = "Samples (default: as many as fit in 1.5 s a size, at least 5)"
+    parser.add_argument("--repeats", type=int, metavar="N", help=about)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="Write the figures as JSON")
     args = parser.parse_args()
     results = [measure(*size, args.length, args.repeats) for size in SIZES]
     table = Table("H", "V", title=f"tokens/s, {torch.get_num_threads()} threads")

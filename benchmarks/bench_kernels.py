@@ -1,8 +1,8 @@
-"""pytest-benchmark over small shapes: the kernels, the module, `nn.RNN` and the NumPy reference.
+"""Time the kernels, the module, `nn.RNN` and the NumPy reference on small shapes.
 
-For the eye of someone who works on a kernel: what a call costs, implementation by implementation.
-The ratios to quote come from run.py, which alternates what it compares. The baseline, the data and
-the rule that says when a result is right are those of the tests.
+This file is for pytest-benchmark. It shows what a call costs, for work on a kernel. Quote ratios
+from run.py instead, which alternates the samples of what it compares. The baseline, the data and
+the rule for a right result are those of the tests.
 """
 
 import pytest

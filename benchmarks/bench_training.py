@@ -1,8 +1,8 @@
-"""Tokens a second of a training step of `rnnfast.lm`, against the same step on torch's parts.
+"""Time a training step of `rnnfast.lm` against the same step on torch's modules.
 
-Those are `nn.Embedding`, `nn.RNN`, `nn.Linear` and `nn.CrossEntropyLoss`. Clipping and AdamW are
-the same. Both hold the same weights, and the gradients must agree before anything is timed.
-Samples alternate as in `rnnfast bench`.
+The modules are `nn.Embedding`, `nn.RNN`, `nn.Linear` and `nn.CrossEntropyLoss`. Clipping and AdamW
+are the same for both. Both models hold the same weights, and their gradients must agree before
+anything is timed. Samples alternate as in `rnnfast bench`.
 """
 
 import argparse
@@ -27,11 +27,11 @@ CASES = (  # level, V, emsize, H, layers, B, T
     ("char", 100, 128, 128, 1, 32, 64),
 )
 CLIP = 1.0
-WIDTH = 100  # of the table: in fewer columns its figures would be cut off
+WIDTH = 100  # characters; figures would be cut off in a narrower table
 
 
 class Torchs(nn.Module):
-    """The same model of torch's modules, without dropout."""
+    """The same model as `model`, made of torch's modules, without dropout."""
 
     def __init__(self, model):
         super().__init__()
@@ -41,13 +41,14 @@ class Torchs(nn.Module):
         self.criterion = nn.CrossEntropyLoss()
 
     def loss(self, inputs, targets, hidden):
+        """Return the loss and the last hidden state, like `loss` of the model in `rnnfast.lm`."""
         output, hidden = self.rnn(self.encoder(inputs), hidden)
         logits = self.decoder(output)
         return self.criterion(logits.flatten(0, 1), targets.flatten()), hidden
 
 
 def stepper(model, inputs, targets):
-    """A function that makes one update, the hidden state carried over."""
+    """Return a function that makes one update and keeps the hidden state for the next one."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     carried = SimpleNamespace(hidden=None)
 
@@ -64,7 +65,7 @@ def stepper(model, inputs, targets):
 
 
 def check(ours, theirs, inputs, targets):
-    """Refuses to time models that do not compute the same."""
+    """Raise RuntimeError if the gradients of the two models differ."""
     for model in (ours, theirs):
         model.zero_grad(set_to_none=True)
         model.loss(inputs, targets, None)[0].backward()
@@ -77,7 +78,7 @@ def check(ours, theirs, inputs, targets):
 
 
 def measure(level, V, emsize, H, layers, B, T, repeats):
-    """Medians of tokens a second, by implementation, and the ratio of ours to theirs."""
+    """Return medians of milliseconds and of tokens per second, and the ratio to `nn.RNN`."""
     tokens = ["\n", *(chr(0x4E00 + i) for i in range(V - 1))]
     if level == "word":
         tokens[:2] = ["<eos>", "<unk>"]
@@ -89,8 +90,8 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
     inputs, targets = torch.randint(V, (2, T, B))
     check(ours, theirs, inputs, targets)
     models = {OURS: ours, THEIRS: theirs}
-    samplers = {name: bench.sampler(stepper(m, inputs, targets)) for name, m in models.items()}
-    seconds = bench.alternate(samplers, repeats)
+    timers = {name: bench.timer(stepper(m, inputs, targets)) for name, m in models.items()}
+    seconds = bench.alternate(timers, repeats)
     medians = {name: float(np.median(samples)) for name, samples in seconds.items()}
     ms = {name: 1e3 * median for name, median in medians.items()}
     return {
@@ -103,8 +104,9 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, help="samples (about 1.5 s a case, at least 5)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here too")
+    about = "Samples (default: as many as fit in 1.5 s a case, at least 5)"
+    parser.add_argument("--repeats", type=int, metavar="N", help=about)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="Write the figures as JSON")
     args = parser.parse_args()
     table = Table(title=f"a training step, {torch.get_num_threads()} threads")
     for column in ("level", "V", "E", "H", "L", "B", "T"):

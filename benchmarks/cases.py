@@ -1,6 +1,7 @@
-"""What is measured: the cases, their data, and what each one costs at the least.
+"""The cases that are measured, their data, and the least time that each one can take.
 
-Imports NumPy and nothing else, because every contestant's process reads it (see contest.py).
+This module imports NumPy and nothing else, because the process of every contestant imports it (see
+contest.py).
 """
 
 from dataclasses import dataclass
@@ -8,20 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-STREAMED_ROWS = 4  # up to so many batch rows, reading W_hh bounds a step and not its arithmetic
+STREAMED_ROWS = 4  # up to this many batch rows, reading W_hh takes longer than the arithmetic
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: T time steps, B batch rows, I input size, H hidden size; tanh, biases, no h_0.
+    """One call of a tanh RNN with biases and without h_0.
 
-    With ``lengths`` (B numbers, none above T, never increasing) the batch is packed; with
-    ``one_hot`` the input is int64 tokens in [0, I).
+    T is the number of time steps, B of batch rows, I the input size, and H the hidden size. With
+    `lengths` (B numbers, none above T, never increasing) the batch is packed. With `one_hot` the
+    input is int64 tokens in [0, I).
     """
 
     T: int
     B: int
-    I: int  # noqa: E741 - the letter of the whole project
+    I: int  # noqa: E741 - this letter stands for the input size in the whole project
     H: int
     layers: int = 1
     directions: int = 1
@@ -45,36 +47,44 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Rows of all time steps together, padding left out."""
+        """The number of rows of all time steps together, without padding."""
         return sum(self.lengths) if self.lengths else self.T * self.B
 
     @property
     def bytes_per_element(self) -> int:
+        """The size of one number of `dtype`."""
         return 2 if self.dtype == "bfloat16" else 4
 
     @property
     def recurrent_flop(self) -> int:
-        """Of all products with W_hh of one pass over the sequence."""
+        """The operations of all products with W_hh in one pass over the sequence."""
         return self.layers * self.directions * 2 * self.tokens * self.H**2
 
     def flop(self, mode: str) -> int:
-        """Of all products. One-hot input is a look-up and its gradient a sum: no product."""
+        """Return the operations of all products.
+
+        One-hot input needs no product: the forward pass looks rows up, and the gradient is a sum.
+        """
         inputs = 0 if self.one_hot else self.I
         inputs += (self.layers - 1) * self.directions * self.H
         forward = self.directions * 2 * self.tokens * self.H * inputs + self.recurrent_flop
-        # Each product of the forward has two more in the backward.
+        # The backward pass has two products for each one in the forward pass.
         return 3 * forward if mode == "training" else forward
 
     def weight_bytes(self) -> int:
-        """Of one W_hh, which every step must read again, because h_t needs h_{t-1}."""
+        """Return the size of one W_hh.
+
+        Every step must read W_hh again, because h_t needs h_{t-1}.
+        """
         return self.H**2 * self.bytes_per_element
 
     def least_seconds(self, mode: str, gemm_gflops: float, read_gbs: float) -> float:
-        """The time that the machine's ceilings allow.
+        """Return the shortest time that the machine's ceilings allow.
 
-        All products at the speed of a large one; with few rows, W_hh read at ``read_gbs`` once a
-        step, and once more in the backward, and the products that have all time steps at once
-        (the input projection, and in training its gradients and that of W_hh) at ``gemm_gflops``.
+        All products run at the speed of a large one, `gemm_gflops`. With few rows the limit may be
+        reading instead: each step reads W_hh at `read_gbs`, twice in training, and only the
+        products over all time steps at once run at `gemm_gflops`. Those are the input projection
+        and, in training, its gradients and the gradient of W_hh.
         """
         seconds = self.flop(mode) / gemm_gflops
         if self.B <= STREAMED_ROWS:
@@ -86,10 +96,10 @@ class Case:
         return 1e-9 * seconds
 
     def intensity(self) -> float:
-        """FLOP of the forward per byte that must move in a step, of one layer and direction.
+        """Return the FLOP per byte that must move in a forward step of one layer and direction.
 
-        A step reads W_hh, its input and h_{t-1} and writes h_t. W_ih is read once a call: its
-        product can have all time steps at once.
+        A step reads W_hh, its input and h_{t-1}, and writes h_t. W_ih is read once a call, because
+        its product can have all time steps at once.
         """
         rows = self.tokens / self.T
         elements = self.H**2 + self.H * self.I / self.T + rows * (self.I + 2 * self.H)
@@ -97,16 +107,19 @@ class Case:
 
 
 class Data(NamedTuple):
-    """The arrays of a case, float32 (for bfloat16: values that it can hold), padding zero."""
+    """The arrays of a case, float32, with zeros for padding.
+
+    In a bfloat16 case their values are such that bfloat16 can hold them.
+    """
 
     x: np.ndarray  # [T, B, I], or int64 tokens [T, B]
     weights: list[np.ndarray]  # the flat list of nn.RNN
     dy: np.ndarray  # [T, B, D*H], the gradient of the output
-    mask: np.ndarray | None  # bool [T, B, 1]: not padding
+    mask: np.ndarray | None  # bool [T, B, 1], false for padding
 
 
 def data(case: Case) -> Data:
-    """The same in every process."""
+    """Return the arrays of a case. They are the same in every process."""
     generator = np.random.default_rng(0)
 
     def held(array: np.ndarray) -> np.ndarray:
@@ -134,12 +147,12 @@ def data(case: Case) -> Data:
 
 
 def one_hot_vectors(case: Case, x: np.ndarray) -> np.ndarray:
-    """The input as vectors, for those who take no tokens."""
+    """Return the input as vectors, for libraries that take no tokens."""
     return np.eye(case.I, dtype=np.float32)[x] if case.one_hot else x
 
 
 def result_names(case: Case, mode: str) -> list[str]:
-    """Of the arrays that a call returns, in their order."""
+    """Return the names of the arrays that a call returns, in their order."""
     if mode == "forward":
         return ["output", "h_n"]
     names = [] if case.one_hot else ["gradient of input"]
@@ -151,7 +164,7 @@ def result_names(case: Case, mode: str) -> list[str]:
 
 
 def special_cases() -> list[Case]:
-    """Beside the default shapes: what other people's models and inputs look like."""
+    """Return cases beside the default shapes: sizes and inputs of other people's models."""
     lengths = tuple(int(n) for n in np.linspace(100, 10, 32).round())
     return [
         Case(35, 33, 257, 257),  # no multiple of any tile

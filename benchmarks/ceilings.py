@@ -1,4 +1,4 @@
-"""What the machine can do at the most, measured in the same run as the contestants."""
+"""Measure the ceilings of the machine, in the same run as the contestants."""
 
 import ctypes
 from collections.abc import Iterable
@@ -10,16 +10,22 @@ import torch
 
 from rnnfast import bench
 
-MEMORY_BYTES = 1 << 28  # of an array that no cache holds
+MEMORY_BYTES = 1 << 28  # size of an array that no cache holds
 
 
 def measure(dtypes: Iterable[str], working_sets: Iterable[int], threads: int) -> dict[str, Any]:
-    """The ceilings, for a report.
+    """Measure the ceilings for a report.
 
-    Returns ``gemm_gflops``, by dtype, of the product of two large matrices; ``read_gbs``, by number
-    of bytes, of reading so many again and again, each thread its own share; ``levels``, the same
-    for a working set that each level of the memory hierarchy holds; ``copy_gbs``, read and written
-    bytes added, of a copy in memory.
+    Args:
+        dtypes: names of the dtypes whose matrix product is timed.
+        working_sets: numbers of bytes to read again and again.
+        threads: number of threads. Each one reads its own share.
+
+    Returns:
+        A dict: `gemm_gflops`, the GFLOP/s of a product of two large matrices, by dtype; `read_gbs`,
+        the GB/s of reading, by working set; `levels`, the GB/s of reading a working set that fits
+        in each level of the memory hierarchy, by level; `copy_gbs`, the GB/s of a copy in memory,
+        read and written bytes added.
     """
     library = native.load("bandwidth.cpp", "-pthread")
     for function in (library.read_gbs, library.copy_gbs):
@@ -35,18 +41,19 @@ def measure(dtypes: Iterable[str], working_sets: Iterable[int], threads: int) ->
 
 
 def best(a: Any, b: Any) -> Any:
-    """The higher of two measurements of everything."""
+    """Return the higher of two measurements, for every entry of a nested dict."""
     return {key: best(a[key], b[key]) for key in a} if isinstance(a, dict) else max(a, b)
 
 
 def _working_sets(threads: int) -> dict[str, int]:
-    """Bytes, of all threads together, that L1, L2, L3 and memory hold."""
+    """Return a number of bytes, of all threads together, for each of L1, L2, L3 and memory."""
     caches = {}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         if (index / "type").read_text().strip() != "Instruction":
             size = int((index / "size").read_text().strip().removesuffix("K")) << 10
             caches[f"L{(index / 'level').read_text().strip()}"] = size
     sets = {level: threads * size // 2 for level, size in caches.items() if level in ("L1", "L2")}
-    if "L3" in caches:  # which the threads share; more than L2 has, or L2 would answer
+    # The threads share L3. Its working set is larger than L2, because L2 would serve it otherwise.
+    if "L3" in caches:
         sets["L3"] = min(caches["L3"] // 2, 8 * threads * caches.get("L2", caches["L3"]))
     return dict(sorted(sets.items())) | {"memory": max(MEMORY_BYTES, 8 * caches.get("L3", 0))}

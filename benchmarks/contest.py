@@ -1,8 +1,8 @@
-"""One process for each contestant, and the contest between them.
+"""Run each contestant in a process of its own, and time them by turns.
 
-A library's threads go on spinning for a while after a call, and would disturb whoever is timed
-next. So no two contestants share a process, and all but the one that is working are stopped
-(SIGSTOP): their samples can then alternate in one run, as in `rnnfast bench`.
+The threads of a library go on spinning for a while after a call, and would disturb the contestant
+that is timed next. So no two contestants share a process, and all processes except the one that
+works are stopped (SIGSTOP). Their samples can then alternate in one run, as in `rnnfast bench`.
 """
 
 import contextlib
@@ -25,27 +25,37 @@ from cases import Case, result_names
 from rnnfast import bench
 
 KERNELS = "rnnfast kernels"
-PATIENCE = 120  # seconds without an answer, after which a contestant is given up for this case
+PATIENCE = 120  # seconds without an answer after which a contestant is left out of a case
 MODE_SECONDS = 2.5  # spent on the samples of one mode of one case, all contestants together
 
-# bfloat16 keeps 8 bits; whoever sums a gradient over the steps in it loses some more.
+# bfloat16 keeps 8 bits, and a library that sums a gradient over the steps in it loses some more.
 TOLERANCE = {"float32": bench.TOLERANCE[torch.float32], "bfloat16": 0.1}
 
 
 class Contestant:
-    """A process of peers.py. Nothing runs in it except while `ask` waits for its answer."""
+    """A process of peers.py. Nothing runs in it except while `ask` waits for its answer.
+
+    Attributes:
+        name: what the report calls it.
+        version: version of its library, or None if it does not take part.
+        absent: why it does not take part, or None.
+    """
 
     def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
-        """``arguments``: the class in peers.py, and what it is made from."""
+        """Describe a contestant without starting it.
+
+        `arguments` are the name of a class in peers.py and the arguments of its constructor.
+        `environment` is added to that of the process.
+        """
         self.name = name
         self._arguments = arguments
         self._environment = os.environ | (environment or {})
         self._process = None
         self.version = None
-        self.absent = None  # why it does not take part
+        self.absent = None
 
     def start(self, threads: int) -> None:
-        """Sets ``version``, or ``absent`` where its library is missing."""
+        """Start the process. Set `version`, or `absent` if the library is missing."""
         self._cpus = ",".join(map(str, _cpus(threads)))
         self.version, self.absent = None, None
         try:
@@ -68,8 +78,12 @@ class Contestant:
         return self.ask("hello")
 
     def ask(self, method: str, *values: Any) -> Any:
-        """Raises NotRunError with the reason that it gave, or for silence and death."""
-        if self._process is None:  # it was given up in an earlier case
+        """Call a method of the contestant and return its answer.
+
+        Raises:
+            NotRunError: the contestant gave a reason, did not answer in time, or died.
+        """
+        if self._process is None:  # it was left out of an earlier case, and its process killed
             self._hello()
         self._process.send_signal(signal.SIGCONT)
         try:
@@ -87,6 +101,7 @@ class Contestant:
         return answer
 
     def close(self) -> None:
+        """End the process."""
         if self._process:
             self._connection.close()
             self._process.kill()
@@ -95,7 +110,7 @@ class Contestant:
 
 
 def _cpus(threads: int) -> list[int]:
-    """The CPUs to run on: of different cores as far as there are such."""
+    """Return the CPUs to run on. They are on different cores as long as there are enough cores."""
 
     def siblings_before(cpu: int) -> bool:
         path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -106,12 +121,12 @@ def _cpus(threads: int) -> list[int]:
 
     cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (siblings_before(cpu), cpu))
     if len(cpus) < threads:
-        raise ValueError(f"threads: got {threads}, want at most {len(cpus)}, the CPUs there are")
+        raise ValueError(f"threads must be at most {len(cpus)}, the number of CPUs, not {threads}")
     return cpus[:threads]
 
 
 def contestants() -> list[Contestant]:
-    """All there are, not started."""
+    """Return all contestants, not started."""
     onednn = [
         Contestant(
             "oneDNN " + ".".join(peers.onednn_version(root).split(".")[:2]),
@@ -135,6 +150,7 @@ def contestants() -> list[Contestant]:
 
 @contextlib.contextmanager
 def started(everyone: list[Contestant], threads: int) -> Iterator[None]:
+    """Start all contestants, and end their processes when the `with` statement ends."""
     try:
         for contestant in everyone:
             contestant.start(threads)
@@ -147,12 +163,17 @@ def started(everyone: list[Contestant], threads: int) -> Iterator[None]:
 def measure(
     case: Case, mode: str, everyone: list[Contestant], repeats: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Time one mode of one case: seconds a call by contestant, and why others were not timed.
+    """Time one mode of one case.
 
-    Whoever is timed has given the results of nn.RNN in float32, up to TOLERANCE.
+    A contestant is timed only if its results agree with those of nn.RNN in float32, up to
+    TOLERANCE.
+
+    Returns:
+        The seconds a call of each sample, by contestant, and for each contestant that was not timed
+        the reason.
 
     Raises:
-        RuntimeError: rnnfast has not, or nn.RNN cannot be run.
+        RuntimeError: the results of rnnfast do not agree, or nn.RNN cannot be run.
     """
     present = {c.name: c for c in everyone if c.absent is None}
     try:
@@ -173,13 +194,13 @@ def measure(
         if difference:
             not_run[name] = f"wrong: {difference}"
     while True:
-        samplers = {
+        timers = {
             name: partial(contestant.ask, "sample")
             for name, contestant in present.items()
             if name not in not_run
         }
         try:
-            return bench.alternate(samplers, repeats, MODE_SECONDS), not_run
+            return bench.alternate(timers, repeats, MODE_SECONDS), not_run
         except peers.NotRunError as error:
             if error.contestant == bench.THEIRS:
                 raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error

@@ -1,4 +1,4 @@
-"""Compiles the C++ of the benchmarks when it is first asked for, into build/benchmarks/."""
+"""Compile the C++ of the benchmarks when it is first needed, into build/benchmarks/."""
 
 import ctypes
 import hashlib
@@ -12,12 +12,13 @@ FOLDER = HERE.parent / "build" / "benchmarks"
 
 
 def load(source: str, *flags: str, key: str = "") -> ctypes.CDLL:
-    """The shared library of ``benchmarks/<source>``.
+    """Return the shared library that is built from `benchmarks/<source>`.
 
-    It is built once for a source, its flags and ``key``: whatever else the result depends on.
+    It is built again only if the source, the flags or `key` have changed. `key` stands for
+    everything else that the result depends on.
 
     Raises:
-        RuntimeError: the compiler failed; with the first line that it wrote.
+        RuntimeError: the compiler failed. The message has its first error.
     """
     text = (HERE / source).read_bytes()
     name = hashlib.sha256(repr((text, flags, key)).encode()).hexdigest()[:16]

@@ -1,8 +1,11 @@
-// oneDNN's vanilla_rnn behind a C interface, for peers.py: oneDNN 2.x and 3.x, any CPU runtime.
+// A C interface to oneDNN's vanilla_rnn, for peers.py. It compiles with oneDNN 2.x and 3.x and runs
+// on any of its CPU runtimes.
 //
-// Letters: T steps, B rows, I inputs, H hidden units, L layers, D directions. Plain layouts, all
-// float here whatever oneDNN computes in: x [T][B][I], w_layer [L][D][I][H], w_iter [L][D][H][H],
-// bias [L][D][H] (the sum of both of nn.RNN), y and dy [T][B][D*H], h_n [L][D][B][H].
+// Sizes: T time steps, B batch rows, I inputs, H hidden units, L layers, D directions.
+//
+// The interface has plain layouts, and floats whatever type oneDNN computes in: x [T][B][I],
+// w_layer [L][D][I][H], w_iter [L][D][H][H], bias [L][D][H] (the sum of the two biases of nn.RNN),
+// y and dy [T][B][D*H], h_n [L][D][B][H].
 
 #include <cstring>
 #include <exception>
@@ -86,7 +89,8 @@ const char* rnn_version() {
   return text.c_str();
 }
 
-// dy is null for inference.
+// Prepares a call and returns a handle, or null after an error, whose text rnn_error returns. dy is
+// null for inference.
 void* rnn_new(int T, int B, int I, int H, int L, int D, int bf16, const float* x,
               const float* w_layer, const float* w_iter, const float* bias, const float* dy) {
   std::unique_ptr<Rnn> rnn;
@@ -97,7 +101,7 @@ void* rnn_new(int T, int B, int I, int H, int L, int D, int bf16, const float* x
         D == 2 ? rnn_direction::bidirectional_concat : rnn_direction::unidirectional_left2right;
     const memory::dims x_dims{T, B, I}, y_dims{T, B, D * H}, h_dims{L, D, B, H};
     const memory::dims layer_dims{L, D, I, 1, H}, iter_dims{L, D, H, 1, H}, bias_dims{L, D, 1, H};
-    // The weights in whatever layout oneDNN likes best.
+    // The tag `any` lets oneDNN choose the layout of the weights.
     const memory::desc x_desc(x_dims, data, tag::tnc), y_desc(y_dims, data, tag::tnc);
     const memory::desc layer_desc(layer_dims, data, tag::any), iter_desc(iter_dims, data, tag::any);
     const memory::desc bias_desc(bias_dims, type::f32, tag::ldgo);
@@ -119,8 +123,8 @@ void* rnn_new(int T, int B, int I, int H, int L, int D, int bf16, const float* x
     const memory input = rnn->convert(rnn->plain(x_dims, tag::tnc, x), x_desc);
     const memory biases = rnn->plain(bias_dims, tag::ldgo, bias);
     const memory output(y_desc, rnn->cpu), final_state(h_desc, rnn->cpu);
-    // Given, though zero: without it the float32 dW_hh of 2.6 and 3.2 pairs dpre_t with h_t, not
-    // with h_{t-1}.
+    // The initial state is given although it is zero. Without it the float32 dW_hh of oneDNN 2.6
+    // and 3.2 is wrong: it multiplies dpre_t with h_t instead of h_{t-1}.
     const memory initial_state = rnn->zeros(h_desc);
     rnn->forward = vanilla_rnn_forward(forward);
     rnn->forward_args = {
@@ -136,7 +140,7 @@ void* rnn_new(int T, int B, int I, int H, int L, int D, int bf16, const float* x
 
     const memory workspace(forward.workspace_desc(), rnn->cpu);
     rnn->forward_args[DNNL_ARG_WORKSPACE] = workspace;
-    // Gradients are float32 in bfloat16 training too.
+    // Gradients are float32, also in bfloat16 training.
     const memory::desc dx_desc(x_dims, type::f32, tag::tnc), dy_desc(y_dims, type::f32, tag::tnc);
     const memory::desc dlayer_desc(layer_dims, type::f32, tag::any);
     const memory::desc diter_desc(iter_dims, type::f32, tag::any);
@@ -173,12 +177,13 @@ void* rnn_new(int T, int B, int I, int H, int L, int D, int bf16, const float* x
   return failed ? nullptr : rnn.release();
 }
 
+// Runs the call once. Returns 1 after an error.
 int rnn_run(void* handle) {
   return guarded([=] {
     Rnn& rnn = *static_cast<Rnn*>(handle);
     rnn.forward.execute(rnn.queue, rnn.forward_args);
     if (rnn.backward) {
-      // oneDNN adds to these.
+      // oneDNN adds to these gradients.
       for (int arg : {DNNL_ARG_DIFF_WEIGHTS_LAYER, DNNL_ARG_DIFF_WEIGHTS_ITER, DNNL_ARG_DIFF_BIAS})
         Rnn::clear(rnn.backward_args.at(arg));
       rnn.backward.execute(rnn.queue, rnn.backward_args);
@@ -187,7 +192,8 @@ int rnn_run(void* handle) {
   });
 }
 
-// Copies a result out in its plain layout: y or h_n of inference; dx, dw_layer, dw_iter or dbias.
+// Copies a result to `out` in its plain layout. The results are y and h_n for inference, and dx,
+// dw_layer, dw_iter and dbias for training. Returns 1 after an error.
 int rnn_read(void* handle, const char* name, float* out) {
   return guarded([=] {
     Rnn& rnn = *static_cast<Rnn*>(handle);

@@ -1,7 +1,8 @@
-"""The contestants: rnnfast, torch.nn.RNN and other people's RNNs, each in a process of its own.
+"""The contestants: rnnfast, torch.nn.RNN and the RNNs of other libraries.
 
 A contestant is a subclass of `Peer` with one method, `call`, which builds the call that is timed.
-`contest.py` starts this file as a program, once for each, and asks it for results and samples.
+`contest.py` starts this file as a program, once for each contestant, and asks it for results and
+samples.
 """
 
 import ctypes
@@ -20,12 +21,12 @@ from typing import Any
 import numpy as np
 from cases import Case, Data, data, one_hot_vectors
 
-COMPILED_STEPS = 35  # torch.compile unrolls the steps: minutes for a few hundred
-UNROLLED_STEPS = 8  # what XLA's scan may unroll
+COMPILED_STEPS = 35  # torch.compile unrolls the steps, which takes minutes for a few hundred
+UNROLLED_STEPS = 8  # steps that XLA's scan unrolls, if that is faster
 
 
 class NotRunError(Exception):
-    """A contestant cannot run a case; the message says why in a few words."""
+    """A contestant cannot run a case. The message says why in a few words."""
 
     def __init__(self, reason: str, contestant: str | None = None):
         super().__init__(reason)
@@ -33,34 +34,38 @@ class NotRunError(Exception):
 
 
 class Peer:
-    """A contestant. Its constructor raises NotRunError where its library is not installed."""
+    """A contestant. Its constructor raises NotRunError if its library is not installed."""
 
     version = ""
 
     def call(self, case: Case, data: Data, mode: str) -> Callable[[], Sequence[Any]]:
-        """What is timed. It returns what `cases.result_names` lists, finished, in any array type.
+        """Return the function that is timed.
 
-        Raises NotRunError for a case that it cannot run.
+        The function returns the arrays that `cases.result_names` lists, of any array type, and only
+        after they are computed. `call` raises NotRunError for a case that it cannot run.
         """
         raise NotImplementedError
 
     def arrays(self, results: Sequence[Any]) -> list[np.ndarray]:
-        """The results of a call as float32 arrays, padding zero."""
+        """Return the results of a call as float32 arrays, with zeros for padding."""
         return [np.asarray(result).astype(np.float32) for result in results]
 
     def prepare(self, case: Case, mode: str) -> list[np.ndarray]:
-        """Get ready to be timed; the results to check."""
-        self._call = None  # frees the last one's memory
+        """Prepare the call that is timed next, and return its results to check them."""
+        self._call = None  # frees the memory of the call before
         self._call = self.call(case, data(case), mode)
         return self.arrays(self._call())
 
     def sample(self, number: int) -> float:
-        """Seconds a call, averaged over ``number`` calls."""
-        self._call()  # a process that was stopped finds its threads asleep, its data out of cache
+        """Return the seconds of one call, averaged over `number` calls."""
+        # The first call is not timed: after a process was stopped, its threads are asleep and its
+        # data is out of the cache.
+        self._call()
         return timeit.timeit(self._call, number=number) / number
 
 
 def installed(module: str, how: str | None = None) -> None:
+    """Raise NotRunError, which says what to install, if `module` cannot be imported."""
     if importlib.util.find_spec(module) is None:
         raise NotRunError(f"not installed: pip install {how or module}")
 
@@ -107,7 +112,7 @@ class NNRNN(Peer):
         return training
 
     def _set_up(self, case, data):
-        """The module with its weights, its input, and the gradient of its output."""
+        """Return the module with its weights, its input, and the gradient of its output."""
         torch = self.torch
         dtype = getattr(torch, case.dtype)
         module = self.module(case)
@@ -155,9 +160,10 @@ class FastRNN(NNRNN):
 
 
 class Kernels(FastRNN):
-    """What `rnnfast.FastRNN` calls, on outputs and gradients that were allocated once: no autograd.
+    """The native call under `rnnfast.FastRNN`, without autograd.
 
-    As oneDNN and ONNX Runtime are called, so that kernels compare with kernels.
+    Its outputs and gradients are allocated once, as for oneDNN and ONNX Runtime, so that kernels
+    are compared with kernels.
     """
 
     def call(self, case, data, mode):
@@ -199,7 +205,7 @@ class Kernels(FastRNN):
 
 
 class CompiledRNN(NNRNN):
-    """`torch.compile` of `torch.nn.RNN`, which it leaves alone unless told otherwise."""
+    """`torch.compile` of `torch.nn.RNN`, with the setting that makes it compile RNNs."""
 
     def module(self, case):
         if case.T > COMPILED_STEPS:
@@ -212,12 +218,12 @@ class CompiledRNN(NNRNN):
     def prepare(self, case, mode):
         results = super().prepare(case, mode)
         if not self.torch._dynamo.utils.counters["frames"]["ok"]:
-            raise NotRunError("not compiled")  # it falls back without a word
+            raise NotRunError("not compiled")  # torch.compile falls back without a message
         return results
 
 
 class JAX(Peer):
-    """`jax.lax.scan` over steps whose input product is taken before, all at once; jit; vjp."""
+    """`jax.lax.scan` over the steps, after one product for all inputs, with `jit` and `vjp`."""
 
     def __init__(self):
         installed("jax")
@@ -251,7 +257,7 @@ class JAX(Peer):
             return lambda: jax.block_until_ready(compiled(x, weights, dy))
 
         unrolls = [1]
-        # With one row the unrolled backward takes seconds.
+        # With one row the unrolled backward pass takes seconds.
         if case.T >= UNROLLED_STEPS and not (mode == "training" and case.B == 1):
             unrolls.append(UNROLLED_STEPS)
         calls = [build(unroll) for unroll in unrolls]
@@ -283,7 +289,7 @@ class JAX(Peer):
 
 
 class ONNXRuntime(Peer):
-    """The `RNN` operator of ONNX, run by ONNX Runtime: inference in float32."""
+    """The operator `RNN` of ONNX, which ONNX Runtime runs: inference in float32."""
 
     def __init__(self):
         installed("onnx")
@@ -304,7 +310,7 @@ class ONNXRuntime(Peer):
         session = self.ort.InferenceSession(
             _onnx_model(case, data.weights), options, providers=["CPUExecutionProvider"]
         )
-        binding = session.io_binding()  # the output's memory too is allocated once
+        binding = session.io_binding()  # the memory of the outputs is then allocated once
         inputs = {"x": one_hot_vectors(case, data.x)}
         if case.lengths:
             inputs["lengths"] = np.array(case.lengths, np.int32)
@@ -352,7 +358,7 @@ def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
                 direction="bidirectional" if D == 2 else "forward",
             )
         )
-        # With one direction the dimension of size 1 may stand anywhere.
+        # With one direction D is 1, and its place does not matter.
         last = f"y{layer}"
         if D == 2:
             nodes.append(helper.make_node("Transpose", [last], [f"t{layer}"], perm=[0, 2, 1, 3]))
@@ -376,14 +382,14 @@ def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
         tensor("h_n" if case.layers > 1 else "h_n0", [case.layers * D, case.B, case.H]),
     ]
     graph = helper.make_graph(nodes, "rnn", inputs, outputs, initializers)
-    # Old enough for every onnxruntime that a current onnx is installed beside.
+    # These versions are old enough for every onnxruntime that runs beside a current onnx.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
     return model.SerializeToString()
 
 
 class OneDNN(Peer):
-    """`vanilla_rnn` of one oneDNN, through onednn.cpp."""
+    """`vanilla_rnn` of one installation of oneDNN, through onednn.cpp."""
 
     def __init__(self, root: str):
         import native
@@ -463,9 +469,10 @@ class _OneDNNCall:
 
 
 def onednn_roots() -> list[str]:
-    """The installations there are: folders with include/oneapi/dnnl/ and a libdnnl.so below.
+    """Return the installations of oneDNN: folders with include/oneapi/dnnl/ and a libdnnl.so.
 
-    ONEDNN_ROOTS, separated by colons, or else where pip and the system's packages put theirs.
+    The environment variable ONEDNN_ROOTS lists folders, separated by colons. Without it the folders
+    are those where pip and the packages of the system install oneDNN.
     """
     named = os.environ.get("ONEDNN_ROOTS")
     roots = named.split(os.pathsep) if named else [sys.prefix, "/usr"]
@@ -485,7 +492,7 @@ def onednn_version(root: str) -> str:
 
 
 def onednn_environment(root: str) -> dict[str, str]:
-    """What the libraries that oneDNN itself needs are found by (the SYCL build has many)."""
+    """Return the environment in which oneDNN finds the libraries that it needs itself."""
     folder = _onednn_library(root).parent
     environment = {"LD_LIBRARY_PATH": str(folder)}
     if (driver := folder / "libintelocl.so").exists():
@@ -494,7 +501,7 @@ def onednn_environment(root: str) -> dict[str, str]:
 
 
 class NumPy(Peer):
-    """The forward of `rnnfast.reference`: a loop over the steps."""
+    """The forward pass of `rnnfast.reference`, a loop over the steps."""
 
     def __init__(self):
         from rnnfast import reference
@@ -520,14 +527,15 @@ class NumPy(Peer):
 
 
 def _threads() -> int:
-    """As many as this process has CPUs: `main` saw to that."""
+    """Return the number of CPUs of this process, which `main` has set to that of the threads."""
     return len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    """``python peers.py FD CPUS CLASS [ARGUMENT]``: serve requests on a socket until it closes."""
+    """Serve requests on a socket until it closes: `python peers.py FD CPUS CLASS [ARGUMENT]`."""
     fd, cpus, name, *arguments = sys.argv[1:]
-    # Every library takes its number of threads from this, and XLA and TBB from nothing else.
+    # Every library takes its number of threads from the number of CPUs. XLA and TBB have no other
+    # setting.
     os.sched_setaffinity(0, map(int, cpus.split(",")))
     # A stopped process would outlive a parent that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""The report of run.py as Markdown and as two plots."""
+"""Show the report of run.py as Markdown and as two plots."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,12 +11,13 @@ from rnnfast import bench
 
 
 def case_of(result: dict[str, Any]) -> Case:
+    """Return the case of an entry of `report["cases"]`."""
     fields = {name: result[name] for name in Case.__dataclass_fields__}
     return Case(**fields | {"lengths": tuple(fields["lengths"] or ()) or None})
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Headline, ceilings, a table a mode, and what the tables leave unsaid."""
+    """Return the report as text: headline, ceilings, and one table with remarks for each mode."""
     ceilings = report["ceilings"]
     reads = ", ".join(f"{level} {gbs:.0f}" for level, gbs in ceilings["levels"].items())
     gemm = ", ".join(f"{name} {rate:.0f}" for name, rate in ceilings["gemm_gflops"].items())
@@ -28,16 +29,16 @@ def markdown(report: dict[str, Any]) -> str:
         f"Ceilings: {bench.GEMM_SIZE}^3 product {gemm} GFLOP/s; read GB/s {reads}; copy in memory "
         f"{ceilings['copy_gbs']:.0f} GB/s.\n",
         f"Contestants: {present}.{f' Absent: {absent}.' if absent else ''}\n",
-        "Times are milliseconds a call; a ratio is a time over that of rnnfast.\n",
+        "Times are milliseconds a call. A ratio is a time divided by that of rnnfast.\n",
     ]
     for mode, title in bench.MODES.items():
-        parts.append(f"### {title}\n\n{bench.markdown_table(rows(report, mode))}")
+        parts.append(f"### {title}\n\n{bench.markdown_table(table_rows(report, mode))}")
         parts += [f"{line}\n" for line in remarks(report, mode)]
     return "\n".join(parts)
 
 
 def timed(report: dict[str, Any], mode: str) -> list[str]:
-    """The contestants that some case of the mode was timed with."""
+    """Return the contestants that were timed in at least one case of the mode."""
     return [
         name
         for name in report["contestants"]
@@ -45,8 +46,11 @@ def timed(report: dict[str, Any], mode: str) -> list[str]:
     ]
 
 
-def rows(report: dict[str, Any], mode: str) -> list[list[str]]:
-    """The table of one mode as text: a heading, a row a case, the geometric means of the first."""
+def table_rows(report: dict[str, Any], mode: str) -> list[list[str]]:
+    """Return the table of one mode as text: a heading, and one row for each case.
+
+    The geometric means of the default shapes follow these shapes.
+    """
     names = timed(report, mode)
     table = [["T,B,I,H", *names, "ceiling", "of it", "fastest other", "ratio", "first"]]
     table += [[r["case"], *_row(r[mode], names)] for r in report["cases"] if r["default"]]
@@ -83,6 +87,7 @@ def _first(figures: dict[str, Any]) -> str:
 
 
 def remarks(report: dict[str, Any], mode: str) -> list[str]:
+    """Return sentences on what the table of a mode does not show."""
     lines = []
     results = report["cases"]
     for name, contestant in report["contestants"].items():
@@ -113,14 +118,14 @@ def remarks(report: dict[str, Any], mode: str) -> list[str]:
         ]
         if ratios:
             lines.append(
-                f"The fastest other takes {bench.geometric_mean(ratios):.2f} times as long as "
-                f"{name}, by the geometric mean over all {len(ratios)} rows."
+                f"The fastest other contestant takes {bench.geometric_mean(ratios):.2f} times as "
+                f"long as {name}, by the geometric mean over all {len(ratios)} rows."
             )
     return lines
 
 
 def comparison(report: dict[str, Any]) -> Figure:
-    """Every contestant's time over that of rnnfast: one panel a mode, one line a case."""
+    """Draw every contestant's time divided by that of rnnfast: a panel a mode, a line a case."""
     results = [r for r in report["cases"] if any("ratio" in r[mode] for mode in bench.MODES)]
     figure = Figure(figsize=(13, 2 + 0.36 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(bench.MODES), sharey=True)
@@ -134,7 +139,7 @@ def comparison(report: dict[str, Any]) -> Figure:
             if points:
                 marker = "osD^v<>ph*"[k % 10]
                 (handles[name],) = axes.plot(*zip(*points, strict=True), marker, c=f"C{k}", ms=5)
-        # Where nothing but a call's own cost counts, the ceiling is far off the plot.
+        # The cost of the call itself dominates small cases, whose ceiling is far off the plot.
         shown = [r["of_medians"] for _, f in figures for r in f["ratio"].values()]
         axes.set_xlim(min([0.5, *shown]) / 1.2, max([2, *shown]) * 1.2)
         bound = [(f["of_ceiling"], y) for y, f in figures]
@@ -148,7 +153,7 @@ def comparison(report: dict[str, Any]) -> Figure:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(results)), [r["case"] for r in results], fontsize=8)
-    panels[0].set_ylim(len(results) - 0.5, -0.5)  # of all panels: they share it
+    panels[0].set_ylim(len(results) - 0.5, -0.5)  # all panels share this axis
     figure.suptitle(bench.headline(report).replace("; ", "\n", 1), fontsize=9)
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=5, fontsize=9, frameon=False
@@ -157,7 +162,7 @@ def comparison(report: dict[str, Any]) -> Figure:
 
 
 def roofline(report: dict[str, Any]) -> Figure:
-    """The forward of rnnfast at the default shapes under the machine's roofs, float32.
+    """Draw the float32 forward pass of rnnfast at the default shapes, under the machine's roofs.
 
     S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for
     multicore architectures", Communications of the ACM 52(4), 2009.
@@ -180,12 +185,12 @@ def roofline(report: dict[str, Any]) -> Figure:
         label = f"reading from {level} {gbs:.0f} GB/s"
         axes.plot([left, ridge], [left * gbs, ridge * gbs], linewidth=1, label=label)
     for k, (name, x, gflops) in enumerate(points):
-        # Points that lie close together are told apart by shape and colour.
+        # Points that lie close together are distinguished by shape and colour.
         axes.plot(x, gflops, "osD^v<>ph*"[k % 10], color=f"C{k}", ms=7, label=name)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left, right)
-    axes.set_xlabel("FLOP of the forward / byte that must move in a step (logarithmic)")
+    axes.set_xlabel("FLOP of a forward step / byte that it must move (logarithmic)")
     axes.set_ylabel("GFLOP/s (logarithmic)")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)

@@ -1,7 +1,9 @@
-"""Time rnnfast against nn.RNN and every other RNN that is installed; see benchmarks/README.md.
+"""Time rnnfast against nn.RNN and every other RNN library that is installed.
 
-Writes benchmarks/results/<cpu>-<isa>.json, .md, .png and -roofline.png. Run it on a machine that
-does nothing else: python benchmarks/run.py
+    python benchmarks/run.py
+
+writes benchmarks/results/<cpu>-<isa>.json, .md, .png and -roofline.png. Run it on a machine that
+does nothing else. benchmarks/README.md explains the results.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from rich.console import Console
 from rnnfast import bench
 from rnnfast._common.files import write_atomic
 from rnnfast._common.plots import save_figure
+from rnnfast._common.progress import measuring
 
 
 def measure(
@@ -28,9 +31,9 @@ def measure(
     repeats: int | None,
     console: Console,
 ) -> dict[str, Any]:
-    """The report of all cases, which ``json.dumps`` takes.
+    """Measure all cases and return the report, which `json.dumps` accepts.
 
-    The means are over the cases that ``bench.DEFAULT_SHAPES`` has.
+    The means are over the cases of `bench.DEFAULT_SHAPES`.
     """
     report = bench.context()
     threads = report["threads"]
@@ -43,7 +46,7 @@ def measure(
     ceiling = ceilings.measure(**limits)
     results = []
     with contest.started(everyone, threads):
-        for case in bench.progress(cases, console):
+        for case in measuring(cases, console):
             modes = {mode: contest.measure(case, mode, everyone, repeats) for mode in bench.MODES}
             results.append((case, modes))
     ceiling = ceilings.best(ceiling, ceilings.measure(**limits))
@@ -71,11 +74,11 @@ def measure(
 def _figures(
     case: Case, mode: str, samples: dict[str, Any], not_run: dict[str, str], ceiling: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the report says of one mode of one case."""
+    """Return what the report says about one mode of one case."""
     gemm = ceiling["gemm_gflops"][case.dtype]
     least = 1e3 * case.least_seconds(mode, gemm, ceiling["read_gbs"][str(case.weight_bytes())])
     if bench.OURS in samples:
-        figures = bench.figures(samples, case.flop(mode))
+        figures = bench.summarise(samples, case.flop(mode))
     else:
         figures = {"ms": bench.milliseconds(samples)}
     medians = {name: ms["median"] for name, ms in figures["ms"].items()}
@@ -90,7 +93,10 @@ def _figures(
 
 
 def _means(report: dict[str, Any], mode: str) -> dict[str, float]:
-    """Of the ratios at the default shapes: of whoever ran them all, and of the fastest of each."""
+    """Return geometric means of the ratios at the default shapes.
+
+    There is one for each contestant that ran them all, and one for the fastest at each shape.
+    """
     ratios = [
         (result[mode]["ratio"], result[mode]["fastest_other"])
         for result in report["cases"]
@@ -108,11 +114,15 @@ def _means(report: dict[str, Any], mode: str) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the report, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, help="samples (default: about 2.5 s a measurement)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    about = "Samples (default: as many as fit in 2.5 s a measurement, at least 5)"
+    parser.add_argument("--repeats", type=int, metavar="N", help=about)
+    results = Path(__file__).parent / "results"
+    about = "Folder for the files (default: benchmarks/results)"
+    parser.add_argument("--out", type=Path, metavar="DIR", default=results, help=about)
     parser.add_argument(
-        "--only", metavar="TEXT", help="the cases whose name has this; then nothing is written"
+        "--only", metavar="TEXT", help="Run the cases whose name contains TEXT; write no files"
     )
     args = parser.parse_args(arguments)
 
@@ -122,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         cases = [case for case in cases if args.only in str(case)]
     if not cases:
-        parser.error(f"--only {args.only!r}: no case is named so")
+        parser.error(f"--only {args.only!r}: no case has this in its name")
 
     report = measure(cases, contest.contestants(), args.repeats, Console(stderr=True))
     repeats = f" --repeats {args.repeats}" if args.repeats else ""
@@ -132,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.only is not None:
         return
 
-    # With its numbers, because hypervisors call every generation of a CPU the same.
+    # The name of the CPU is not enough: hypervisors give every generation the same name.
     machine = report["machine"]
     name = f"{machine['cpu']} {machine['cpu_numbers']} {report['build']['isa']}".lower()
     stem = args.out / re.sub(r"[^a-z0-9]+", "-", name).strip("-")

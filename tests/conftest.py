@@ -82,6 +82,16 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def small_products():
+    """For a module in which it does not matter what is measured, only how it is reported."""
+    from rnnfast.bench import timing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "GEMM_SIZE", 64)
+        yield
+
+
 @pytest.fixture
 def rnnfast(capsys):
     """A function that runs a command in this process and returns (status, stdout, stderr)."""

@@ -12,6 +12,7 @@ import pytest
 from lm_helpers import PERIODIC, SMALL, WORDS
 
 from rnnfast import cli, lm
+from rnnfast.cli.compare import comparison_table
 
 CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
 NAMES = ["rnn", "window", "lstm", "1-gram", "2-gram", "3-gram", "5-gram"]
@@ -135,7 +136,7 @@ def test_figures_are_whole_in_any_width(width, monkeypatch):
         for i, name in enumerate(NAMES, 1)
     ]
     output = cli.Output(None)
-    output.text.print(cli._comparison(models))
+    output.text.print(comparison_table(models))
     for one in models:
         shown = [f"{one[key]:.2f}" for key in keys[:3]]
         shown += [f"{one['bytes'] / 1e6:.1f}", f"{one['train_seconds']:.1f}"]

@@ -17,6 +17,7 @@ from cases import Case, Data, data, one_hot_vectors, result_names
 from rich.console import Console
 
 from rnnfast import bench, reference
+from rnnfast.bench import timing
 
 CASES = [
     Case(4, 3, 5, 7),
@@ -230,7 +231,7 @@ def test_flop_and_ceiling():
 
 
 def test_ceilings_are_of_this_machine(monkeypatch):
-    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
     measured = ceilings.measure(["float32"], [196, 1 << 16], threads=2)
     assert measured["read_gbs"].keys() == {"196", "65536"}
@@ -259,7 +260,7 @@ def fake_run(monkeypatch):
     monkeypatch.setattr(bench, "DEFAULT_SHAPES", [bench.Shape(4, 3, 5, 7)])
     monkeypatch.setattr(run, "special_cases", lambda: special[1:])
     monkeypatch.setattr(contest, "contestants", lambda: _fakes(wrong, weak, absent))
-    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
 
 
@@ -287,7 +288,7 @@ def test_run_writes_its_files(fake_run, tmp_path, capsys):
         assert report["geometric_mean"][mode] == pytest.approx(
             {"nn.RNN": 2.0, "half": 0.5, "fastest other": 0.5}
         )
-    table = reports.rows(report, "forward")
+    table = reports.table_rows(report, "forward")
     heading = ["T,B,I,H", "rnnfast", "nn.RNN", "half", "ceiling", "of it", "fastest other"]
     assert table[0] == [*heading, "ratio", "first"]
     assert [row[0] for row in table[1:]] == [
@@ -316,15 +317,15 @@ def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit):
         run.main(["--only", "nothing"])
-    assert "no case is named so" in capsys.readouterr().err
+    assert "no case has this in its name" in capsys.readouterr().err
 
 
 def test_what_has_no_kernel_is_reported_all_the_same(monkeypatch):
-    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
     chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(bench.THEIRS)]
     report = run.measure([CASES[0]], chosen, 2, Console(quiet=True)) | {"command": ""}
-    row = reports.rows(report, "forward")[1]
+    row = reports.table_rows(report, "forward")[1]
     assert row[0] == "4,3,5,7"
     assert "rnnfast: too tired." in reports.markdown(report)
     reports.comparison(report)

@@ -1,8 +1,7 @@
-"""Plots: the check for matplotlib, the value of a `--plot` option, and writing a figure."""
+"""Plots: the check for matplotlib, and writing a figure."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from .files import write_atomic
 
 
 def require_matplotlib() -> None:
-    """Raise UserError, saying what to install, where there is no matplotlib."""
+    """Raise UserError, which says what to install, if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -21,22 +20,14 @@ def require_matplotlib() -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Raise UserError for a plot that cannot be: before the measurement rather than after it."""
+    """Raise UserError if a plot cannot be written to `path`, before hours of work and not after."""
     require_matplotlib()
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: give the plot a name in a folder")
+        raise UserError(f"cannot write {path}: give a file in a folder that exists")
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure, whole or not at all, in the format that the name ends with."""
+    """Write a matplotlib figure completely or not at all, as .png or .svg by the name's end."""
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], dpi=150)
     write_atomic(path, image.getvalue())
-
-
-def plot_path(text: str) -> Path:
-    """The value of a --plot option."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r}: want a name that ends with .png or .svg")
-    return path

@@ -1,11 +1,15 @@
 """How gradients flow through an Elman RNN: where they vanish, and where they explode.
 
-Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks (2013): the
-gradient of a loss at step T reaches step t through the product of step Jacobians
+The gradient of a loss at time step T reaches step t through a product of Jacobians of single steps,
 
     dh_T/dh_t = J_T J_{T-1} ... J_{t+1},   J_k = diag(f'(a_k)) W_hh,
 
-whose norm goes down or up by a factor a step. README.md beside this file has the picture.
+whose norm shrinks or grows by about the same factor at every step (Pascanu, Mikolov & Bengio, "On
+the difficulty of training recurrent neural networks", 2013). `figures.py` draws examples.
+
+The functions take a `FastRNN` of any number of layers and directions. In the shapes of their
+results, L is the number of layers, D the number of directions, T the number of time steps, B the
+batch size and H the hidden size.
 """
 
 from __future__ import annotations
@@ -24,15 +28,35 @@ __all__ = ["gradient_norms", "jacobian_norms", "spectral_radius"]
 
 
 class _Cell(NamedTuple):
-    """One layer in one direction, its time steps in the order it goes through them."""
+    """One layer in one direction. Its time steps are in the order in which they are computed."""
 
     weight_hh: torch.Tensor  # (H, H)
-    inputs: torch.Tensor  # (T, B, H), W_ih x_t + b: dL/dinputs is dL/da
+    inputs: torch.Tensor  # (T, B, H), W_ih x_t + b. The gradient of these is dL/da
     states: torch.Tensor  # (T, B, H)
 
 
 def spectral_radius(rnn: FastRNN, dtype: torch.dtype = torch.float64) -> np.ndarray:
-    """The largest absolute value of an eigenvalue of W_hh, (L, D), computed in `dtype`."""
+    """Return the spectral radius of W_hh: the largest absolute value of an eigenvalue.
+
+    Args:
+        rnn: the RNN whose weights are taken.
+        dtype: torch.float32 or torch.float64, in which the eigenvalues are computed.
+
+    Returns:
+        An array of shape (L, D) in `dtype`.
+
+    Raises:
+        TypeError: `rnn` is not a FastRNN.
+        ValueError: `rnn` has zoneout.
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import FastRNN, diagnostics
+        >>> rnn = FastRNN(3, 4)
+        >>> _ = torch.nn.init.eye_(rnn.weight_hh_l0)
+        >>> diagnostics.spectral_radius(rnn)
+        array([[1.]])
+    """
     _check(rnn)
     weights = (getattr(rnn, f"weight_hh_{name}").detach().to("cpu", dtype) for name in _names(rnn))
     radii = [torch.linalg.eigvals(weight).abs().max() for weight in weights]
@@ -45,21 +69,37 @@ def gradient_norms(
     loss: Callable[[torch.Tensor], torch.Tensor],
     hx: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """The norm of dL/dh_t over batch and units by time step, float64 (L, D, T).
+    """Return the norm of dL/dh_t, taken over batch and units, for every time step.
 
-    dL/dh_t is the whole gradient: what reaches the state through its output and through the states
-    after it. One backward call has it, since the kernel computes dL/da_t on its way:
-    ``dL/dh_t = dL/doutput_t + W_hh^T dL/da_{t+1}``. Gradients of parameters are not touched, and
-    there is no dropout.
+    dL/dh_t is the whole gradient: it reaches the state through the output of its step and through
+    all later states. One backward pass is enough, because the kernel computes dL/da_t on its way:
+    `dL/dh_t = dL/doutput_t + W_hh^T dL/da_{t+1}`. The gradients of the parameters do not change,
+    and dropout is not applied.
 
     Args:
         rnn: a FastRNN without zoneout.
-        input: as the module takes it, a batch: (T, B, I), (B, T, I) if ``batch_first``, or tokens.
-        loss: from the module's output, (T, B, D * H) or (B, T, D * H), to a scalar.
-        hx: (L * D, B, H), or None for zeros.
+        input: a batch as the module takes it: (T, B, I), (B, T, I) if `batch_first`, or tokens
+            (T, B) or (B, T), int64.
+        loss: a function from the module's output, (T, B, D * H) or (B, T, D * H), to a scalar.
+        hx: the initial state, (L * D, B, H). None means zeros.
+
+    Returns:
+        A float64 array of shape (L, D, T).
 
     Raises:
-        TypeError, ValueError: an argument that is none of these.
+        TypeError: `rnn` is not a FastRNN.
+        ValueError: `rnn` has zoneout, `input` or `hx` has a different shape, or `loss` returns
+            something else than a scalar that depends on the output.
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import FastRNN, diagnostics
+        >>> rnn, x = FastRNN(3, 4), torch.zeros(10, 2, 3)
+        >>> norms = diagnostics.gradient_norms(rnn, x, lambda output: output[-1].sum())
+        >>> norms.shape
+        (1, 1, 10)
+        >>> bool(norms[0, 0, 0] < norms[0, 0, -1])  # it vanishes on its way back
+        True
     """
     output, cells = _unroll(rnn, input, hx)
     value = loss(output.transpose(0, 1) if rnn.batch_first else output)
@@ -77,11 +117,32 @@ def gradient_norms(
 
 @torch.no_grad()
 def jacobian_norms(rnn: FastRNN, input: torch.Tensor, hx: torch.Tensor | None = None) -> np.ndarray:
-    """The spectral norm of dh_T/dh_t by time step, float64 (L, D, T, B).
+    """Return the spectral norm of dh_T/dh_t for every time step t.
 
-    T is the last step that a direction goes through, where the norm is 1. The Jacobians are those
-    within a layer; T products of H x H matrices a row of the batch, so give few rows. Arguments
-    and errors as of :func:`gradient_norms`.
+    T is the last step that a direction computes, and the norm there is 1. The Jacobians are those
+    within a layer. Each row of the batch costs T products of H x H matrices, so give few rows.
+
+    Args:
+        rnn: a FastRNN without zoneout.
+        input: a batch as the module takes it: (T, B, I), (B, T, I) if `batch_first`, or tokens
+            (T, B) or (B, T), int64.
+        hx: the initial state, (L * D, B, H). None means zeros.
+
+    Returns:
+        A float64 array of shape (L, D, T, B).
+
+    Raises:
+        TypeError: `rnn` is not a FastRNN.
+        ValueError: `rnn` has zoneout, or `input` or `hx` has a different shape.
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import FastRNN, diagnostics
+        >>> norms = diagnostics.jacobian_norms(FastRNN(3, 4), torch.zeros(10, 2, 3))
+        >>> norms.shape
+        (1, 1, 10, 2)
+        >>> norms[0, 0, -1]
+        array([1., 1.])
     """
     norms = []
     for cell in _unroll(rnn, input, hx)[1]:
@@ -102,19 +163,22 @@ def _check(rnn: FastRNN) -> None:
     if not isinstance(rnn, FastRNN):
         raise TypeError(f"rnn must be a FastRNN, got {type(rnn).__name__}")
     if rnn.zoneout:
-        raise ValueError("rnn must be without zoneout, whose steps are not diag(f'(a)) W_hh alone")
+        raise ValueError(
+            "rnn must be without zoneout: with it a step's Jacobian is not diag(f'(a)) W_hh"
+        )
 
 
 def _names(rnn: FastRNN) -> list[str]:
+    """Return the ends of the parameters' names, layer by layer: l0, l0_reverse, l1, ..."""
     directions = ("", "_reverse") if rnn.bidirectional else ("",)
     return [f"l{layer}{direction}" for layer in range(rnn.num_layers) for direction in directions]
 
 
 def _unroll(rnn: FastRNN, input: torch.Tensor, hx: torch.Tensor | None):
-    """The last layer's states, (T, B, D * H), and every layer's cells.
+    """Return the states of the last layer, (T, B, D * H), and the cells of every layer.
 
-    The input product is taken apart, so that what goes into the kernel, with an identity as its
-    W_ih, has dL/da as its gradient.
+    The product with W_ih is computed outside of the kernel, which gets an identity as its W_ih. The
+    gradient of the kernel's input is then dL/da.
     """
     _check(rnn)
     tokens = not input.is_floating_point()
@@ -152,6 +216,7 @@ def _unroll(rnn: FastRNN, input: torch.Tensor, hx: torch.Tensor | None):
 
 
 def _by_time(rnn: FastRNN, norms: list[torch.Tensor]) -> np.ndarray:
+    """Stack the norms of all cells, (T, ...) each, to (L, D, T, ...) in the order of the input."""
     D = 2 if rnn.bidirectional else 1
     norms = [norm.flip(0) if k % D else norm for k, norm in enumerate(norms)]
     stacked = torch.stack(norms)

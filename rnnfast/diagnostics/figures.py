@@ -1,4 +1,9 @@
-"""Pictures of gradient flow. `python -m rnnfast.diagnostics.figures PATH` draws README.md's own."""
+"""Pictures of gradient flow.
+
+    python -m rnnfast.diagnostics.figures gradients.svg
+
+draws the picture of the documentation, with the examples of `curves`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,15 @@ from .._common.plots import require_matplotlib, save_figure
 from ..nn import FastRNN
 from . import gradient_norms, spectral_radius
 
-T, B, H = 60, 16, 64  # of README.md's picture
-TRUNCATION = 20
-INPUT_STD = 1e-6  # so small that tanh is not what shrinks the gradient, even at radius 1.25
+T, B, H = 60, 16, 64  # sizes of the RNNs in the picture
+TRUNCATION = 20  # time steps
+# The inputs are so small that tanh stays linear, even at a spectral radius of 1.25. Only W_hh then
+# makes the gradient shrink or grow.
+INPUT_STD = 1e-6
 
 
 def example(weight_hh: torch.Tensor, nonlinearity: str = "tanh") -> tuple[FastRNN, torch.Tensor]:
-    """An RNN with this W_hh and small noise as its inputs, and such inputs."""
+    """Return an RNN with this W_hh and an identity as its W_ih, and small noise as its input."""
     H = len(weight_hh)
     rnn = FastRNN(H, H, nonlinearity=nonlinearity, bias=False)
     with torch.no_grad():
@@ -29,18 +36,18 @@ def example(weight_hh: torch.Tensor, nonlinearity: str = "tanh") -> tuple[FastRN
 
 
 def of_radius(radius: float) -> torch.Tensor:
-    """A Gaussian matrix, scaled to the spectral radius."""
+    """Return a Gaussian matrix, (H, H), scaled to the spectral radius."""
     weight = torch.randn(H, H)
     return weight * (radius / float(torch.linalg.eigvals(weight).abs().max()))
 
 
 def last_step(output: torch.Tensor) -> torch.Tensor:
-    """A loss of the last step alone, its gradient the same for every unit, of norm 1."""
+    """Return a loss of the last step alone, whose gradient has norm 1 and equal elements."""
     return output[-1].sum() / (B * H) ** 0.5
 
 
 def curves() -> dict[str, dict[str, np.ndarray]]:
-    """What README.md's picture shows: panel -> label -> norms of dL/dh_t, (T,)."""
+    """Compute what the picture shows: norms of dL/dh_t, (T,), by panel and label."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         radii = {radius: example(of_radius(radius)) for radius in (0.8, 1.0, 1.25)}
@@ -54,7 +61,7 @@ def curves() -> dict[str, dict[str, np.ndarray]]:
         }
     norms = {radius: gradient_norms(*pair, last_step)[0, 0] for radius, pair in radii.items()}
     exploding, x = radii[1.25]
-    # Truncated: the last steps alone, from the state the others led to, which is taken for given.
+    # Truncation back-propagates through the last steps only. The state before them is a constant.
     with torch.no_grad():
         _, hx = exploding(x[:-TRUNCATION])
     truncated = np.full(T, np.nan)
@@ -67,16 +74,27 @@ def curves() -> dict[str, dict[str, np.ndarray]]:
             f"{name}: {spectral_radius(rnn)[0, 0]:.2f}": gradient_norms(rnn, x, last_step)[0, 0]
             for name, (rnn, x) in starts.items()
         },
-        "radius 1.25, and what is done about it": {
-            "nothing": norms[1.25],
+        "remedies at radius 1.25": {
+            "none": norms[1.25],
             f"truncated after {TRUNCATION} steps": truncated,
             "dL/dW_hh clipped to 0.01": norms[1.25] * min(1.0, 0.01 / total),
         },
     }
 
 
-def draw(panels: dict[str, dict[str, np.ndarray]], title: str | None = None):
-    """A matplotlib figure, a panel beside the other: norms by steps before the last."""
+def draw(panels: dict[str, dict[str, np.ndarray]], ylabel: str = "norm of dL/dh_t"):
+    """Draw panels side by side: norms by the number of time steps before the last.
+
+    Args:
+        panels: the norms, (T,), by the title of a panel and the label of a curve.
+        ylabel: what the norms are.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        UserError: matplotlib, which is optional, is not installed.
+    """
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -86,10 +104,10 @@ def draw(panels: dict[str, dict[str, np.ndarray]], title: str | None = None):
         for label, norms in lines.items():
             axes.semilogy(np.arange(1 - len(norms), 1), norms, label=label)
         axes.set_title(about, fontsize="medium")
-        axes.set_xlabel("t - T, steps")
+        axes.set_xlabel("t - T, time steps")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    all_axes[0].set_ylabel("norm of dL/dh_t" if title is None else title)
+    all_axes[0].set_ylabel(ylabel)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""How often words stand near one another."""
+"""Count how often words stand near one another."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ from ..lm.vocab import Vocabulary
 def cooccurrences(
     ids: np.ndarray, vocab: Vocabulary, window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X_ij: over all places of i and j within a window of a line, the sum of 1 / distance.
+    """Count co-occurrences, weighted by the inverse of the distance.
+
+    X_ij is the sum of 1 / distance over all places where the words i and j stand in the same line,
+    at a distance of at most `window`. X is symmetric. A pair of equal words counts twice, once in
+    each direction, as in the authors' implementation of GloVe.
 
     Args:
-        ids: int64 (n,), as `vocab.encode_stream` has them. Lines end at `vocab.boundary`, which
-            itself counts with nothing.
+        ids: the tokens of a text, int64 (n,), as `vocab.encode_stream` returns them. Lines end at
+            `vocab.boundary`, which has no co-occurrences itself.
+        vocab: the vocabulary of `ids`.
         window: the largest distance, in tokens.
 
     Returns:
-        (row, column, x): int64, int64 and float64 (N,), the entries that are not 0, row by row.
-        X is symmetric; a word with itself counts both ways, as in the authors' GloVe.
+        `(row, column, x)`: the N entries of X that are not zero, row by row, as int64, int64 and
+        float64 arrays of shape (N,).
 
     Raises:
-        UserError: a window of less than 1.
+        UserError: `window` is below 1.
+
+    Example:
+        >>> from rnnfast import embeddings, lm
+        >>> vocab = lm.Vocabulary.build("word", ["a b a"])
+        >>> row, column, x = embeddings.cooccurrences(vocab.encode_stream("a b a"), vocab, 2)
+        >>> {(vocab.tokens[i], vocab.tokens[j]): float(v) for i, j, v in zip(row, column, x)}
+        {('a', 'a'): 1.0, ('a', 'b'): 2.0, ('b', 'a'): 2.0}
     """
     if window < 1:
         raise UserError(f"window must be at least 1, not {window}")

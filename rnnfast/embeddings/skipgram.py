@@ -1,4 +1,8 @@
-"""Skip-gram with negative sampling (Mikolov et al. 2013), by gensim."""
+"""Train word vectors with skip-gram and negative sampling, which gensim implements.
+
+Mikolov, Sutskever, Chen, Corrado & Dean, "Distributed Representations of Words and Phrases and
+their Compositionality", 2013.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from .._common.errors import MissingPackage, UserError, check_seed
 from ..lm.vocab import Vocabulary
 from .vectors import Vectors, check_positive
 
-LONGEST = 10_000  # words of a sentence: gensim's MAX_WORDS_IN_BATCH
+LONGEST = 10_000  # words of a sentence, because gensim drops the words after MAX_WORDS_IN_BATCH
 
 
 def skipgram(
@@ -24,14 +28,34 @@ def skipgram(
     seed: int = 1,
     progress: Callable[[dict], None] | None = None,
 ) -> Vectors:
-    """Vectors of the words of `vocab` from a text, a sentence a line, with 5 negative samples.
+    """Train word vectors with skip-gram and 5 negative samples, on as many threads as torch uses.
 
-    `progress` is called after each epoch with a dict: epoch, loss (a sum, gensim's). Threads are
-    torch's; with one thread the same seed gives the same vectors. Raises UserError without gensim
-    (the extra `embeddings`) and for settings out of range.
+    Args:
+        text: one sentence a line.
+        vocab: the words that get a vector. Words of the text that it lacks are `<unk>`.
+        dim: D, the size of a vector.
+        window: the largest distance, in words, at which two words of a line are near one another.
+        epochs: passes over the text.
+        lr: learning rate.
+        seed: seed of the initial vectors and of the order, below 2**32. The same seed gives the
+            same vectors with one thread only.
+        progress: called after each epoch with a dict: `epoch` and `loss`, the sum that gensim
+            reports.
+
+    Raises:
+        MissingPackage: gensim is not installed (the extra `embeddings`). It is a UserError.
+        UserError: a setting is out of range, or the text has no words.
+
+    Example:
+        >>> from rnnfast import embeddings, lm
+        >>> text = "the cat sat\\nthe dog sat\\n" * 20
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> vectors = embeddings.skipgram(text, vocab, dim=8)  # doctest: +SKIP
+        >>> vectors["cat"].shape  # doctest: +SKIP
+        (8,)
     """
     check_positive(dim=dim, window=window, epochs=epochs, lr=lr)
-    check_seed(seed, 2**32)  # NumPy's RandomState, which gensim has, takes no more
+    check_seed(seed, 2**32)  # gensim uses NumPy's RandomState, which takes no larger seed
     try:
         from gensim.models import Word2Vec
         from gensim.models.callbacks import CallbackAny2Vec
@@ -67,11 +91,11 @@ def skipgram(
 
 
 def _sentences(text: str, vocab: Vocabulary) -> list[list[str]]:
-    """The words of each line; gensim leaves out what is longer, so that begins another sentence."""
+    """Return the words of each line. A line longer than `LONGEST` becomes several sentences."""
     known, unk, result = set(vocab.tokens), vocab.tokens[vocab.unk], []
     for line in text.split("\n"):
         words = [word if word in known else unk for word in line.split()]
         result += [words[at : at + LONGEST] for at in range(0, len(words), LONGEST)]
     if not result:
-        raise UserError("the text has no words")
+        raise UserError("the text has no words: give more text")
     return result

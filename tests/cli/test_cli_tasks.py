@@ -1,4 +1,4 @@
-"""`rnnfast classify` and `rnnfast tag`: what they write, and what they say of bad input."""
+"""`rnnfast classify` and `rnnfast tag`: what they write, and what they say about bad input."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rnnfast.cli.tasks import assign_folds
 from rnnfast.tasks import SequenceClassifier
-from rnnfast.tasks.cli import _folds
 
 TINY = ["--embedding-size", 4, "--hidden-size", 4, "--batch-size", 8, "--lr", 0.02]
 TINY += ["--threads", 1, "--dropout", 0, "--word-dropout", 0]
@@ -63,15 +63,15 @@ def test_folds(rnnfast):
     assert report["mean_accuracy"] == pytest.approx(np.mean(report["accuracies"])) == 1.0
     assert report["params"]["patience"] is None and Path("pos.txt").exists()
     y = ["a"] * 31 + ["b"] * 22
-    fold = _folds(y, 5, seed=1)
+    fold = assign_folds(y, 5, seed=1)
     for k in range(5):
         classes = [y[i] for i in np.flatnonzero(fold == k)]
         assert classes.count("a") in (6, 7) and classes.count("b") in (4, 5)
-    assert not np.array_equal(fold, _folds(y, 5, seed=2))
+    assert not np.array_equal(fold, assign_folds(y, 5, seed=2))
 
 
 def test_embeddings(rnnfast):
-    """Vectors that `rnnfast embed` made, and a model that does without their file."""
+    """A model starts from vectors of `rnnfast embed`, and does not need their file later."""
     assert rnnfast("embed", "--train", "pos.txt", "--out", "v.txt", "--dim", 4)[0] == 0
     argv = ["classify", "--train", "all.tsv", "--embeddings", "v.txt", *TINY, "--epochs", 2]
     status, *_ = rnnfast(*argv, "--out", "model", "--json", "report.json")
@@ -155,7 +155,7 @@ def test_no_folder_is_left_of_a_training_that_failed(rnnfast):
 
 
 def test_ctrl_c(rnnfast, monkeypatch):
-    """No folder is left, and of a model that --overwrite was to replace everything."""
+    """No new folder is left, and a model that --overwrite would have replaced is unchanged."""
 
     def fit(self, X, y, valid, progress):
         real(self, X, y, valid, lambda record: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -1,15 +1,12 @@
 """Gradient flow: the reported norms against autograd's, step by step, in float64."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from lm_helpers import PERIODIC, small_config, small_model
+from lm_helpers import PERIODIC, small_model
 from torch import nn
 
-from rnnfast import FastRNN, cli, diagnostics, lm
+from rnnfast import FastRNN, diagnostics
 
 CASES = [
     {},
@@ -18,11 +15,11 @@ CASES = [
     {"num_layers": 2, "bidirectional": True, "batch_first": True},
     {"num_layers": 3, "bias": False},
 ]
-T, B, I, H = 6, 3, 4, 7  # noqa: E741 - the letters of the whole project
+T, B, I, H = 6, 3, 4, 7  # noqa: E741 - the letters that the whole project uses
 
 
 def by_hand(rnn, x, hx):
-    """Every state a tensor of its own: the last layer's, (T, B, D * H), and all, [l, d][t]."""
+    """Return the states of the last layer, (T, B, D * H), and all states as tensors, [l, d][t]."""
     D = 2 if rnn.bidirectional else 1
     f = torch.tanh if rnn.nonlinearity == "tanh" else torch.relu
     states = {}
@@ -91,7 +88,7 @@ def test_jacobian_norms_are_autograds(case):
 
 
 def test_float32_and_tokens():
-    """float32 to rounding of float64; tokens as their one-hot vectors."""
+    """float32 agrees with float64 up to rounding, and tokens with their one-hot vectors."""
     rnn, *_ = example({"num_layers": 2})
     tokens = torch.tensor([[0, 3], [1, 1], [2, 0], [3, 2]])
     one_hot = nn.functional.one_hot(tokens, I).double()
@@ -118,13 +115,13 @@ def test_spectral_radius():
     with torch.no_grad():
         for name, matrix in zip(diagnostics._names(rnn), matrices, strict=True):
             getattr(rnn, f"weight_hh_{name}").copy_(matrix)
-    # A defective eigenvalue is known to a root of the rounding only: eye + ones above.
+    # The last matrix has a defective eigenvalue, which is exact only to a root of the rounding.
     np.testing.assert_allclose(diagnostics.spectral_radius(rnn), [[2, 3], [0, 1]], atol=1e-3)
 
 
 @pytest.mark.parametrize("radius", [0.8, 1.0, 1.25])
 def test_gradients_vanish_or_explode_with_the_spectral_radius(radius):
-    """A linear recurrence, in effect: ReLU of positive states, W_hh a multiple of a rotation."""
+    """ReLU of positive states is linear, and W_hh is a multiple of a permutation."""
     torch.manual_seed(0)
     rnn = FastRNN(1, 16, nonlinearity="relu", bias=False).double()
     order = torch.randperm(16)
@@ -156,7 +153,7 @@ def test_errors_name_the_argument():
 
 
 def test_curves_of_the_picture():
-    """What README.md says of them."""
+    """The curves show what the documentation says about the picture."""
     pytest.importorskip("matplotlib")
     from rnnfast.diagnostics import figures
 
@@ -177,8 +174,8 @@ def test_curves_of_the_picture():
 
 @pytest.mark.parametrize("level, layers", [("char", 1), ("word", 2)])
 def test_flow_of_a_language_model_is_autograds(level, layers):
-    """Against the gradients of the embedded tokens, which the first layer's states lead to."""
-    from rnnfast.diagnostics.cli import LANES, flow
+    """The norms are those of autograd, from a loop over the steps in which states are tensors."""
+    from rnnfast.diagnostics.flow import LANES, flow
 
     text = "the cat sat on the mat\n" * 30 if level == "word" else PERIODIC
     model = small_model(level, nlayers=layers, text=text).double()
@@ -202,30 +199,3 @@ def test_flow_of_a_language_model_is_autograds(level, layers):
     expected = np.array([float(g.norm()) for g in gradients]).reshape(7, layers).T
     np.testing.assert_allclose(report["gradient_norms"], expected, rtol=1e-10)
     assert np.allclose(np.array(report["jacobian_norms"])[:, -1], 1)
-
-
-def test_diagnose(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    Path("text").write_text(PERIODIC)
-    lm.save(small_model(nlayers=2), small_config(nlayers=2), "model")
-    argv = ["diagnose", "model", "--data", "text", "--steps", "12"]
-    assert cli.main([*argv, "--json", "report.json", "--plot", "flow.svg"]) == 0
-    out = capsys.readouterr().out
-    report = json.loads(Path("report.json").read_text())
-    assert np.shape(report["gradient_norms"]) == (2, 12) and report["lanes"] == 32
-    assert f"{report['gradient_norms'][1][-11]:.3g}" in out
-    assert f"spectral radius of W_hh {report['spectral_radius'][1]:.4f}" in out
-    assert Path("flow.svg").read_text().lstrip().startswith("<?xml")
-    Path("short").write_text("a1b1")
-    lm.save(small_model(model="window"), small_config(model="window"), "window")
-    for change, message in (
-        (["--steps", "0"], "--steps must be at least 1"),
-        (["--data", "short"], "too few for --steps 12"),
-        (["--data", "none"], "cannot read none"),
-        (["--plot", "no/where.svg"], "cannot write"),
-    ):
-        assert cli.main([*argv, *change]) == 2
-        assert message in capsys.readouterr().err
-    assert cli.main(["diagnose", "window", "--data", "text"]) == 2
-    assert "window is no Elman RNN" in capsys.readouterr().err

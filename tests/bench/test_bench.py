@@ -1,27 +1,20 @@
-"""`rnnfast bench`: what it reports, refuses and writes. No test asserts a time."""
+"""`rnnfast.bench`: what it measures, reports and refuses. No test asserts a time."""
 
 import io
-import json
 import math
 import re
-import sys
 import time
 
 import pytest
 import torch
 from rich.console import Console
 
-from rnnfast import bench, cli
+from rnnfast import FastRNN, bench
+from rnnfast.bench import comparison, timing
+
+pytestmark = pytest.mark.usefixtures("small_products")
 
 SHAPES = [bench.Shape(3, 2, 5, 4), bench.Shape(1, 1, 1, 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_products():
-    """What is measured here does not matter, only how it is reported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "GEMM_SIZE", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +62,12 @@ def test_numpy_is_optional():
 def test_dtype_and_threads(dtype, monkeypatch):
     seen = set()
 
-    class Spy(bench.FastRNN):
+    class Spy(FastRNN):
         def forward(self, input, hx=None):
             seen.add((input.dtype, self.weight_hh_l0.dtype, torch.get_num_threads()))
             return super().forward(input, hx)
 
-    monkeypatch.setattr(bench, "FastRNN", Spy)
+    monkeypatch.setattr(comparison, "FastRNN", Spy)
     before = torch.get_num_threads()
     threads = before + 1
     report = bench.measure(SHAPES[:1], dtype=dtype, threads=threads, repeats=1)
@@ -109,12 +102,12 @@ def _wrong_gradient(output, h_n):
     [(_wrong_output, "output"), (_nan, "h_n"), (_wrong_gradient, "gradient of input")],
 )
 def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
-    class Wrong(bench.FastRNN):
+    class Wrong(FastRNN):
         def forward(self, input, hx=None):
             return damage(*super().forward(input, hx))
 
-    monkeypatch.setattr(bench, "FastRNN", Wrong)
-    monkeypatch.setattr(bench, "alternate", lambda *args: pytest.fail("timed all the same"))
+    monkeypatch.setattr(comparison, "FastRNN", Wrong)
+    monkeypatch.setattr(comparison, "alternate", lambda *args: pytest.fail("timed all the same"))
     with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
         bench.measure(SHAPES[:1], repeats=1)
 
@@ -135,11 +128,11 @@ def test_samples_alternate_and_the_order_turns_round():
     def call(name):
         def record():
             ran.append(name)
-            time.sleep(2 * bench.SAMPLE_SECONDS)  # so that a sample is one call
+            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that a sample is one call
 
         return record
 
-    samples = bench.alternate({name: bench.sampler(call(name)) for name in "abc"}, repeats=3)
+    samples = bench.alternate({name: bench.timer(call(name)) for name in "abc"}, repeats=3)
     assert "".join(ran).endswith("abcbcacab")
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
@@ -178,56 +171,3 @@ def test_plot_shows_the_ratios(report):
     for result in report["shapes"]:
         for mode in bench.MODES:
             assert f"{result[mode]['ratio']['nn.RNN']['of_medians']:.2f}" in labels
-
-
-def _run(*options):
-    return cli.main(["bench", "--repeats", "1", "--shapes", "3,2,5,4", "2,1,3,3", *options])
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_command_writes_its_files(tmp_path, capsys, suffix):
-    paths = tmp_path / "r.json", tmp_path / f"r.{suffix}"
-    assert _run("--json", str(paths[0]), "--plot", str(paths[1])) == 0
-    assert "geometric mean" in capsys.readouterr().out
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-    written = json.loads(paths[0].read_text())
-    assert [tuple(r[letter] for letter in "TBIH") for r in written["shapes"]] == [
-        (3, 2, 5, 4),
-        (2, 1, 3, 3),
-    ]
-    assert written["machine"]["cores"] >= 1
-    assert written["build"]["isa"] in written["build"]["isas"]
-    assert written["versions"]["torch"] == torch.__version__
-    assert written["command"] == "rnnfast bench --shapes 3,2,5,4 2,1,3,3 --repeats 1"
-    assert paths[1].read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
-
-
-@pytest.fixture
-def unmeasured(monkeypatch):
-    monkeypatch.setattr(bench, "measure", lambda *args, **options: pytest.fail("measured"))
-
-
-@pytest.mark.parametrize("shape", ["1,2,3", "1,2,3,4,5", "1,2,3,0", "a,b,c,d"])
-def test_command_refuses_bad_shapes(shape, capsys, unmeasured):
-    with pytest.raises(SystemExit):
-        _run("--shapes", shape)
-    assert "want four positive integers T,B,I,H" in capsys.readouterr().err
-
-
-def test_command_refuses_an_unknown_plot_format(capsys, unmeasured):
-    with pytest.raises(SystemExit):
-        _run("--plot", "r.xyz")
-    assert ".png or .svg" in capsys.readouterr().err
-
-
-def test_command_finds_a_missing_folder_before_measuring(tmp_path, capsys, unmeasured):
-    assert _run("--plot", str(tmp_path / "nowhere" / "r.png")) == 2
-    assert "nowhere" in capsys.readouterr().err
-
-
-def test_command_finds_matplotlib_missing_before_measuring(
-    tmp_path, capsys, monkeypatch, unmeasured
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert _run("--plot", str(tmp_path / "r.png")) == 2
-    assert "pip install 'rnnfast[plot]'" in capsys.readouterr().err

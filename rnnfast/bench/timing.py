@@ -1,0 +1,107 @@
+"""Take samples of several implementations by turns, and summarise them."""
+
+from __future__ import annotations
+
+import math
+import timeit
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+# Shorter calls are repeated within a sample, so that reading the clock costs next to nothing.
+SAMPLE_SECONDS = 2e-3
+MODE_SECONDS = 1.5  # spent on one mode of one shape
+MIN_ROUNDS = 5
+GEMM_SIZE = 2048  # large enough for a matrix product to reach the ceiling of the machine
+
+# Returns the seconds of one call, averaged over as many calls as its argument says.
+Timer = Callable[[int], float]
+
+
+def timer(call: Callable[[], Any]) -> Timer:
+    """Return a timer of `call`: a function of the number of calls that returns seconds a call."""
+    return lambda number: timeit.timeit(call, number=number) / number
+
+
+def alternate(
+    timers: dict[str, Timer], repeats: int | None = None, seconds: float = MODE_SECONDS
+) -> dict[str, np.ndarray]:
+    """Take one sample of each timer in each round, in an order that rotates.
+
+    Noise then hits all of them, and none of them always finds the data of the same other one in the
+    cache.
+
+    Args:
+        timers: a timer for each implementation, by name.
+        repeats: rounds. None takes as many as fit in `seconds`, and at least `MIN_ROUNDS`.
+        seconds: time to spend on all rounds together. It is not used if `repeats` is given.
+
+    Returns:
+        Seconds a call of each sample, float64 (rounds,), by name.
+
+    Example:
+        >>> from rnnfast import bench
+        >>> samples = bench.alternate({"sum": bench.timer(lambda: sum(range(100)))}, repeats=3)
+        >>> samples["sum"].shape
+        (3,)
+    """
+    cost = {}
+    for name, sample in timers.items():
+        sample(1)  # the first call warms up
+        cost[name] = sample(1)
+    number = {name: max(1, math.ceil(SAMPLE_SECONDS / cost[name])) for name in timers}
+    round_seconds = sum(cost[name] * number[name] for name in timers)
+    rounds = repeats or max(MIN_ROUNDS, int(seconds / round_seconds))
+
+    samples = {name: [] for name in timers}
+    order = list(timers)
+    for _ in range(rounds):
+        for name in order:
+            samples[name].append(timers[name](number[name]))
+        order.append(order.pop(0))
+    return {name: np.array(values) for name, values in samples.items()}
+
+
+def milliseconds(samples: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return the median and the 20th and 80th percentile of each, in milliseconds."""
+    return {
+        name: {"median": 1e3 * float(np.median(values)), **spread(1e3 * values)}
+        for name, values in samples.items()
+    }
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Return the 20th and the 80th percentile of `values`."""
+    p20, p80 = np.percentile(values, [20, 80])
+    return {"p20": float(p20), "p80": float(p80)}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of positive numbers.
+
+    Example:
+        >>> from rnnfast import bench
+        >>> round(bench.geometric_mean([1.0, 4.0]), 6)
+        2.0
+    """
+    return math.exp(np.mean([math.log(value) for value in values]))
+
+
+def gemm_gflops(dtype: torch.dtype) -> float:
+    """Measure how many GFLOP/s a product of two large matrices reaches: the best of several runs.
+
+    The product is computed with `torch.mm` and, where torch has it, with oneDNN, because the BLAS
+    under `torch.mm` may leave half of a vector unit idle on CPUs of AMD.
+    """
+    n = GEMM_SIZE
+    a, b = torch.ones(2, n, n, dtype=dtype)
+    out = torch.empty(n, n, dtype=dtype)
+    products = [lambda: torch.mm(a, b, out=out)]
+    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        onednn = torch.ops.mkldnn
+        packed = onednn._reorder_linear_weight(b)
+        products.append(lambda: onednn._linear_pointwise(a, packed, None, "none", [], ""))
+    seconds = [min(timeit.repeat(product, repeat=6, number=1)) for product in products]
+    return 2e-9 * n**3 / min(seconds)

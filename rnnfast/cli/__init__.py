@@ -1,0 +1,72 @@
+"""The command line: a thin layer over the library, one module for each family of commands.
+
+The exit status is 0 when the command is done, 2 for input that the user can correct (one line on
+standard error says how), and 128 plus the number of the signal for a command that was stopped: 130
+for Ctrl-C. A training run is saved before it stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+
+from .._common.errors import UserError
+from .._version import __version__
+from . import bench, compare, diagnose, embed, ngram, score, tasks, train
+from .output import Output
+
+__all__ = ["Output", "main", "parser"]
+
+FAMILIES = (train, compare, ngram, score, tasks, diagnose, embed, bench)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        argv: the command and its arguments. None takes those of the process.
+
+    Example:
+        >>> from rnnfast.cli import main
+        >>> main(["generate", "nowhere"])  # an error on standard error says what is wrong
+        2
+    """
+    if sys.stdout is None:  # standard output is closed, as by `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the program ends
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character of the text must not end the program.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args, Output(args.json))
+    except UserError as error:
+        line = " ".join(str(error).splitlines())
+        print(f"rnnfast: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rnnfast: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has closed the pipe, as `| head` does. Without this, Python would fail again
+        # when it writes the rest of the buffer at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. It sets `run`, the function of the command."""
+    top = argparse.ArgumentParser(
+        prog="rnnfast",
+        description="Train, evaluate and use RNN and n-gram language models, sequence classifiers "
+        "and taggers, and word vectors.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"rnnfast {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for family in FAMILIES:
+        family.register(commands)
+    return top

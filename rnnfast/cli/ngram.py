@@ -1,0 +1,101 @@
+"""`rnnfast ngram`: count an n-gram model and evaluate it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.markup import escape
+
+from .. import lm
+from .._common.files import check_writable
+from .._common.text import parts
+from ..lm.config import LEVELS
+from ..lm.evaluate import perplexity
+from .options import (
+    MAX_VOCAB,
+    MIN_COUNT,
+    TEXTS,
+    add_command,
+    add_flag,
+    add_option,
+    add_vocab_option,
+)
+from .output import Output
+from .score import BY_UNIT, BY_UNIT_LINE
+
+
+def ngram(args: argparse.Namespace, output: Output) -> int:
+    """Count an n-gram model, evaluate it, and save it."""
+    if args.arpa:
+        check_writable(args.arpa, "--arpa")
+    train = lm.open_text(args.train)
+    test = lm.read_text(args.test) if args.test else None
+    words = parts(lm.open_text(args.vocab) if args.vocab else train)
+    max_vocab = args.max_vocab
+    if max_vocab is None:
+        max_vocab = lm.Config.defaults(args.level).max_vocab
+    vocab = lm.Vocabulary.build(args.level, words, args.min_count, max_vocab, unk=True)
+    ids = vocab.encode_stream(train)
+    began = time.monotonic()
+    model = lm.NgramLM.fit(vocab, ids, args.order, args.smoothing, args.k, args.stream)
+    seconds = time.monotonic() - began
+    if args.arpa:
+        lm.arpa.write(model, args.arpa)
+    ngrams = [len(entries.keys) for entries in model.ngrams]
+    report = {
+        "order": model.order,
+        "smoothing": model.smoothing,
+        "train_tokens": len(ids),
+        **_test_figures(model, test),
+        "ngrams": ngrams,
+        "seconds": seconds,
+    }
+    sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
+    output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
+    if test is not None:
+        line = "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}"
+        if report["perplexity_without_oov"] is not None:
+            line += ", {perplexity_without_oov:.6g} without <unk>"
+        output.text.print(line.format(**report))
+        output.text.print(BY_UNIT_LINE.format(**report))
+    if args.arpa:
+        line = f"saved in {args.arpa}; for more text: rnnfast generate {args.arpa}"
+        output.text.print(escape(line))
+    output.json(report)
+    return 0
+
+
+def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov", *BY_UNIT)
+    if test is None:
+        return dict.fromkeys(names)
+    ids = model.vocab.encode_stream(test)
+    each, known = model.logprobs(ids), ids != model.vocab.unk
+    whole = lm.Evaluation(len(ids), float(-each.mean()))
+    without = perplexity(-each[known].mean()) if known.any() else None
+    values = (len(ids), int((~known).sum()), whole.perplexity, without)
+    return dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
+
+
+def register(commands) -> None:
+    """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
+    about = "Count an n-gram model and evaluate it."
+    sub = add_command(commands, "ngram", ngram, about, device=False, threads=False, epilog=TEXTS)
+    add_option(sub, "train", str, "Text to count", "TEXT", required=True)
+    add_option(sub, "test", str, "Text to measure the perplexity of", "TEXT")
+    add_option(sub, "order", int, "Length of the longest n-grams", default=5)
+    about = (
+        "Smoothing: maximum likelihood, add-k, stupid backoff, Katz, Kneser-Ney, or modified "
+        "Kneser-Ney"
+    )
+    add_option(sub, "smoothing", None, about, choices=lm.ngram.SMOOTHINGS, default="mkn")
+    add_option(sub, "k", float, "Count that add-k adds to each n-gram", default=1.0)
+    add_option(sub, "level", None, "What a token is", choices=LEVELS, default="word")
+    add_option(sub, "min_count", int, MIN_COUNT, default=1)
+    shown = f"{lm.Config.defaults('bpe').max_vocab} for bpe"
+    add_option(sub, "max_vocab", int, MAX_VOCAB, also="--vocab-size", shown=shown)
+    add_vocab_option(sub)
+    about = "Continue contexts across the ends of lines, as an RNN does"
+    add_flag(sub, "stream", about)
+    add_option(sub, "arpa", str, "Save the model in this ARPA file", "PATH")

@@ -1,0 +1,156 @@
+"""Options that several commands have, and the form that every option has."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import lm
+from ..lm.config import LEVELS
+from .output import Output
+
+TEXTS = (
+    "A TEXT is a file in UTF-8, which may be compressed with gzip, bzip2, xz or zstd; or a "
+    "directory, whose files are read in the order of their paths, except hidden files and the "
+    "files of models; or - for standard input."
+)
+MODEL = "Folder that rnnfast train has made, or ARPA file of an n-gram model"
+MIN_COUNT = "Replace words that are rarer than this by <unk> (word level)"
+MAX_VOCAB = "Keep at most this many tokens (word and BPE level)"
+RUN = "Folder that rnnfast train has made"
+
+
+def add_command(
+    commands,
+    name: str,
+    run: Callable[[argparse.Namespace, Output], int],
+    about: str,
+    *,
+    device: bool = True,
+    threads: bool = True,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add a command, with the options that every command has, and return its parser.
+
+    Args:
+        commands: what `ArgumentParser.add_subparsers` returned.
+        name: the command.
+        run: the function of the command. It returns the exit status.
+        about: what the command does, in one sentence.
+        device: whether the command has the option `--device`.
+        threads: whether the command has the option `--threads`.
+        epilog: text to show after the options.
+    """
+    sub = commands.add_parser(
+        name, help=about, description=about, epilog=epilog, allow_abbrev=False
+    )
+    sub.set_defaults(run=run)
+    sub.add_argument(
+        "--json", metavar="PATH", help="Write the result as JSON; - for standard output"
+    )
+    if threads:
+        add_option(sub, "threads", int, "Number of CPU threads", shown="torch's number")
+    if device:
+        add_option(
+            sub, "device", str, "Device to run on: cpu, cuda, cuda:1, ...", "NAME", shown="cpu"
+        )
+    return sub
+
+
+def add_option(
+    group,
+    name: str,
+    type_: Callable | None,
+    about: str,
+    metavar: str | None = None,
+    *,
+    also: str | None = None,
+    shown: object = None,
+    **options,
+) -> None:
+    """Add the option `--name` with its default at the end of its help text.
+
+    Args:
+        group: a parser or a group of arguments.
+        name: name of the attribute, with underscores.
+        type_: a function that makes a value from text. None is for `choices` and `action`.
+        about: what the option does.
+        metavar: name of the value. None takes N for an int and X for a float.
+        also: a second name, with its dashes.
+        shown: the default as the help text shows it. None takes `options["default"]`. If that is
+            missing as well, the help text shows no default.
+        options: further arguments for `add_argument`.
+    """
+    shown = options.get("default") if shown is None else shown
+    if type_ is not None:
+        options["type"] = type_
+        options["metavar"] = metavar or {int: "N", float: "X"}.get(type_)
+    names = ["--" + name.replace("_", "-")] + [also] * bool(also)
+    default = "" if shown is None else f" (default: {_text(shown)})"
+    group.add_argument(*names, help=about + default, **options)
+
+
+def add_flag(group, name: str, about: str) -> None:
+    """Add the option `--name`, which takes no value and is off by default."""
+    group.add_argument("--" + name.replace("_", "-"), action="store_true", help=about)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def add_setting(
+    group, name: str, type_: Callable | None, about: str, *, note: str | None = None, **options
+) -> None:
+    """Add an option for a setting of `lm.Config`. Its help text shows the default of each level.
+
+    The value is None if the option is not given. `note` is a further default, and `options` are
+    those of `add_option`.
+    """
+    levels = {level: getattr(lm.Config.defaults(level), name) for level in LEVELS}
+    values = dict.fromkeys(value for value in levels.values() if value is not None)
+    if len(set(levels.values())) == 1:
+        shown = [_text(value) for value in values]
+    else:
+        names = {value: [n for n, v in levels.items() if v == value] for value in values}
+        shown = [f"{_text(value)} for {', '.join(names[value])}" for value in values]
+    if note:
+        shown.append(note)
+    options.setdefault("shown", "; ".join(shown) or None)
+    add_option(group, name, type_, about, **options)
+
+
+def add_text_options(group) -> None:
+    """Add the options that say how a text is cut into tokens, with the defaults of `lm.Config`."""
+    add_option(group, "level", None, "What a token is", choices=LEVELS, shown="char")
+    add_setting(group, "min_count", int, MIN_COUNT)
+    add_setting(group, "max_vocab", int, MAX_VOCAB, also="--vocab-size")
+    add_vocab_option(group)
+
+
+def add_vocab_option(group) -> None:
+    """Add the option `--vocab`."""
+    about = "Text whose words or BPE merges make the vocabulary"
+    add_option(group, "vocab", str, about, "TEXT", shown="the training text")
+
+
+def add_out_options(group, about: str, **options) -> None:
+    """Add the options `--out` and `--overwrite` for the folder of a model."""
+    add_option(group, "out", str, about, "DIR", **options)
+    add_flag(group, "overwrite", "Replace the model in the folder --out")
+
+
+def plot_path(text: str) -> Path:
+    """Return the path of a plot. Raise ArgumentTypeError unless it ends with .png or .svg."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a name that ends with .png or .svg")
+    return path
+
+
+def add_plot_option(group, about: str) -> None:
+    """Add the option `--plot`. `about` says what it draws."""
+    add_option(group, "plot", plot_path, f"{about}, in a .png or .svg file", "PATH")
