@@ -15,7 +15,7 @@ from lm_helpers import ROOT
 
 from rnnfast import cli
 
-GUIDE = (ROOT / "rnnfast" / "lm" / "GUIDE.md").read_text()
+GUIDE = (ROOT / "docs" / "language-models.md").read_text()
 LINES = 1000  # of the guide's text, which has more than ten times as many
 
 
@@ -47,7 +47,7 @@ def test_every_command_works(tmp_path, monkeypatch, capsys):
     try:
         for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.M | re.S):
             if language == "python":
-                exec(compile(block, "GUIDE.md", "exec"), {})
+                exec(compile(block, "language-models.md", "exec"), {})
             for line in block.splitlines() if language == "sh" else ():
                 before, pipe, after = line.rpartition("| rnnfast ")
                 if pipe:
