@@ -29,8 +29,9 @@ class FastRNN(nn.RNN):
     units. It raises the errors that ``nn.RNN`` raises.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
-        bidirectional, device, dtype: as in ``nn.RNN``.
+        *args, **kwargs: the arguments of ``nn.RNN``: ``input_size``, ``hidden_size``,
+            ``num_layers``, ``nonlinearity``, ``bias``, ``batch_first``, ``dropout``,
+            ``bidirectional``, ``device``, ``dtype``.
         variational_dropout: probability of zeroing a unit between layers, like ``dropout`` but with
             one mask for all time steps of a sequence (Gal & Ghahramani 2016). Default: 0.
         weight_dropout: probability of zeroing a weight of ``weight_hh``, with one mask per call
