@@ -32,7 +32,8 @@ from .diagnostics import cli as diagnostics
 from .embeddings import Vectors
 from .embeddings import cli as embeddings
 from .lm import curves
-from .lm.config import ELMAN, GATED, LEVELS, OPTIMIZERS, SCHEDULES
+from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
+from .lm.data.vocabulary import LEVELS
 from .lm.distributed import joined
 from .lm.evaluate import bits, perplexity
 from .lm.runs import prepare, resume

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lm_helpers import WORDS
 
 from rnnfast import lm
-from rnnfast.lm.batches import Lanes, shifted
+from rnnfast.lm.data.batches import Lanes, shifted
 
 # ---- corpus
 

@@ -18,7 +18,7 @@ from lm_helpers import PERIODIC, SMALL, same_weights, small_config
 
 from rnnfast import cli, lm
 from rnnfast._common import text
-from rnnfast.lm.batches import Lanes, memory_map
+from rnnfast.lm.data.batches import Lanes, memory_map
 from rnnfast.lm.storage import RunFolder
 
 

@@ -10,10 +10,12 @@ print(lm.load("my-model").score("A sentence.").logprob)
 
 from .._common.errors import Interrupted, UserError
 from .._common.text import Text, open_text, read_text
-from . import arpa, corpus
+from . import arpa
 from .compare import compare
 from .config import Config
-from .corpus import Corpus
+from .data import corpus
+from .data.corpus import Corpus
+from .data.vocabulary import Vocabulary
 from .evaluate import Evaluation, Score, complete, evaluate, generate, score
 from .join import join, join_folders
 from .mixture import Mixture
@@ -22,7 +24,6 @@ from .ngram import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
 from .trainer import Trainer
-from .vocab import Vocabulary
 
 __all__ = [
     "RNNLM",

@@ -22,10 +22,9 @@ import numpy as np
 
 from .._common.errors import MissingPackage, UserError
 from .._common.files import write_atomic
-from .config import BPE, CHAR, LEVELS, WORD
+from .data.vocabulary import BOUNDARY, BPE, CHAR, LEVELS, UNK, WORD, Vocabulary
 from .ngram import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
-from .vocab import BOUNDARY, UNK, Vocabulary
 
 START, END = "<s>", "</s>"
 CHUNK = 1 << 16  # lines at a time

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .._common.errors import UserError
-from .config import CHAR, RNN, WINDOW, WORD, Config
-from .corpus import Corpus
+from .config import RNN, WINDOW, Config
+from .data.corpus import Corpus
+from .data.vocabulary import CHAR, WORD
 from .evaluate import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram import NgramLM

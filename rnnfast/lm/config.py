@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from .._common.errors import UserError
+from .data.vocabulary import BPE, BYTE, CHAR, LEVELS, WORD
 
-CHAR = "char"
-WORD = "word"
-BYTE = "byte"
-BPE = "bpe"
 RNN = "rnn"
 WINDOW = "window"
 ELMAN = ("tanh", "relu")
@@ -43,7 +40,6 @@ _LEVEL_DEFAULTS = {
     WORD: {**_WORDS, "min_count": 2},
     BPE: {**_WORDS, "max_vocab": 4096},
 }
-LEVELS = tuple(_LEVEL_DEFAULTS)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from .._common.errors import UserError, check_seed
 
 if TYPE_CHECKING:
-    from .vocab import Vocabulary
+    from .data.vocabulary import Vocabulary
 
 
 def perplexity(loss: float) -> float:

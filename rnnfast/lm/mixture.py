@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .._common.errors import UserError
 from .._common.runtime import one_thread
-from .batches import shifted
+from .data.batches import shifted
 from .evaluate import Evaluation, LanguageModel
 from .model import NeuralLM
 

@@ -19,12 +19,12 @@ from .._common.runtime import one_thread
 from ..diagnostics import spectral_radius
 from ..nn import Dropout, FastRNN
 from .adaptive import AdaptiveDecoder
-from .batches import shifted
 from .cells import CELLS
 from .config import RNN, WINDOW, Config
+from .data.batches import shifted
+from .data.vocabulary import Vocabulary
 from .evaluate import LanguageModel
 from .sampling import RecurrentSampler, Sampler
-from .vocab import Vocabulary
 
 CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
 CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._common.errors import UserError
-from .batches import shifted
+from .data.batches import shifted
+from .data.vocabulary import Vocabulary
 from .evaluate import LanguageModel
 from .sampling import Sampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate
-from .vocab import Vocabulary
 
 LOG_ZERO = -99 * math.log(10)  # log of a probability of zero, as ARPA files write it
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .batches import Lanes
+from .data.batches import Lanes
+from .data.vocabulary import Vocabulary
 from .evaluate import Evaluation, evaluate
 from .ngram import NgramLM
-from .vocab import Vocabulary
 
 BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
 

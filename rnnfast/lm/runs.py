@@ -13,13 +13,13 @@ from .._common.errors import UserError
 from .._common.runtime import rank, set_up
 from .._common.text import Text, parts
 from . import board
-from .batches import memory_map
-from .config import CHAR, Config
-from .corpus import Corpus, read
+from .config import Config
+from .data.batches import memory_map
+from .data.corpus import Corpus, read
+from .data.vocabulary import CHAR, Vocabulary
 from .model import NeuralLM, build
 from .storage import RunFolder, load, read_checkpoint, read_settings, weights
 from .trainer import Trainer
-from .vocab import Vocabulary
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
 # (other threads, another device and torch.compile change them by rounding).

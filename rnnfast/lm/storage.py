@@ -26,9 +26,9 @@ from .._version import __version__
 from . import arpa
 from .board import Board
 from .config import Config
+from .data.vocabulary import Vocabulary
 from .model import NeuralLM, build
 from .ngram import NgramLM
-from .vocab import Vocabulary
 
 FORMAT = 1
 CHECKPOINT = "checkpoint.safetensors"

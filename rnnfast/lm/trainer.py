@@ -16,8 +16,8 @@ from torch import nn
 
 from .._common.errors import Interrupted, UserError
 from .._common.storage import WEIGHTS
-from .batches import Lanes
 from .config import Config
+from .data.batches import Lanes
 from .distributed import Ranks
 from .evaluate import evaluate
 from .model import NeuralLM

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._common.errors import UserError
-from .._common.files import writing
-from .._common.text import Text
-from .vocab import Vocabulary
+from ..._common.errors import UserError
+from ..._common.files import writing
+from ..._common.text import Text
+from .vocabulary import Vocabulary
 
 
 def shifted(ids: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .._common.errors import UserError
-from .._common.runtime import world_size
-from .._common.text import Text, is_pipe, open_text, parts, read_text
+from ..._common.errors import UserError
+from ..._common.runtime import world_size
+from ..._common.text import Text, is_pipe, open_text, parts, read_text
 
 TRAIN_FRACTION = 0.9
 

@@ -11,9 +11,14 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from .._common.errors import MissingPackage, UserError
-from .._common.text import Text, parts
-from .config import BPE, BYTE, CHAR, WORD
+from ..._common.errors import MissingPackage, UserError
+from ..._common.text import Text, parts
+
+CHAR = "char"
+WORD = "word"
+BYTE = "byte"
+BPE = "bpe"
+LEVELS = (CHAR, BYTE, WORD, BPE)
 
 EOS = "<eos>"
 UNK = "<unk>"
