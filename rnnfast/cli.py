@@ -35,7 +35,7 @@ from .lm import curves
 from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from .lm.data.vocabulary import LEVELS
 from .lm.distributed import joined
-from .lm.evaluate import bits, perplexity
+from .lm.language_model import bits, perplexity
 from .lm.runs import prepare, resume
 from .lm.storage import RunFolder
 from .tasks import cli as tasks

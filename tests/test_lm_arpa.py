@@ -9,8 +9,8 @@ from lm_helpers import WORDS, fit_ngrams, zipf
 
 from rnnfast import lm
 from rnnfast.lm import arpa
-from rnnfast.lm.arpa import LOG10
-from rnnfast.lm.smoothing import SMOOTHINGS
+from rnnfast.lm.ngram.arpa import LOG10
+from rnnfast.lm.ngram.smoothing import SMOOTHINGS
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["sentences", "stream"])

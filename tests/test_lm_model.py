@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rnnfast import lm
 from rnnfast.lm import evaluate as evaluate_function
-from rnnfast.lm.evaluate import bits, perplexity
+from rnnfast.lm.language_model import bits, perplexity
 from rnnfast.lm.model import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

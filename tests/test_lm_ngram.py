@@ -11,7 +11,7 @@ from lm_helpers import DATA, PERIODIC, WORDS, fit_ngrams, needs_brown, small_con
 from ngram_reference import REFERENCES, contexts
 
 from rnnfast import lm
-from rnnfast.lm.smoothing import SMOOTHINGS, discounts
+from rnnfast.lm.ngram.smoothing import SMOOTHINGS, discounts
 
 READINGS = pytest.mark.parametrize("stream", [False, True], ids=["sentences", "stream"])
 SMOOTHING = pytest.mark.parametrize("smoothing", SMOOTHINGS)

@@ -10,17 +10,17 @@ print(lm.load("my-model").score("A sentence.").logprob)
 
 from .._common.errors import Interrupted, UserError
 from .._common.text import Text, open_text, read_text
-from . import arpa
 from .compare import compare
 from .config import Config
 from .data import corpus
 from .data.corpus import Corpus
 from .data.vocabulary import Vocabulary
-from .evaluate import Evaluation, Score, complete, evaluate, generate, score
 from .join import join, join_folders
+from .language_model import Evaluation, Score, complete, evaluate, generate, score
 from .mixture import Mixture
 from .model import RNNLM, NeuralLM, WindowLM
-from .ngram import NgramLM
+from .ngram import arpa
+from .ngram.model import NgramLM
 from .runs import prepare, resume, train
 from .storage import load, save
 from .trainer import Trainer

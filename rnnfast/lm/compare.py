@@ -13,9 +13,9 @@ from .._common.errors import UserError
 from .config import RNN, WINDOW, Config
 from .data.corpus import Corpus
 from .data.vocabulary import CHAR, WORD
-from .evaluate import Evaluation, bits, perplexity
+from .language_model import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
-from .ngram import NgramLM
+from .ngram.model import NgramLM
 from .runs import prepare, resume
 from .storage import CHECKPOINT, RunFolder, read_settings
 from .trainer import Trainer

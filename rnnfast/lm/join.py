@@ -11,7 +11,7 @@ import torch
 from .._common.errors import UserError
 from .adaptive import AdaptiveDecoder
 from .config import Config
-from .evaluate import LanguageModel
+from .language_model import LanguageModel
 from .model import RNNLM
 from .storage import load, read_settings
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .._common.errors import UserError
 from .._common.runtime import one_thread
 from .data.batches import shifted
-from .evaluate import Evaluation, LanguageModel
+from .language_model import Evaluation, LanguageModel
 from .model import NeuralLM
 
 Report = Callable[[int], None]

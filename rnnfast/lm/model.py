@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from .cells import CELLS
 from .config import RNN, WINDOW, Config
 from .data.batches import shifted
 from .data.vocabulary import Vocabulary
-from .evaluate import LanguageModel
-from .sampling import RecurrentSampler, Sampler
+from .language_model import LanguageModel
+from .neural.sampling import RecurrentSampler
+from .sampling import ContextSampler
 
 CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
 CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words
@@ -280,7 +282,9 @@ class RNNLM(NeuralLM):
     def sampler(self, **options):
         """A native one, but for gated cells and an adaptive decoder."""
         if not self.is_elman or isinstance(self.decoder, AdaptiveDecoder):
-            return RecurrentSampler(self, **options), 1
+            # A copy, because generated text is that of the weights at the time of the call.
+            model = copy.deepcopy(self, {id(self.vocab): self.vocab})
+            return RecurrentSampler(model.to("cpu", torch.float32).eval(), **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()
         embedding, decoder_w, decoder_b, *rnn = (p.to("cpu", torch.float32) for p in parameters)
@@ -344,7 +348,7 @@ class WindowLM(NeuralLM):
         return super().next_logprobs(context[1 - self.order :])  # all that it sees
 
     def sampler(self, **options):
-        return Sampler(self, **options), 1
+        return ContextSampler(self, **options), 1
 
 
 MODELS = {RNN: RNNLM, WINDOW: WindowLM}

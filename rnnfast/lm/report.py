@@ -9,8 +9,8 @@ import torch
 
 from .data.batches import Lanes
 from .data.vocabulary import Vocabulary
-from .evaluate import Evaluation, evaluate
-from .ngram import NgramLM
+from .language_model import Evaluation, evaluate
+from .ngram.model import NgramLM
 
 BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
 

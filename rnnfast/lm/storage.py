@@ -23,12 +23,12 @@ from .._common.files import corrupted, read_json, to_json, write_atomic, writing
 from .._common.runtime import check_device
 from .._common.storage import CONFIG, MODEL_FILES, VOCAB, WEIGHTS, Folder, read_tensors
 from .._version import __version__
-from . import arpa
 from .board import Board
 from .config import Config
 from .data.vocabulary import Vocabulary
 from .model import NeuralLM, build
-from .ngram import NgramLM
+from .ngram import arpa
+from .ngram.model import NgramLM
 
 FORMAT = 1
 CHECKPOINT = "checkpoint.safetensors"

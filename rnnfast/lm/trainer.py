@@ -19,7 +19,7 @@ from .._common.storage import WEIGHTS
 from .config import Config
 from .data.batches import Lanes
 from .distributed import Ranks
-from .evaluate import evaluate
+from .language_model import evaluate
 from .model import NeuralLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .report import baselines, report

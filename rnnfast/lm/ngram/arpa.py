@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .._common.errors import MissingPackage, UserError
-from .._common.files import write_atomic
-from .data.vocabulary import BOUNDARY, BPE, CHAR, LEVELS, UNK, WORD, Vocabulary
-from .ngram import LOG_ZERO, NgramLM, Ngrams, find
+from ..._common.errors import MissingPackage, UserError
+from ..._common.files import write_atomic
+from ..data.vocabulary import BOUNDARY, BPE, CHAR, LEVELS, UNK, WORD, Vocabulary
+from .model import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
 
 START, END = "<s>", "</s>"

@@ -6,14 +6,12 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from .._common.errors import UserError, check_seed
-
-if TYPE_CHECKING:
-    from .data.vocabulary import Vocabulary
+from .data.vocabulary import Vocabulary
 
 
 def perplexity(loss: float) -> float:
@@ -78,6 +76,19 @@ class Score:
         return {"text": self.text, "logprob": self.logprob, "tokens": tokens}
 
 
+class TokenSampler(Protocol):
+    """What draws tokens from a model; `rnnfast._ops.sampler` makes the native one."""
+
+    def feed(self, tokens: list[int]) -> None:
+        """Read tokens. The first token of all must be a boundary."""
+
+    def generate(self, n: int) -> list[int]:
+        """Draw and read up to `n` tokens. There are fewer if the last one is a boundary to stop at.
+
+        Raises OverflowError if the probabilities of the next token are not finite.
+        """
+
+
 class LanguageModel:
     """p(token | the tokens before it) over the tokens of `vocab`: what every model here can do."""
 
@@ -99,7 +110,7 @@ class LanguageModel:
         """
         raise NotImplementedError
 
-    def sampler(self, **options):
+    def sampler(self, **options) -> tuple[TokenSampler, int]:
         """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
 
         `options` are those of `rnnfast._ops.sampler`, which says what a sampler does.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._common.errors import UserError
-from .data.batches import shifted
-from .data.vocabulary import Vocabulary
-from .evaluate import LanguageModel
-from .sampling import Sampler
+from ..._common.errors import UserError
+from ..data.batches import shifted
+from ..data.vocabulary import Vocabulary
+from ..language_model import LanguageModel
+from ..sampling import ContextSampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate
 
 LOG_ZERO = -99 * math.log(10)  # log of a probability of zero, as ARPA files write it
@@ -147,9 +147,9 @@ class NgramLM(LanguageModel):
             result[longer.keys[part] % size] = longer.logprobs[part]
         return result
 
-    def sampler(self, **options) -> tuple[Sampler, int]:
+    def sampler(self, **options) -> tuple[ContextSampler, int]:
         """A sampler, and the tokens to ask of it a time; `options` as in `rnnfast._ops.sampler`."""
-        return Sampler(self, **options), 1
+        return ContextSampler(self, **options), 1
 
 
 def find(keys: np.ndarray, context: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
