@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rnnfast import lm
-from rnnfast.lm.model import build
+from rnnfast.lm.neural.models import build
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))

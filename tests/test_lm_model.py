@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rnnfast import lm
 from rnnfast.lm import evaluate as evaluate_function
 from rnnfast.lm.language_model import bits, perplexity
-from rnnfast.lm.model import build
+from rnnfast.lm.neural.models import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,7 +277,7 @@ def test_carried_state_is_one_long_pass(changes):
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_evaluate_is_the_chain_rule(level, chunk, changes, monkeypatch):
-    monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "CHUNK", chunk)
+    monkeypatch.setattr(sys.modules["rnnfast.lm.neural.models"], "CHUNK_TOKENS", chunk)
     model = small_model(level, dropout=0.5, **changes)
     ids = model.vocab.encode_stream(PERIODIC[:50] if level == "char" else WORDS[:150])
     expected = step_by_step(model, ids)
@@ -390,8 +390,8 @@ def test_generation_depends_on_weights_and_options_alone(level, cell, monkeypatc
         num_threads(threads)
         assert again() == expected
     for block, weights in ((1, 1 << 26), (7, 1 << 26), (64, 1)):
-        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK", block)
-        monkeypatch.setattr(sys.modules["rnnfast.lm.model"], "BLOCK_WEIGHTS", weights)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.neural.models"], "SAMPLED_TOKENS", block)
+        monkeypatch.setattr(sys.modules["rnnfast.lm.neural.models"], "SAMPLED_WEIGHTS", weights)
         assert again() == expected
     model.train()  # no dropout in what it writes, and it stays in training
     assert again() == expected and model.training

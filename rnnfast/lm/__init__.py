@@ -15,14 +15,14 @@ from .config import Config
 from .data import corpus
 from .data.corpus import Corpus
 from .data.vocabulary import Vocabulary
-from .join import join, join_folders
 from .language_model import Evaluation, Score, complete, evaluate, generate, score
 from .mixture import Mixture
-from .model import RNNLM, NeuralLM, WindowLM
+from .neural.join import join
+from .neural.models import RNNLM, NeuralLM, WindowLM
 from .ngram import arpa
 from .ngram.model import NgramLM
 from .runs import prepare, resume, train
-from .storage import load, save
+from .storage import join_folders, load, save
 from .trainer import Trainer
 
 __all__ = [

@@ -15,7 +15,7 @@ from .._common.errors import UserError
 from .._common.runtime import one_thread
 from .data.batches import shifted
 from .language_model import Evaluation, LanguageModel
-from .model import NeuralLM
+from .neural.models import NeuralLM
 
 Report = Callable[[int], None]
 

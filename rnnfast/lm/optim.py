@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .config import Config
-from .model import NeuralLM
+from .neural.models import NeuralLM
 
 WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
 WARMUP_PART = 0.05

@@ -17,7 +17,7 @@ from .config import Config
 from .data.batches import memory_map
 from .data.corpus import Corpus, read
 from .data.vocabulary import CHAR, Vocabulary
-from .model import NeuralLM, build
+from .neural.models import NeuralLM, build
 from .storage import RunFolder, load, read_checkpoint, read_settings, weights
 from .trainer import Trainer
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +28,8 @@ from .._version import __version__
 from .board import Board
 from .config import Config
 from .data.vocabulary import Vocabulary
-from .model import NeuralLM, build
+from .neural.join import join
+from .neural.models import RNNLM, NeuralLM, build
 from .ngram import arpa
 from .ngram.model import NgramLM
 
@@ -130,6 +133,14 @@ def _build(config: Config, vocab: Vocabulary) -> NeuralLM:
     # Not the caller's random numbers: loading a model must not change what comes after.
     with torch.random.fork_rng(devices=[]):
         return build(config, vocab)
+
+
+def join_folders(paths: Sequence[str | Path]) -> tuple[RNNLM, Config]:
+    """`join` of saved models, and settings to save the result with. Raises UserError."""
+    joined = join([load(path) for path in paths])
+    sizes = {"emsize": joined.encoder.embedding_dim, "nhid": joined.rnn.hidden_size}
+    config, _, _ = read_settings(paths[0])
+    return joined, replace(config, tied=False, **sizes)
 
 
 def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:

@@ -20,7 +20,7 @@ from .config import Config
 from .data.batches import Lanes
 from .distributed import Ranks
 from .language_model import evaluate
-from .model import NeuralLM
+from .neural.models import NeuralLM
 from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
 from .report import baselines, report
 from .storage import RunFolder, weights

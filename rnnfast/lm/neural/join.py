@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from .._common.errors import UserError
+from ..._common.errors import UserError
+from ..language_model import LanguageModel
 from .adaptive import AdaptiveDecoder
-from .config import Config
-from .language_model import LanguageModel
-from .model import RNNLM
-from .storage import load, read_settings
+from .models import RNNLM
 
 
 @torch.no_grad()
@@ -46,14 +42,6 @@ def join(models: Sequence[RNNLM]) -> RNNLM:
     joined.decoder.weight /= len(models)
     joined.decoder.bias.copy_(torch.stack([model.decoder.bias for model in models]).mean(0))
     return joined.eval()
-
-
-def join_folders(paths: Sequence[str | Path]) -> tuple[RNNLM, Config]:
-    """`join` of saved models, and settings to save the result with. Raises UserError."""
-    joined = join([load(path) for path in paths])
-    sizes = {"emsize": joined.encoder.embedding_dim, "nhid": joined.rnn.hidden_size}
-    config, _, _ = read_settings(paths[0])
-    return joined, replace(config, tied=False, **sizes)
 
 
 def _kind(model: LanguageModel) -> str:

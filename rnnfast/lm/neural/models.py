@@ -14,25 +14,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import _ops, functional
-from .._common.errors import UserError
-from .._common.runtime import one_thread
-from ..diagnostics import spectral_radius
-from ..nn import Dropout, FastRNN
+from ... import _ops, functional
+from ..._common.errors import UserError
+from ..._common.runtime import one_thread
+from ...diagnostics import spectral_radius
+from ...nn import Dropout, FastRNN
+from ..config import RNN, WINDOW, Config
+from ..data.batches import shifted
+from ..data.vocabulary import Vocabulary
+from ..language_model import LanguageModel
+from ..sampling import ContextSampler
 from .adaptive import AdaptiveDecoder
 from .cells import CELLS
-from .config import RNN, WINDOW, Config
-from .data.batches import shifted
-from .data.vocabulary import Vocabulary
-from .language_model import LanguageModel
-from .neural.sampling import RecurrentSampler
-from .sampling import ContextSampler
+from .sampling import RecurrentSampler
 
-CHUNK = 1024  # tokens a call: long enough that the output layer is one big GEMM
-CHUNK_LOGITS = 1 << 24  # and few enough logits (64 MB) for a vocabulary of words
-BLOCK = 64  # tokens a call of the sampler: the reader, and Ctrl-C, wait for so many
-BLOCK_WEIGHTS = 1 << 26  # and for so many weights to go through, some 10 ms
-INPUT_STD = 0.5  # of what the input adds to the hidden units at the start
+# The limits of one call that evaluates: so many tokens make the output layer one large matrix
+# product, and so many logits (64 MB) bound the memory for a vocabulary of words.
+CHUNK_TOKENS = 1024
+CHUNK_LOGITS = 1 << 24
+# The limits of one call of the native sampler. The reader, and Ctrl-C, wait until it ends: a
+# call may draw so many tokens, and may go through so many weights, which takes some 10 ms.
+SAMPLED_TOKENS = 64
+SAMPLED_WEIGHTS = 1 << 26
+INPUT_STD = 0.5  # standard deviation of what the input adds to a hidden unit at the start
 
 
 class LockedDropout(nn.Dropout):
@@ -156,7 +160,7 @@ class NeuralLM(LanguageModel, nn.Module):
         """
         inputs, targets = (torch.from_numpy(a) for a in shifted(ids, self.vocab.boundary))
         device = self.encoder.weight.device
-        chunk = min(CHUNK, max(1, CHUNK_LOGITS // len(self.vocab)))
+        chunk = min(CHUNK_TOKENS, max(1, CHUNK_LOGITS // len(self.vocab)))
         result = np.empty(len(ids))
         state = None
         with self._evaluating():
@@ -297,7 +301,9 @@ class RNNLM(NeuralLM):
         if self.vocab.unk is not None:
             decoder_b = decoder_b.index_fill(0, torch.tensor(self.vocab.unk), -math.inf)
         relu = self.rnn.nonlinearity == "relu"
-        block = max(1, min(BLOCK, BLOCK_WEIGHTS // sum(p.numel() for p in self.parameters())))
+        block = max(
+            1, min(SAMPLED_TOKENS, SAMPLED_WEIGHTS // sum(p.numel() for p in self.parameters()))
+        )
         return _ops.sampler(table, layers, (decoder_w, decoder_b), relu, **options), block
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .._common.errors import UserError
+from ..._common.errors import UserError
 
 CUTOFFS = (20, 5)  # the vocabulary by these: the head, and the first of two clusters
 
