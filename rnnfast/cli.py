@@ -31,13 +31,14 @@ from ._version import __version__
 from .diagnostics import cli as diagnostics
 from .embeddings import Vectors
 from .embeddings import cli as embeddings
-from .lm import curves
 from .lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from .lm.data.vocabulary import LEVELS
-from .lm.distributed import joined
 from .lm.language_model import bits, perplexity
-from .lm.runs import prepare, resume
 from .lm.storage import RunFolder
+from .lm.training import curves
+from .lm.training.distributed import joined
+from .lm.training.report import report as report_of
+from .lm.training.runs import prepare, resume
 from .tasks import cli as tasks
 
 DEFAULT_SECONDS = 60.0  # of a run on the built-in corpus
@@ -153,8 +154,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
             )
         )
         return 128 + interrupted.signum
-    report = trainer.report()
-    output.text.print(_results(report, _name(config), trainer.baselines))
+    report = report_of(trainer)
+    output.text.print(_results(report, _name(config)))
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -548,8 +549,8 @@ def _kind(config: lm.Config) -> str:
     return _name(config) if config.cell in GATED else f"{config.cell} {_name(config)}"
 
 
-def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
-    rows = [(f"{name}, valid", loss) for name, loss in baselines.items()]
+def _results(report: dict, name: str) -> Table:
+    rows = [(f"{n}, valid", b["valid_loss"]) for n, b in report["baselines"].items()]
     rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
         rows.append((f"{name}, test", report["test_loss"]))

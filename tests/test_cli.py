@@ -449,7 +449,7 @@ BAD_INPUT = {
     "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
     "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
     "embedding dropout": ([*TRAIN, "--data", "text", "--embedding-dropout", "-1"], "in [0, 1)"),
-    "accumulate": ([*TRAIN, "--data", "text", "--accumulate", "5"], "at most the 4 lanes"),
+    "accumulate": ([*TRAIN, "--data", "text", "--accumulate", "5"], "at most the 4 sequences"),
     "adaptive": ([*TRAIN, "--data", "text", "--adaptive"], "adaptive needs words"),
     "average": ([*TRAIN, "--data", "text", "--average", "-1"], "average must be zero or more"),
     "checkpoints": ([*TRAIN, "--data", "text", "--checkpoint-interval", "0"], "a positive number"),
@@ -629,7 +629,7 @@ def test_interrupted_before_training_is_quiet(rnnfast, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rnnfast.lm.report.NgramLM.fit", stop)
+    monkeypatch.setattr("rnnfast.lm.training.report.NgramLM.fit", stop)
     began = time.monotonic()
     status, _, err = rnnfast("train", "--data", "text", *TINY, "--epochs", 1, "--out", "m")
     assert status == 130 and err.endswith("rnnfast: interrupted\n")

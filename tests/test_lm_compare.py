@@ -68,7 +68,7 @@ def test_interrupted_comparison_goes_on(tmp_path):
 
     def interrupt(trainer):
         def stop(step):
-            trainer._stop = 2 if step.step == 5 else None
+            trainer.signals.received = 2 if step.step == 5 else None
 
         trainer.run(stop)
 

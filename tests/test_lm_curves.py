@@ -7,7 +7,7 @@ import pytest
 from lm_helpers import PERIODIC, small_config
 
 from rnnfast import cli, lm
-from rnnfast.lm import curves
+from rnnfast.lm.training import curves
 
 pytest.importorskip("matplotlib")
 

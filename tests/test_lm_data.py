@@ -1,4 +1,4 @@
-"""Text to numbers: corpus, vocabulary, lanes and chunks."""
+"""Text to numbers: corpus, vocabulary and batches."""
 
 import json
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lm_helpers import WORDS
 
 from rnnfast import lm
-from rnnfast.lm.data.batches import Lanes, shifted
+from rnnfast.lm.data.batches import Batches, shifted
 
 # ---- corpus
 
@@ -128,27 +128,27 @@ def test_broken_vocabulary_is_refused(data):
         lm.Vocabulary.from_json(data)
 
 
-# ---- lanes
+# ---- batches
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8])
-def test_lanes_hold_the_stream_once_and_in_order(dtype):
+def test_batches_hold_the_stream_once_and_in_order(dtype):
     stream = np.arange(1, 48, dtype=dtype)
-    lanes = Lanes(stream, boundary=0, batch_size=4, bptt=3)  # lanes of 11, 3 tokens left out
-    assert lanes.shape == (11, 4)
-    for tensor in (*lanes[0], *lanes[3]):
+    batches = Batches(stream, boundary=0, batch_size=4, bptt=3)  # sequences of 11
+    assert batches.shape == (11, 4)
+    for tensor in (*batches[0], *batches[3]):
         assert tensor.dtype == torch.int64 and tensor.is_contiguous()
-    assert [lanes[i][0].shape for i in range(len(lanes))] == [(3, 4)] * 3 + [(2, 4)]
-    targets = np.concatenate([lanes[i][1].numpy() for i in range(len(lanes))])
-    inputs = np.concatenate([lanes[i][0].numpy() for i in range(len(lanes))])
+    assert [batches[i][0].shape for i in range(len(batches))] == [(3, 4)] * 3 + [(2, 4)]
+    targets = np.concatenate([batches[i][1].numpy() for i in range(len(batches))])
+    inputs = np.concatenate([batches[i][0].numpy() for i in range(len(batches))])
     assert (targets.T.reshape(-1) == stream[:44]).all()
     assert (inputs.T.reshape(-1) == np.arange(44)).all()
     assert shifted(stream[:0], 0)[0].shape == (0,)
     with pytest.raises(IndexError):
-        lanes[len(lanes)]
+        batches[len(batches)]
 
 
 def test_less_than_a_batch_is_refused():
-    assert len(Lanes(np.arange(12), 0, 4, 3)) == 1
+    assert len(Batches(np.arange(12), 0, 4, 3)) == 1
     with pytest.raises(lm.UserError, match="--batch-size or --bptt"):
-        Lanes(np.arange(11), 0, 4, 3)
+        Batches(np.arange(11), 0, 4, 3)

@@ -13,6 +13,7 @@ from lm_helpers import PERIODIC, ROOT, SMALL, same_weights, small_config, zipf
 
 from rnnfast import cli, lm
 from rnnfast.lm import storage
+from rnnfast.lm.training.report import report as report_of
 
 WORKER = Path(__file__)
 TEXT = PERIODIC[:1800]
@@ -97,7 +98,7 @@ def test_all_processes_stop_for_one_and_go_on_bit_for_bit(tmp_path):
     # One process goes on with what two have left.
     trainer = lm.resume(tmp_path / "parts", {"epochs": 4}, lm.corpus.split(TEXT))
     trainer.run()
-    assert trainer.report()["steps"] == 4 * STEPS
+    assert report_of(trainer)["steps"] == 4 * STEPS
 
 
 def work(folder):
@@ -107,8 +108,8 @@ def work(folder):
     from torch import distributed
 
     from rnnfast._common.runtime import rank
-    from rnnfast.lm import trainer as module
-    from rnnfast.lm.runs import prepare, resume
+    from rnnfast.lm.training import trainer as module
+    from rnnfast.lm.training.runs import prepare, resume
 
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
@@ -163,7 +164,7 @@ def work(folder):
     assert steps[0] == -steps[1] > 0
     for changes, says in (
         ({"batch_size": 3}, "multiple of the 2 processes"),
-        ({"accumulate": 3}, "at most the 2 lanes"),
+        ({"accumulate": 3}, "at most the 2 sequences"),
     ):
         with pytest.raises(lm.UserError, match=says):
             prepare(small_config(**changes), corpus)

@@ -18,8 +18,9 @@ from lm_helpers import PERIODIC, SMALL, same_weights, small_config
 
 from rnnfast import cli, lm
 from rnnfast._common import text
-from rnnfast.lm.data.batches import Lanes, memory_map
+from rnnfast.lm.data.batches import Batches, memory_map
 from rnnfast.lm.storage import RunFolder
+from rnnfast.lm.training.report import report as report_of
 
 
 def zstd(data):
@@ -272,7 +273,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         one = lm.Text(lambda count=count: iter([piece] * count), 0, count * len(piece))
         tracemalloc.start()
         ids = memory_map(vocab, one, tmp_path)
-        _, targets = Lanes(ids, vocab.boundary, 4, 5)[0]
+        _, targets = Batches(ids, vocab.boundary, 4, 5)[0]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(ids) == len(one)
@@ -312,7 +313,7 @@ def test_training_from_the_disk_is_training_from_memory(tmp_path, monkeypatch, s
     trainer.run()
     assert same_weights(trainer.model, expected)
     for key in ("valid_loss", "test_loss", "baselines", "tokens"):
-        assert trainer.report()[key] == report[key]
+        assert report_of(trainer)[key] == report[key]
     again = lm.resume(folder, {"epochs": 2}, corpus if source == "stdin" else None)
     assert isinstance(again.train, np.memmap)
     again.run()

@@ -19,8 +19,9 @@ from torch._dynamo.testing import CompileCounter
 from rnnfast import lm
 from rnnfast._common.files import check_writable, write_atomic
 from rnnfast.lm import storage
-from rnnfast.lm.optim import has_stalled
-from rnnfast.lm.runs import prepare, resume
+from rnnfast.lm.training.optimiser import has_stalled
+from rnnfast.lm.training.report import report as report_of
+from rnnfast.lm.training.runs import prepare, resume
 
 CORPUS = lm.corpus.split(PERIODIC)
 
@@ -90,9 +91,9 @@ def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
         snapshots.append(storage.weights(model))
         return lm.Evaluation(len(ids), next(losses))
 
-    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    monkeypatch.setattr("rnnfast.lm.training.trainer.evaluate", evaluation)
     trainer.run()
-    assert trainer.report()["valid_loss"] == 1.0
+    assert report_of(trainer)["valid_loss"] == 1.0
     loaded = dict(lm.load(tmp_path / "model").named_parameters())
     assert all(torch.equal(loaded[name], snapshots[1][name]) for name in loaded)
     assert same_weights(trainer.model, lm.load(tmp_path / "model"))
@@ -100,7 +101,7 @@ def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
 
 def test_learning_rate_schedules(monkeypatch):
     trainer = prepare(small_config(epochs=10, lr=1.0), CORPUS)
-    total = 10 * len(trainer.lanes)
+    total = 10 * len(trainer.batches)
     rates = []
     for step in range(total + 1):
         trainer.state.step = step
@@ -112,7 +113,8 @@ def test_learning_rate_schedules(monkeypatch):
 
     losses = iter([2.0, 2.1, 1.9, 1.95])
     monkeypatch.setattr(
-        "rnnfast.lm.trainer.evaluate", lambda m, ids, f=None: lm.Evaluation(1, next(losses))
+        "rnnfast.lm.training.trainer.evaluate",
+        lambda m, ids, f=None: lm.Evaluation(1, next(losses)),
     )
     trainer = prepare(small_config(epochs=4, lr=1.0, lr_schedule="plateau"), CORPUS)
     trainer.run()
@@ -189,7 +191,7 @@ def test_averaged_weights_are_validated_and_saved(tmp_path, monkeypatch, optimiz
     def mean(start, end):
         return {n: torch.stack([w[n] for w in passed[start:end]]).mean(0) for n in passed[0]}
 
-    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    monkeypatch.setattr("rnnfast.lm.training.trainer.evaluate", evaluation)
     trainer.run(lambda step: passed.append(storage.weights(trainer.model)))
     assert [at for at, _ in validated] == [STEPS * n for n in range(1, 6)]
     for n, (at, shown) in enumerate(validated):
@@ -252,7 +254,7 @@ def test_steps_without_a_run_have_a_clock(tmp_path):
     again = resume(tmp_path / "model", {}, CORPUS)
     assert again.validate()["seconds"] > trainer.state.seconds
     again.run()
-    assert again.report()["epochs"] == 2
+    assert report_of(again)["epochs"] == 2
 
 
 def test_time_budget_is_kept():
@@ -276,7 +278,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path):
     trainer = prepare(small_config(epochs=3), CORPUS, storage.RunFolder(tmp_path / "model"))
 
     def poison(step):
-        if step.step == len(trainer.lanes) + 3:
+        if step.step == len(trainer.batches) + 3:
             with torch.no_grad():
                 trainer.model.decoder.bias.fill_(math.nan)
 
@@ -322,7 +324,7 @@ def test_divergence_leaves_the_model_that_was_to_be_replaced(tmp_path):
 
 @pytest.mark.parametrize("kind", [{"nlayers": 2}, {"average": 0}, {"cell": "lstm"}], ids=str)
 def test_log_has_gradient_norms_and_spectral_radii(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    monkeypatch.setattr("rnnfast.lm.training.trainer.has_stalled", lambda losses, patience: True)
     folder = storage.RunFolder(tmp_path / "m")
     trainer = prepare(small_config(log_interval=20, **kind), CORPUS, folder)
     norms, radii = {}, []
@@ -333,7 +335,7 @@ def test_log_has_gradient_norms_and_spectral_radii(tmp_path, kind, monkeypatch):
         radii.append([max(abs(np.linalg.eigvals(m))) for m in matrices if m.shape == (16, 16)])
         return lm.Evaluation(len(ids), 1.0)
 
-    monkeypatch.setattr("rnnfast.lm.trainer.evaluate", evaluation)
+    monkeypatch.setattr("rnnfast.lm.training.trainer.evaluate", evaluation)
     trainer.run(lambda step: norms.update({step.step: step.grad_norm}))
     found = [line["spectral_radius"] for line in records(tmp_path / "m") if "valid_loss" in line]
     assert [len(layers) for layers in found] == 2 * [
@@ -408,7 +410,7 @@ STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # an epoch
 @pytest.mark.parametrize("stops", [[1], [STEPS // 2, STEPS], [STEPS + 7, STEPS + 8]])
 def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes, monkeypatch):
     # Averages begin at the first validation, so that there are some.
-    monkeypatch.setattr("rnnfast.lm.trainer.has_stalled", lambda losses, patience: True)
+    monkeypatch.setattr("rnnfast.lm.training.trainer.has_stalled", lambda losses, patience: True)
     config = small_config(epochs=3, log_interval=9, lr=0.02, **{"dropout": 0.3, **changes})
     whole = prepare(config, CORPUS, storage.RunFolder(tmp_path / "whole"))
     whole.run()
@@ -448,7 +450,7 @@ def test_stopping_during_validation_loses_nothing(tmp_path, monkeypatch):
         on_chunk(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr("rnnfast.lm.trainer.evaluate", signal_comes)
+        patch.setattr("rnnfast.lm.training.trainer.evaluate", signal_comes)
         with pytest.raises(lm.Interrupted) as stopped:
             trainer.run()
     assert stopped.value.signum == signal.SIGTERM
@@ -469,7 +471,7 @@ def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path):
         resume(tmp_path / "model", {}, CORPUS)
     trainer = resume(tmp_path / "model", {"epochs": 2}, CORPUS)
     trainer.run()
-    assert trainer.report()["epochs"] == 2
+    assert report_of(trainer)["epochs"] == 2
     assert storage.read_settings(tmp_path / "model")[0].epochs == 2
 
 
@@ -555,7 +557,7 @@ def test_killed_at_any_moment_goes_on_bit_for_bit(tmp_path, monkeypatch):
     folder = tmp_path / "parts"
     prepare(config, corpus, storage.RunFolder(folder)).save()
     program = (
-        "import sys; from rnnfast.lm import runs, trainer\n"
+        "import sys; from rnnfast.lm.training import runs, trainer\n"
         "trainer.SAVING_PART = 1e9\n"
         "run = runs.resume(sys.argv[1], {}, None)\n"
         "run.run(lambda step: print(step.step, flush=True))\n"
@@ -608,7 +610,7 @@ def test_checkpoints_at_intervals_take_little_of_the_time(tmp_path, monkeypatch)
     config = small_config(epochs=1, checkpoint_interval=60)
     trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model"))
     clock, saved = [0.0], []
-    monkeypatch.setattr("rnnfast.lm.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rnnfast.lm.training.trainer.time.monotonic", lambda: clock[0])
     write = trainer.folder.write_checkpoint
 
     def slow(tensors, state):

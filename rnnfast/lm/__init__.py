@@ -21,9 +21,9 @@ from .neural.join import join
 from .neural.models import RNNLM, NeuralLM, WindowLM
 from .ngram import arpa
 from .ngram.model import NgramLM
-from .runs import prepare, resume, train
 from .storage import join_folders, load, save
-from .trainer import Trainer
+from .training.runs import prepare, resume, train
+from .training.trainer import Trainer
 
 __all__ = [
     "RNNLM",

@@ -16,9 +16,9 @@ from .data.vocabulary import CHAR, WORD
 from .language_model import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram.model import NgramLM
-from .runs import prepare, resume
 from .storage import CHECKPOINT, RunFolder, read_settings
-from .trainer import Trainer
+from .training.runs import prepare, resume
+from .training.trainer import Trainer
 
 NEURAL = {
     "rnn": {"model": RNN},

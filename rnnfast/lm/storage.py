@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -25,7 +26,6 @@ from .._common.files import corrupted, read_json, to_json, write_atomic, writing
 from .._common.runtime import check_device
 from .._common.storage import CONFIG, MODEL_FILES, VOCAB, WEIGHTS, Folder, read_tensors
 from .._version import __version__
-from .board import Board
 from .config import Config
 from .data.vocabulary import Vocabulary
 from .neural.join import join
@@ -38,6 +38,16 @@ CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 FILES = MODEL_FILES | {CHECKPOINT, LOG}
 BOARD = "tensorboard"
+
+
+class Board(Protocol):
+    """A second place where the records of a run are shown."""
+
+    def log(self, record: dict) -> None:
+        """Show one record of the log."""
+
+    def close(self) -> None:
+        """Write what is still in memory."""
 
 
 class RunFolder(Folder):
@@ -60,13 +70,18 @@ class RunFolder(Folder):
     def write_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         write_atomic(self.path / CHECKPOINT, to_bytes(tensors, {"state": json.dumps(state)}))
 
-    def log(self, record: dict, tensorboard: bool = False) -> None:
+    def log(self, record: dict, board: Callable[[Path, int], Board] | None = None) -> None:
+        """Append a record to the log.
+
+        `board`, if it is given, makes the board in the folder `tensorboard` that shows the record
+        as well. It is called with the path of that folder and the step at which the board begins.
+        """
         path = self.path / LOG
         with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        if tensorboard:
+        if board is not None:
             with writing(self.path / BOARD):
-                self._board = self._board or Board(self.path / BOARD, record["step"])
+                self._board = self._board or board(self.path / BOARD, record["step"])
                 self._board.log(record)
 
     def _close_files(self) -> None:

@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .._common.errors import UserError
 from .._common.files import corrupted, read_json, to_json, write_atomic
+from .._common.parameters import parameter_groups
 from .._common.runtime import check_device
 from .._common.storage import CONFIG, VOCAB, WEIGHTS, Folder, read_tensors
 from .._version import __version__
 from ..embeddings import Vectors
-from ..lm.optim import parameter_groups
 from .inputs import WORDS, Numbers, Tokens, as_list, is_numeric, steps
 from .metrics import chunk_f1, is_iob
 from .network import POOLINGS, Embedding, SequenceNetwork

@@ -1,4 +1,4 @@
-"""The token stream, and it cut into lanes and chunks for truncated back-propagation."""
+"""The token stream, and its batches for truncated back-propagation."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def memory_map(vocab: Vocabulary, text: str | Text, folder: Path | None) -> np.n
         return np.memmap(file, dtype, mode="r")
 
 
-class Lanes:
-    """A stream of n tokens as B contiguous lanes of n // B, read side by side in chunks of bptt.
+class Batches:
+    """A stream of n tokens, cut into B contiguous sequences that are read side by side.
 
-    `lanes[i]` is the i-th chunk: inputs and targets, int64 (T, B), T = bptt but for a shorter
-    last chunk. Column b of chunk i+1 goes on where column b of chunk i ended, so the hidden state
-    carries over (Williams & Peng 1990; Mikolov et al. 2010). The n % B last tokens are left out.
-    `shape` is (n // B, B). Raises UserError if the stream is shorter than one batch of B x bptt.
+    `batches[i]` is the i-th chunk of all sequences: inputs and targets, each int64 (T, B). T is
+    `bptt`, except in the last chunk, which may be shorter. Column b of chunk i + 1 goes on where
+    column b of chunk i ended, so the hidden state carries over (Williams & Peng 1990; Mikolov et
+    al. 2010). The last n % B tokens are left out. `shape` is (n // B, B): the tokens of a sequence
+    and the number of sequences. Raises UserError if the stream has fewer than B x bptt tokens.
     """
 
     def __init__(self, ids: np.ndarray, boundary: int, batch_size: int, bptt: int):
@@ -53,9 +54,9 @@ class Lanes:
             )
         length = len(ids) // batch_size
         self.shape, self.bptt = (length, batch_size), bptt
-        self._lanes = ids[: batch_size * length].reshape(batch_size, length)
-        # What stands before each lane: what the one before it ends with.
-        self._before = np.concatenate(([boundary], self._lanes[:-1, -1]))[:, None]
+        self._sequences = ids[: batch_size * length].reshape(batch_size, length)
+        # What stands before each sequence: what the one before it ends with.
+        self._before = np.concatenate(([boundary], self._sequences[:-1, -1]))[:, None]
 
     def __len__(self) -> int:
         return -(-self.shape[0] // self.bptt)
@@ -64,7 +65,7 @@ class Lanes:
         if not 0 <= i < len(self):
             raise IndexError(i)
         start, stop = i * self.bptt, min((i + 1) * self.bptt, self.shape[0])
-        before = self._lanes[:, start - 1 : start] if i else self._before
-        tokens = np.concatenate((before, self._lanes[:, start:stop]), axis=1, dtype=np.int64)
+        before = self._sequences[:, start - 1 : start] if i else self._before
+        tokens = np.concatenate((before, self._sequences[:, start:stop]), axis=1, dtype=np.int64)
         chunk = torch.from_numpy(np.ascontiguousarray(tokens.T))
         return chunk[:-1], chunk[1:]

@@ -54,7 +54,7 @@ class NeuralLM(LanguageModel, nn.Module):
     Subclasses make the features. With `tied` the decoder shares the embedding's weights (Press &
     Wolf 2017), which needs as many features as emsize. Dropout is on the features, and on the
     embeddings of words: there are too few characters to overfit theirs. With `locked_dropout` its
-    masks are the same at all steps of a call, one for each lane; `embedding_dropout` is the
+    masks are the same at all steps of a call, one for each sequence; `embedding_dropout` is the
     probability that a token's embedding is zero wherever it occurs in a call (both: Gal &
     Ghahramani 2016). With `adaptive` the decoder is an `AdaptiveDecoder`, and not tied.
     """
@@ -341,9 +341,9 @@ class WindowLM(NeuralLM):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        steps, lanes = ids.shape
+        steps, batch_size = ids.shape
         if state is None:
-            state = ids.new_full((self.order - 2, lanes), self.vocab.boundary)
+            state = ids.new_full((self.order - 2, batch_size), self.vocab.boundary)
         ids = torch.cat([state, ids])
         embedded = self.embed(ids)
         window = torch.cat([embedded[t : t + steps] for t in range(self.order - 1)], -1)

@@ -12,9 +12,9 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._common.errors import UserError
-from .._common.runtime import rank, world_size
-from .config import Config
+from ..._common.errors import UserError
+from ..._common.runtime import rank, world_size
+from ..config import Config
 
 # A process may wait for another that evaluates; one that has died torchrun sees for itself.
 TIMEOUT = timedelta(days=1)
@@ -51,7 +51,7 @@ class Ranks:
             )
         if config.accumulate > config.batch_size // self.size:
             raise UserError(
-                f"accumulate must be at most the {config.batch_size // self.size} lanes of a "
+                f"accumulate must be at most the {config.batch_size // self.size} sequences of a "
                 f"process, not {config.accumulate}"
             )
         self.adaptive = config.adaptive
@@ -59,7 +59,7 @@ class Ranks:
         if self.size > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
 
-    def lanes(self, x: torch.Tensor) -> torch.Tensor:
+    def own_sequences(self, x: torch.Tensor) -> torch.Tensor:
         """Of (T, B) or (.., B, H) those of this process: B / size in a row."""
         return x.tensor_split(self.size, 1)[self.rank]
 

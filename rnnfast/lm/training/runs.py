@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 
-from .._common.errors import UserError
-from .._common.runtime import rank, set_up
-from .._common.text import Text, parts
+from ..._common.errors import UserError
+from ..._common.runtime import rank, set_up
+from ..._common.text import Text, parts
+from ..config import Config
+from ..data.batches import memory_map
+from ..data.corpus import Corpus, read
+from ..data.vocabulary import CHAR, Vocabulary
+from ..neural.models import NeuralLM, build
+from ..storage import RunFolder, load, read_checkpoint, read_settings, weights
 from . import board
-from .config import Config
-from .data.batches import memory_map
-from .data.corpus import Corpus, read
-from .data.vocabulary import CHAR, Vocabulary
-from .neural.models import NeuralLM, build
-from .storage import RunFolder, load, read_checkpoint, read_settings, weights
+from .report import report
 from .trainer import Trainer
 
 # The settings a resumed run may change: the budget, and what does not bear on the numbers
@@ -137,4 +138,4 @@ def train(
     folder = None if out is None or rank() else RunFolder(out, overwrite)
     trainer = prepare(config, corpus, folder)
     trainer.run()
-    return trainer.model, trainer.report()
+    return trainer.model, report(trainer)

@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from .._common.errors import Interrupted, UserError
-from .._common.storage import WEIGHTS
-from .config import Config
-from .data.batches import Lanes
+from ..._common.errors import Interrupted, UserError
+from ..._common.storage import WEIGHTS
+from ..config import Config
+from ..data.batches import Batches
+from ..language_model import evaluate
+from ..neural.models import NeuralLM
+from ..storage import RunFolder, weights
+from .board import Board
 from .distributed import Ranks
-from .language_model import evaluate
-from .neural.models import NeuralLM
-from .optim import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
-from .report import baselines, report
-from .storage import RunFolder, weights
+from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
+from .signals import SIGNALS, StopSignals
+from .state import State, TrainingStep
 
 SAVING_PART = 0.02  # checkpoints take no more of the time
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
 
 
-@dataclass
-class State:
-    """Where a run stands. Together with the tensors of `Trainer.checkpoint` it is all there is."""
-
-    step: int = 0  # updates done
-    seconds: float = 0.0  # of training and validation, over all resumes
-    validated_step: int = 0
-    validated_seconds: float = 0.0  # when the last validation ended
-    validation_cost: float = 0.0  # seconds the last validation took
-    best_loss: float | None = None  # nats a token
-    best_step: int = 0
-    lr_scale: float = 1.0  # what the plateau schedule has made of the learning rate
-    averaged: int | None = None  # updates whose weights are averaged
-    loss_sum: float = 0.0  # since the last line of the log
-    loss_steps: int = 0
-    train_loss: float | None = None  # in the last line of the log
-    curve: list[dict] | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One update, for a progress bar: `progress` is the part of the budget that is used."""
-
-    step: int
-    epoch: float
-    seconds: float
-    loss: float  # nats a token, of this chunk
-    lr: float
-    grad_norm: float
-    tokens_per_second: float
-    progress: float
-
-
 class Trainer:
-    """Trains `model` on a stream of token numbers; `run()` does it, `report()` tells the result.
+    """Trains `model` on a stream of token numbers; `run()` does it.
 
     train, valid, test: int64 (n,); train may be a memory map, of other integers too. `folder` (or
     None) receives the best model, a checkpoint every `checkpoint_interval` seconds, at every
@@ -72,8 +36,9 @@ class Trainer:
     `max_seconds` the run depends on nothing but the settings, and one that was stopped and resumed
     is bit for bit the one that was not.
 
-    With torch.distributed every process has a Trainer of the same arguments, but `folder` only that
-    of rank 0. Each reads its own lanes; the clock, the validation and whether to stop are shared.
+    With torch.distributed every process has a Trainer with the same arguments, except that only
+    the one of rank 0 has a `folder`. Each process reads its own sequences. The clock, the
+    validation and the decision to stop are shared.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
@@ -84,7 +49,7 @@ class Trainer:
         self.device = self.ranks.device
         self.model = model.to(self.device)
         self.train, self.valid, self.test = train, valid, test
-        self.lanes = Lanes(train, self.vocab.boundary, config.batch_size, config.bptt)
+        self.batches = Batches(train, self.vocab.boundary, config.batch_size, config.bptt)
         self.folder: RunFolder | None = folder
         self.optimizer = optimizer(model, config, self.device)
         self.average: Average | None = None
@@ -96,7 +61,7 @@ class Trainer:
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self._clock: Callable[[], float] | None = None  # of the run's seconds
-        self._stop: int | None = None
+        self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
 
@@ -104,7 +69,7 @@ class Trainer:
 
     def run(
         self,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[TrainingStep], None] | None = None,
         on_validation: Callable[[dict], None] | None = None,
     ) -> None:
         """Train to the end of the budget; the model then has the weights of the best validation.
@@ -115,7 +80,7 @@ class Trainer:
         self._start_clock()
         if self.folder is not None:
             self.folder.lock()
-        with self._signals():
+        with self.signals.noted():
             try:
                 while True:
                     if self._validation_due():
@@ -138,21 +103,21 @@ class Trainer:
                     self.folder.close()
         self._restore(self.best)
 
-    def train_step(self) -> Step:
+    def train_step(self) -> TrainingStep:
         """One chunk: forward, truncated back-propagation, clipping, update."""
         config, state = self.config, self.state
         if self._clock is None:
             self._start_clock()
         began = state.seconds
-        chunk = state.step % len(self.lanes)
+        chunk = state.step % len(self.batches)
         if chunk == 0:
-            self.hidden = None  # an epoch starts at the start of every lane
+            self.hidden = None  # an epoch starts at the start of every sequence
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs, targets = self.lanes[chunk]
+        inputs, targets = self.batches[chunk]
 
-        own = (self.ranks.lanes(x).to(self.device) for x in (inputs, targets))
+        own = (self.ranks.own_sequences(x).to(self.device) for x in (inputs, targets))
         value, hidden = self._backward(*own)
         (value,) = self.ranks.sum(value / self.ranks.size)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
@@ -171,12 +136,15 @@ class Trainer:
         if state.step % config.log_interval == 0:
             self._log(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss())
         speed = inputs.numel() / max(state.seconds - began, 1e-9)
-        return Step(state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress)
+        return TrainingStep(
+            state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
+        )
 
     def _backward(self, inputs, targets) -> tuple[float, torch.Tensor]:
-        """Gradients of the mean loss of this process's lanes of a chunk; the loss, the next state.
+        """Compute the gradients for one chunk of the sequences of this process.
 
-        The lanes are cut into `accumulate` parts, each with memory for its own forward pass alone.
+        The sequences are cut into `accumulate` parts that run one after the other, so that only
+        the activations of one part are in memory. Return the mean loss and the next state.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -225,7 +193,7 @@ class Trainer:
         loss = 0.0
         if self.ranks.rank == 0:
             with contextlib.suppress(Interrupted):
-                loss = evaluate(self.model, self.valid, self._interruptible).loss
+                loss = evaluate(self.model, self.valid, lambda _: self.signals.check()).loss
         self._heed_signals()
         return self.ranks.sum(loss)[0]
 
@@ -251,7 +219,7 @@ class Trainer:
     @property
     def epoch(self) -> float:
         """Passes over the training text so far."""
-        return self.state.step / len(self.lanes)
+        return self.state.step / len(self.batches)
 
     @property
     def deadline(self) -> float:
@@ -281,7 +249,7 @@ class Trainer:
             return False
         if self.finished:
             return True
-        epoch_ended = state.step % len(self.lanes) == 0
+        epoch_ended = state.step % len(self.batches) == 0
         if self.config.max_seconds is None:
             return epoch_ended
         since = state.seconds - state.validated_seconds
@@ -305,7 +273,7 @@ class Trainer:
         state = self.state
         record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
         if self.folder is not None:
-            self.folder.log(record, self.config.tensorboard)
+            self.folder.log(record, Board if self.config.tensorboard else None)
         return record
 
     # ---- what can go wrong
@@ -331,7 +299,7 @@ class Trainer:
 
     def _heed_signals(self) -> None:
         """Raise Interrupted in every process if one of them has had a signal."""
-        seen = self.ranks.sum(*(float(self._stop == number) for number in SIGNALS))
+        seen = self.ranks.sum(*(float(self.signals.received == number) for number in SIGNALS))
         for number, count in zip(SIGNALS, seen, strict=True):
             if count:
                 raise Interrupted(number)
@@ -343,27 +311,6 @@ class Trainer:
     def _shared_time(self) -> float:
         """The clock of rank 0."""
         return self.ranks.sum(0.0 if self.ranks.rank else time.monotonic())[0]
-
-    def _interruptible(self, _done: int) -> None:
-        if self._stop is not None:
-            raise Interrupted(self._stop)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """A signal only sets a flag, so that it can break neither an update nor a save."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(signum, frame):
-            self._stop = signum
-
-        before = [signal.signal(number, stop) for number in SIGNALS]
-        try:
-            yield
-        finally:
-            for number, handler in zip(SIGNALS, before, strict=True):
-                signal.signal(number, handler)
 
     # ---- checkpoints
 
@@ -409,7 +356,7 @@ class Trainer:
             for name, mean in self.average.tensors.items():
                 mean.copy_(groups["average"][name])
         hidden = groups.get("hidden", {}).get("")
-        self.hidden = None if hidden is None else self.ranks.lanes(hidden).to(self.device)
+        self.hidden = None if hidden is None else self.ranks.own_sequences(hidden).to(self.device)
         generators = groups.get(f"rng{self.ranks.rank or ''}", {})  # none for one more process
         if "cpu" in generators:
             torch.set_rng_state(generators["cpu"])
@@ -422,14 +369,3 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[name])
-
-    # ---- the result
-
-    @functools.cached_property
-    def baselines(self) -> dict[str, float]:
-        """Loss on valid of the models of `report.baselines`, nats a token."""
-        return baselines(self.vocab, self.train, self.valid)
-
-    def report(self) -> dict:
-        """The figures of the run so far, of the best model; see `report.report`."""
-        return report(self)

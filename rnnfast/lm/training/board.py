@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._common.errors import MissingPackage
+from ..._common.errors import MissingPackage
 
 
 def check() -> None:

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
-from .config import Config
-from .neural.models import NeuralLM
+from ..._common.parameters import parameter_groups
+from ..config import Config
+from ..neural.models import NeuralLM
 
 WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
 WARMUP_PART = 0.05
@@ -25,20 +25,6 @@ def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.op
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, **options)
     return torch.optim.AdamW(groups, eps=config.eps, **options)
-
-
-def parameter_groups(
-    module: nn.Module, weight_decay: float, free: tuple[str, ...] = ("bias",)
-) -> list[dict]:
-    """For an optimizer: `weight_decay` for all parameters but those with one of `free` in their
-    names."""
-    decayed, others = [], []
-    for name, parameter in module.named_parameters():
-        (others if any(part in name for part in free) else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
 
 
 def learning_rate(config: Config, step: int, progress: float, scale: float) -> float:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
-from .data.batches import Lanes
-from .data.vocabulary import Vocabulary
-from .language_model import Evaluation, evaluate
-from .ngram.model import NgramLM
+from ..data.batches import Batches
+from ..data.vocabulary import Vocabulary
+from ..language_model import Evaluation, evaluate
+from ..ngram.model import NgramLM
+from .trainer import Trainer
 
 BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 
 def baselines(vocab: Vocabulary, train: np.ndarray, valid: np.ndarray) -> dict[str, float]:
@@ -36,8 +32,8 @@ def report(trainer: Trainer) -> dict:
     `tokens_per_second` is of this one and includes validation.
     """
     state = trainer.state
-    tokens = _tokens(trainer.lanes, state.step)
-    fresh = tokens - _tokens(trainer.lanes, trainer.resumed_step)
+    tokens = _tokens(trainer.batches, state.step)
+    fresh = tokens - _tokens(trainer.batches, trainer.resumed_step)
     seconds = max(state.seconds - trainer.resumed_seconds, 1e-9)
     test = None
     if trainer.test is not None and trainer.best is not None:
@@ -59,7 +55,7 @@ def report(trainer: Trainer) -> dict:
         **_figures("test", test),
         "baselines": {
             name: _figures("valid", Evaluation(len(trainer.valid), loss))
-            for name, loss in trainer.baselines.items()
+            for name, loss in baselines(trainer.vocab, trainer.train, trainer.valid).items()
         },
         "curve": state.curve,
         "config": trainer.config.to_json(),
@@ -77,7 +73,7 @@ def _figures(split: str, result: Evaluation | None) -> dict:
     }
 
 
-def _tokens(lanes: Lanes, steps: int) -> int:
-    epochs, rest = divmod(steps, len(lanes))
-    length, batch = lanes.shape
-    return (epochs * length + min(rest * lanes.bptt, length)) * batch
+def _tokens(batches: Batches, steps: int) -> int:
+    epochs, rest = divmod(steps, len(batches))
+    length, batch_size = batches.shape
+    return (epochs * length + min(rest * batches.bptt, length)) * batch_size
