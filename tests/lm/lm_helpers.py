@@ -1,5 +1,7 @@
 """What the tests of the language models share: small texts and small, quick settings."""
 
+import json
+import math
 import os
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from rnnfast import lm
 from rnnfast.lm.neural.models import build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("RNNFAST_DATA", ROOT.parent / "shared" / "data"))
 needs_brown = pytest.mark.skipif(
     not (DATA / "brown").is_dir(), reason=f"no Brown corpus in {DATA} (RNNFAST_DATA names it)"
@@ -20,6 +22,14 @@ PERIODIC = "a1b1a2b2\n" * 400  # the last character alone does not tell the next
 WORDS = "the cat sat on the mat\nthe dog sat on the cat\n\na cat and a dog\n" * 40
 
 SMALL = {"emsize": 8, "nhid": 16, "batch_size": 4, "bptt": 10, "threads": 1, "lr": 0.01}
+CORPUS = lm.corpus.split(PERIODIC)
+STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # of an epoch with the settings SMALL
+
+
+def records(folder):
+    """The log without what the clock has a part in."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def zipf(tokens, seed=0):
