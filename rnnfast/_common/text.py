@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -41,30 +42,56 @@ def read_text(path: str | Path) -> str:
 
 
 def open_text(path: str | Path) -> str | Text:
-    """As `read_text`, but a text of more than IN_MEMORY characters stays where it is.
+    """Return a text as `read_text` does, or a `Text` if it has more than IN_MEMORY characters.
 
-    It must not change as long as it is used. What comes through a pipe is kept in a temporary file.
+    A `Text` is read anew whenever it is used, so the files must not change as long as it is used.
+    What comes through a pipe is kept in a temporary file.
+    """
+    text, _ = open_split(path, 1.0)
+    return text
+
+
+def open_split(path: str | Path, fraction: float) -> tuple[str | Text, str]:
+    """Return the first `fraction` of the characters of a text, and the rest of them.
+
+    The text is read once. The first part is as `open_text` has it, the rest is in memory.
     """
     read = _reader(path)
-    kept, size = [], 0
+    kept: deque[str] = deque()
+    first = size = encoded = cut = 0  # characters before `kept`, characters and bytes so far
     for piece in read():
+        kept.append(piece)
         size += len(piece)
-        if size > IN_MEMORY:
-            kept.clear()
-        else:
-            kept.append(piece)
-    return "".join(kept) if size <= IN_MEMORY else Text(read, 0, size)
+        encoded += len(utf8(piece))
+        cut = int(fraction * size)
+        # The cut can only move on, so a piece that lies before it will not be needed.
+        while size > IN_MEMORY and kept and first + len(kept[0]) <= cut:
+            first += len(kept.popleft())
+    if size <= IN_MEMORY:
+        text = "".join(kept)
+        return text[:cut], text[cut:]
+    rest = "".join(kept)[cut - first :]
+    return Text(read, 0, cut, encoded - len(utf8(rest))), rest
 
 
 class Text:
-    """A text that need not fit in memory: `pieces` reads it anew. Slices are such texts too."""
+    """A text that need not fit in memory: `pieces` reads it anew. A slice is also a `Text`."""
 
-    def __init__(self, read: Callable[[], Iterator[str]], start: int, stop: int):
-        """Characters `start` to `stop` of the pieces that `read()` gives."""
-        self._read, self._start, self._stop = read, start, stop
+    def __init__(
+        self,
+        read: Callable[[], Iterator[str]],
+        start: int,
+        stop: int,
+        encoded: int | None = None,
+    ):
+        """Characters `start` to `stop` of the pieces that `read()` gives.
+
+        `encoded` is the number of their bytes in UTF-8, if it is known.
+        """
+        self._read, self._start, self._stop, self._encoded = read, start, stop, encoded
 
     def __len__(self) -> int:
-        """Characters."""
+        """Return the number of characters."""
         return self._stop - self._start
 
     def __getitem__(self, part: slice) -> Text:
@@ -72,6 +99,7 @@ class Text:
         return Text(self._read, self._start + start, self._start + max(start, stop))
 
     def pieces(self) -> Iterator[str]:
+        """Read the text: yield strings that are not empty."""
         at = 0
         for piece in self._read():
             if at >= self._stop:
@@ -79,6 +107,22 @@ class Text:
             if part := piece[max(self._start - at, 0) : self._stop - at]:
                 yield part
             at += len(piece)
+
+    def watched(self, on_piece: Callable[[str], None]) -> Text:
+        """Return the same text, which calls `on_piece` with each piece when it is read."""
+
+        def read() -> Iterator[str]:
+            for piece in self.pieces():
+                on_piece(piece)
+                yield piece
+
+        return Text(read, 0, len(self), self._encoded)
+
+    def utf8_size(self) -> int:
+        """Return the number of bytes in UTF-8. The text is read if this is not known."""
+        if self._encoded is None:
+            self._encoded = sum(len(utf8(piece)) for piece in self.pieces())
+        return self._encoded
 
 
 def parts(text: str | Text) -> Iterator[str]:
@@ -112,6 +156,11 @@ def standard_input() -> TextIO:
 def is_pipe(path: str | Path) -> bool:
     """Whether a text can be read once alone."""
     return str(path) == STDIN or Path(path).is_fifo()
+
+
+def utf8(text: str) -> bytes:
+    """Return a text as UTF-8. Lone surrogates, which are no characters, get three bytes each."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _reader(path: str | Path) -> Callable[[], Iterator[str]]:

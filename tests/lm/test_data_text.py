@@ -320,5 +320,24 @@ def test_training_from_the_disk_is_training_from_memory(tmp_path, monkeypatch, s
     assert contents(folder) == contents(tmp_path / "usual")
 
 
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_a_long_text_is_read_for_its_length_its_vocabulary_and_its_tokens(
+    tmp_path, monkeypatch, level
+):
+    (tmp_path / "t").write_text(PERIODIC)
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    monkeypatch.setattr(text, "BLOCK", 100)
+    file, readings = text._file, []
+    monkeypatch.setattr(text, "_file", lambda path: readings.append(path) or file(path))
+    corpus = lm.corpus.read(data=tmp_path / "t")
+    assert isinstance(corpus.train, lm.Text) and isinstance(corpus.valid, str)
+    assert len(readings) == 1
+    lm.train(small_config(level, epochs=1), corpus, tmp_path / "m")
+    assert len(readings) == 3
+    readings.clear()
+    lm.resume(tmp_path / "m", {"epochs": 2})
+    assert len(readings) == 2
+
+
 def contents(folder):
     return sorted(path.name for path in folder.iterdir())

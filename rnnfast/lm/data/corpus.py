@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..._common.errors import UserError
 from ..._common.runtime import world_size
-from ..._common.text import Text, is_pipe, open_text, parts, read_text
+from ..._common.text import Text, is_pipe, open_split, open_text, read_text, utf8
 
 TRAIN_FRACTION = 0.9
 
@@ -29,13 +29,38 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """SHA-256 of the three texts: a resumed run must go on with what it began with."""
-        digest = hashlib.sha256()
+        fingerprint = Fingerprint()
         for text in (self.train, self.valid, self.test or ""):
-            size = sum(len(part.encode("utf-8")) for part in parts(text))
-            digest.update(size.to_bytes(8, "little"))
-            for part in parts(text):
-                digest.update(part.encode("utf-8"))
-        return digest.hexdigest()
+            text = fingerprint.reading(text)
+            if isinstance(text, Text):
+                for _ in text.pieces():
+                    pass
+        return fingerprint.hexdigest()
+
+
+class Fingerprint:
+    """SHA-256 of texts, each after its size in bytes, in passing: while others read them."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def reading(self, text: str | Text) -> str | Text:
+        """Add a text, and return it to be read.
+
+        A str is hashed at once. A `Text` is hashed while it is read, which must happen once, to its
+        end, and before the next text is added.
+        """
+        if isinstance(text, Text):
+            self._digest.update(text.utf8_size().to_bytes(8, "little"))
+            return text.watched(lambda piece: self._digest.update(utf8(piece)))
+        encoded = utf8(text)
+        self._digest.update(len(encoded).to_bytes(8, "little"))
+        self._digest.update(encoded)
+        return text
+
+    def hexdigest(self) -> str:
+        """Return the fingerprint of the texts so far, 64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 def split(text: str | Text, source: dict | None = None) -> Corpus:
@@ -79,7 +104,7 @@ def read(
     if data and (train or valid):
         raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:
-        corpus = split(open_text(data), source)
+        corpus = Corpus(*open_split(data, TRAIN_FRACTION), None, source)
     elif not given:
         corpus = builtin()
     elif not (train and valid):

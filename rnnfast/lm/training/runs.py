@@ -14,7 +14,7 @@ from ..._common.runtime import rank, set_up
 from ..._common.text import Text, parts
 from ..config import Config
 from ..data.batches import memory_map
-from ..data.corpus import Corpus, read
+from ..data.corpus import Corpus, Fingerprint, read
 from ..data.vocabulary import CHAR, Vocabulary
 from ..neural.models import NeuralLM, build
 from ..storage import RunFolder, load, read_checkpoint, read_settings, weights
@@ -35,15 +35,18 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         if config.tensorboard:
             board.check()
         texts = [corpus.train if corpus.vocab is None else corpus.vocab]
-        if config.level == CHAR:  # one of valid that train has not would stop the run
-            texts += [text for text in (corpus.train, corpus.valid, corpus.test) if text]
+        if config.level == CHAR:
+            # A character of valid that train does not have would stop the run.
+            every = (corpus.vocab, corpus.train, corpus.valid, corpus.test)
+            texts = [text for text in every if text]
         words = itertools.chain.from_iterable(map(parts, texts))
         vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
         model = build(config, vocab)
-        trainer = Trainer(model, config, *_streams(vocab, corpus, folder), folder=folder)
+        *streams, sha256 = _encode(vocab, corpus, folder)
+        trainer = Trainer(model, config, *streams, folder=folder)
         if folder is not None:
-            folder.write_settings(config, vocab, _about(corpus))
+            folder.write_settings(config, vocab, {"source": corpus.source, "sha256": sha256})
         return trainer
     except BaseException:
         if folder is not None:
@@ -80,12 +83,14 @@ def resume(
         best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
         tensors, state = read_checkpoint(path)
         corpus = corpus or _reread(path, about)
-        if corpus.fingerprint() != about.get("sha256"):
-            raise UserError(
-                f"the text is not the one the run in {path} began with: give that one, or start "
-                "anew"
-            )
-        streams = _streams(vocab, corpus, folder)
+        try:
+            *streams, sha256 = _encode(vocab, corpus, folder)
+        except UserError:
+            # The text may have a character that the vocabulary does not have. If it is not the text
+            # that the run began with, the user has to know that instead.
+            _check_text(path, about, corpus.fingerprint())
+            raise
+        _check_text(path, about, sha256)
         trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
         try:
             trainer.restore(tensors, state, best)
@@ -101,7 +106,7 @@ def resume(
                 f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
             )
         if folder is not None:
-            folder.write_settings(changed, vocab, _about(corpus))
+            folder.write_settings(changed, vocab, {**about, "source": corpus.source})
             folder.cut_log(trainer.state.step, trainer.state.validated_step)
         unless_it_goes_on.pop_all()
     return trainer
@@ -114,18 +119,29 @@ def _reread(path: str | Path, about: dict) -> Corpus:
     return read(**{name: file for name, file in source.items() if name != "builtin"})
 
 
-def _about(corpus: Corpus) -> dict:
-    return {"source": corpus.source, "sha256": corpus.fingerprint()}
+def _check_text(path: str | Path, about: dict, sha256: str) -> None:
+    if sha256 != about.get("sha256"):
+        raise UserError(
+            f"the text is not the one the run in {path} began with: give that one, or start anew"
+        )
 
 
-def _streams(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tuple:
-    valid = vocab.encode_stream(corpus.valid)
+def _encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tuple:
+    """Return the token numbers of train, valid and test, and the fingerprint of the corpus.
+
+    Each text is read once for both. Train is mapped from the disk if it need not fit in memory.
+    """
+    fingerprint = Fingerprint()
+    text = fingerprint.reading(corpus.train)
+    if isinstance(text, Text):
+        train = memory_map(vocab, text, folder and folder.path)
+    else:
+        train = vocab.encode_stream(text)
+    valid = vocab.encode_stream(fingerprint.reading(corpus.valid))
     if len(valid) == 0:
         raise UserError("the validation text is empty: give more text")
-    test = None if corpus.test is None else vocab.encode_stream(corpus.test)
-    if isinstance(corpus.train, Text):
-        return memory_map(vocab, corpus.train, folder and folder.path), valid, test
-    return vocab.encode_stream(corpus.train), valid, test
+    test = vocab.encode_stream(fingerprint.reading(corpus.test or ""))
+    return train, valid, None if corpus.test is None else test, fingerprint.hexdigest()
 
 
 def train(
