@@ -1,11 +1,13 @@
-"""Language models, Elman RNNs, fixed windows and n-grams: train, evaluate, score, generate.
+"""Language models: train, evaluate, score and generate with RNNs, windows and n-grams.
 
-from rnnfast import lm
+A model is trained on a corpus with the settings of a `Config`. This takes a minute:
 
-config = lm.Config.defaults("char", max_seconds=60)
-model, report = lm.train(config, lm.corpus.builtin(), out="my-model")
-print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1))
-print(lm.load("my-model").score("A sentence.").logprob)
+    from rnnfast import lm
+
+    config = lm.Config.defaults("char", max_seconds=60)
+    model, report = lm.train(config, lm.corpus.builtin(), out="my-model")
+    print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1))
+    print(lm.load("my-model").score("A sentence.").logprob)
 """
 
 from .._common.errors import Interrupted, UserError

@@ -1,4 +1,4 @@
-"""What a trained model says: the probability of a text, and texts of its own."""
+"""What every language model can do: evaluate a text, score a sentence, complete and generate."""
 
 from __future__ import annotations
 
@@ -13,33 +13,43 @@ import numpy as np
 from .._common.errors import UserError, check_seed
 from .data.vocabulary import Vocabulary
 
+MAX_LOSS = 709.0  # nats: the exponential of a larger number is not a finite double
+
 
 def perplexity(loss: float) -> float:
-    """exp(loss) for a loss in nats a token, capped where a double ends."""
-    return math.exp(min(loss, 709.0))
+    """Return exp(loss) for a loss in nats per token. A loss above 709 counts as 709."""
+    return math.exp(min(loss, MAX_LOSS))
 
 
 def bits(loss: float) -> float:
-    """A loss in nats as bits."""
+    """Convert a loss from nats to bits."""
     return loss / math.log(2)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy of a model on a text: `loss` is the mean, in nats a token."""
+    """The cross-entropy of a model on a text.
+
+    Attributes:
+        tokens: The number of tokens that were predicted.
+        loss: The mean of -log p over these tokens, in nats per token.
+    """
 
     tokens: int
     loss: float
 
     @property
     def perplexity(self) -> float:
+        """exp(loss), the perplexity per token."""
         return perplexity(self.loss)
 
     @property
     def bits_per_token(self) -> float:
+        """The loss in bits per token."""
         return bits(self.loss)
 
     def to_json(self) -> dict:
+        """Return the numbers as a dict that `json` can write."""
         return {
             "tokens": self.tokens,
             "loss": self.loss,
@@ -48,11 +58,13 @@ class Evaluation:
         }
 
     def by_unit(self, text: str) -> dict[str, float]:
-        """The same for units that all levels share; `text` is what was evaluated.
+        """Return the cross-entropy in units that models of different levels share.
 
-        Words are what white space separates, and the ends of lines, as at word level, where the
-        perplexity per word is that of a token. `<unk>` is easier than the words it stands for: a
-        model that has it cannot be compared so with one that has not.
+        `text` is the text that was evaluated. The keys are "perplexity_per_word",
+        "bits_per_character" and "bits_per_byte". Words are separated by white space, and the end of
+        a line counts as a word, so that for a word-level model the perplexity per word is the
+        perplexity per token. A model with `<unk>` cannot be compared in this way with a model that
+        has none, because `<unk>` is easier to predict than the words it replaces.
         """
         total = self.tokens * self.loss
         lines = text.count("\n") + (not text.endswith("\n"))
@@ -65,19 +77,26 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """log p of a sentence with its closing boundary, and of each token given those before it."""
+    """The log probability of a sentence.
+
+    Attributes:
+        text: The sentence.
+        logprob: log p of the sentence and of the boundary that closes it, in nats.
+        tokens: Each token and its log p given the tokens before it, in nats.
+    """
 
     text: str
     logprob: float
     tokens: list[tuple[str, float]]
 
     def to_json(self) -> dict:
+        """Return the score as a dict that `json` can write."""
         tokens = [{"token": token, "logprob": logprob} for token, logprob in self.tokens]
         return {"text": self.text, "logprob": self.logprob, "tokens": tokens}
 
 
 class TokenSampler(Protocol):
-    """What draws tokens from a model; `rnnfast._ops.sampler` makes the native one."""
+    """An object that draws tokens from a model. `rnnfast._ops.sampler` makes the native one."""
 
     def feed(self, tokens: list[int]) -> None:
         """Read tokens. The first token of all must be a boundary."""
@@ -90,61 +109,105 @@ class TokenSampler(Protocol):
 
 
 class LanguageModel:
-    """p(token | the tokens before it) over the tokens of `vocab`: what every model here can do."""
+    """The base class of all models: p(token | the tokens before it).
+
+    Subclasses implement `logprobs`, `next_logprobs` and `sampler`.
+
+    Attributes:
+        vocab: The `Vocabulary` of the tokens, of size V.
+    """
 
     vocab: Vocabulary
 
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of all tokens, float64 (n,), nats.
+        """Return log p(ids[t] | boundary, ids[0] .. ids[t-1]) of every token: float64 (n,), nats.
 
-        `on_chunk` is called with the number of tokens done so far.
+        `ids` is a stream of token numbers, integers (n,). `on_chunk` is called with the number of
+        tokens that are done.
         """
         raise NotImplementedError
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        """log p of every token of the vocabulary after `context`: float64 (V,), nats.
+        """Return log p of every token of the vocabulary after `context`: float64 (V,), nats.
 
-        The context, int64 (n,), is a text so far, with a boundary before its first token.
+        `context`, int64 (n,), is the text so far. Its first token is a boundary.
         """
         raise NotImplementedError
 
     def sampler(self, **options) -> tuple[TokenSampler, int]:
-        """A sampler with these weights, without `<unk>`, and the tokens to ask of it a time.
+        """Return a sampler, which never draws `<unk>`, and the tokens to ask of it in one call.
 
-        `options` are those of `rnnfast._ops.sampler`, which says what a sampler does.
+        `options` are those of `rnnfast._ops.sampler`. The sampler has the weights that the model
+        has now.
         """
         raise NotImplementedError
 
     def evaluate(self, text: str) -> Evaluation:
-        """Cross-entropy of a text read as one stream; see `rnnfast.lm.evaluate`."""
+        """Return the cross-entropy of a text that is read as one stream; see `lm.evaluate`."""
         return evaluate(self, self.vocab.encode_stream(text))
 
     def score(self, sentence: str) -> Score:
-        """Log probability of one sentence and of each of its tokens."""
+        """Return the log probability of a sentence and of its tokens; see `lm.score`."""
         return score(self, sentence)
 
     def complete(self, text: str, top_k: int = 10) -> list[tuple[str, float]]:
-        """The most probable tokens after a text, and their probabilities."""
+        """Return the most probable tokens after a text; see `lm.complete`."""
         return complete(self, text, top_k)
 
     def generate(self, prompt: str = "", length: int = 200, **options) -> str:
-        """The prompt and `length` tokens more; options as in `rnnfast.lm.generate`."""
+        """Return the prompt and `length` more tokens. The options are those of `lm.generate`."""
         return "".join(generate(self, prompt, length, **options))
 
 
 def evaluate(
     model: LanguageModel, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
 ) -> Evaluation:
-    """Cross-entropy of a stream of token numbers (n,); see the model's `logprobs`."""
+    """Return the cross-entropy of a model on a stream of token numbers.
+
+    Args:
+        model: Any model of this package.
+        ids: Token numbers, integers (n,), as `Vocabulary.encode_stream` returns them. The stream
+            starts after a boundary, and every token is predicted once.
+        on_chunk: A function that is called with the number of tokens that are done.
+
+    Raises:
+        UserError: `ids` is empty.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> text = "the cat sat on the mat\\n" * 50
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> model = lm.NgramLM.fit(vocab, vocab.encode_stream(text), order=3)
+        >>> result = lm.evaluate(model, vocab.encode_stream("the cat sat on the mat\\n"))
+        >>> result.tokens, result.perplexity < 2
+        (7, True)
+    """
     if len(ids) == 0:
         raise UserError("there is no token to evaluate: give some text")
     return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
 
 
 def score(model: LanguageModel, sentence: str) -> Score:
-    """Log probability of a sentence by the chain rule, after a boundary and with one at its end."""
+    """Return the log probability of a sentence by the chain rule.
+
+    The sentence starts after a boundary, and the boundary that closes it counts as well.
+
+    Raises:
+        UserError: The sentence has a character that is not in the vocabulary.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> text = "the cat sat on the mat\\n" * 50
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> model = lm.NgramLM.fit(vocab, vocab.encode_stream(text), order=3)
+        >>> good, bad = (lm.score(model, s) for s in ("the cat sat", "cat the sat"))
+        >>> good.logprob > bad.logprob
+        True
+        >>> [token for token, logprob in good.tokens]
+        ['the', 'cat', 'sat', '<eos>']
+    """
     ids = model.vocab.encode(sentence, close=True)
     each = model.logprobs(ids)
     tokens = [(model.vocab.tokens[i], float(p)) for i, p in zip(ids, each, strict=True)]
@@ -152,11 +215,13 @@ def score(model: LanguageModel, sentence: str) -> Score:
 
 
 def complete(model: LanguageModel, text: str, top_k: int = 10) -> list[tuple[str, float]]:
-    """The `top_k` most probable tokens after a text, which begins after a boundary, and their
-    probabilities, the most probable first; all tokens if there are fewer.
+    """Return the `top_k` most probable tokens after a text and their probabilities.
 
-    `<unk>` is left out, as it is of texts that are generated. Raises UserError for a `top_k` below
-    1 and a character that is not in the vocabulary.
+    The most probable token comes first. The text starts after a boundary. `<unk>` is left out, as
+    it is in generated text. A vocabulary of fewer than `top_k` tokens is returned completely.
+
+    Raises:
+        UserError: `top_k` is below 1, or the text has a character that is not in the vocabulary.
     """
     if top_k < 1:
         raise UserError(f"top-k must be at least 1, not {top_k}")
@@ -177,17 +242,34 @@ def generate(
     sentence: bool = False,
     top_p: float | None = None,
 ) -> Iterator[str]:
-    """A text, piece by piece as it is made: the prompt, then what each of `length` tokens adds.
+    """Generate a text piece by piece: first the prompt, then what each new token adds to it.
 
-    Without a prompt the text starts after a boundary. Tokens are drawn at `temperature` (0: always
-    the most probable, the first of equals), from the `top_k` most probable (None: all), and of
-    those from the fewest whose share of their probability reaches `top_p` (None: all; Holtzman et
-    al. 2020), by a generator seeded with `seed` (None: from the system). `sentence` stops at the
-    first boundary. `<unk>` is never generated.
+    `<unk>` is never generated. An RNN has the weights that it has at the time of the call. It runs
+    in float32 on the CPU, whatever the dtype and the device of the model are.
 
-    The weights of an RNN are those at the time of the call, and it runs in float32 on the CPU
-    whatever the model's dtype and device. Raises UserError for options out of range, an unknown
-    character in the prompt and, from the iterator, where the hidden state of an RNN overflows.
+    Args:
+        model: Any model of this package.
+        prompt: The text to continue. Without a prompt the text starts after a boundary.
+        length: The number of tokens to generate.
+        temperature: The logits are divided by this number. 0 always takes the most probable token,
+            the first one of several equals.
+        top_k: Draw from this many of the most probable tokens. None draws from all.
+        seed: The seed of the generator. None takes a seed from the operating system.
+        sentence: Stop at the first boundary.
+        top_p: Of the tokens that `top_k` leaves, draw from the fewest whose probabilities make up
+            this share (Holtzman et al. 2020). None draws from all.
+
+    Raises:
+        UserError: An option is out of range, or the prompt has a character that is not in the
+            vocabulary. The iterator raises it if the hidden state of an RNN overflows.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> text = "the cat sat on the mat\\n" * 50
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> model = lm.NgramLM.fit(vocab, vocab.encode_stream(text), order=3)
+        >>> "".join(lm.generate(model, "the cat", length=4, temperature=0))
+        'the cat sat on the mat'
     """
     if length < 0:
         raise UserError(f"length must be zero or more, not {length}")
@@ -208,7 +290,8 @@ def generate(
         stop=vocab.boundary if sentence else None,
         seed=secrets.randbits(63) if seed is None else seed,
     )
-    # Checked before the first piece is asked for: the errors above are raised by the call itself.
+    # This function is not a generator itself, so that the call raises the errors above and not the
+    # first `next` of the iterator.
     return _pieces(vocab, prompt, ids, sampler, length, block, sentence)
 
 
