@@ -310,7 +310,7 @@ def _tokens(vocab, sampler, length, block, sentence):
         try:
             tokens = sampler.generate(min(block, length))
         except OverflowError as error:
-            raise UserError(f"no more text from this model: {error}") from error
+            raise UserError(f"there is no more text from this model: {error}") from error
         yield from tokens
         if sentence and tokens[-1] == vocab.boundary:
             return

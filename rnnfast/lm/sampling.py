@@ -24,8 +24,9 @@ class ContextModel(Protocol):
 
 
 class SamplerBase:
-    """Draw tokens as the native sampler of `rnnfast._ops.sampler` does, which says what the
-    options mean. A subclass reads the tokens and gives the probabilities of the next one.
+    """Draw tokens as the native sampler does; see `rnnfast._ops.sampler` for the options.
+
+    Subclasses read the tokens and give the probabilities of the next token.
     """
 
     def __init__(
