@@ -27,7 +27,8 @@ def free_port():
 
 
 def environment(**more):
-    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **more}
+    path = f"{ROOT}:{Path(__file__).parent}"
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 def losses(folder):
@@ -37,7 +38,7 @@ def losses(folder):
 
 
 def test_two_processes_train_the_model_of_one(tmp_path, num_threads):
-    """By the command, as torchrun starts it: the same batch and start, half the lanes each."""
+    """By the command, as torchrun starts it: the same batch and start, half the sequences each."""
     (tmp_path / "text").write_text(TEXT)
     outs = [tmp_path / "one", tmp_path / "two"]
     argv = ["train", "--data", tmp_path / "text", "--epochs", 2, "--dropout", 0, "--cell", "lstm"]

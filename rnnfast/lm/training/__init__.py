@@ -1,1 +1,1 @@
-"""Training: runs, the trainer, its optimiser, and what is reported of a run."""
+"""Training: runs, the trainer, its optimiser, and the report of a run."""

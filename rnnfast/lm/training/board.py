@@ -1,4 +1,4 @@
-"""The log of a run for TensorBoard."""
+"""Write the log of a run for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..._common.errors import MissingPackage
 
 
 def check() -> None:
-    """Raises UserError if the package is missing."""
+    """Raise UserError if the package tensorboard is not installed."""
     try:
-        import torch.utils.tensorboard  # noqa: F401 - an optional dependency, imported when asked for
+        import torch.utils.tensorboard  # noqa: F401 - an optional dependency
     except ImportError as error:
         raise MissingPackage(
             "--tensorboard needs the package tensorboard: pip install 'rnnfast[tensorboard]'"
@@ -18,7 +18,10 @@ def check() -> None:
 
 
 class Board:
-    """Event files in a folder; what earlier ones have from `step` on is not shown any more."""
+    """The event files in a folder, which TensorBoard draws.
+
+    TensorBoard no longer shows what earlier event files have from `step` on.
+    """
 
     def __init__(self, path: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +29,10 @@ class Board:
         self.writer = SummaryWriter(str(path), purge_step=step)
 
     def log(self, record: dict) -> None:
-        """A curve for every number of a line of the log, over its "step"."""
+        """Add a point to the curve of every number in `record`, at its "step".
+
+        A list has one curve for each layer.
+        """
         for name, value in record.items():
             if name == "step" or value is None:
                 continue
@@ -36,4 +42,5 @@ class Board:
         self.writer.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         self.writer.close()

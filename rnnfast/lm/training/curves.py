@@ -1,4 +1,4 @@
-"""Learning curves from the logs of runs."""
+"""Draw learning curves from the logs of runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from ..storage import LOG
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}  # and what the log calls them
+AXES = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}  # their names in the log
 LOSSES = ("train", "valid")
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a run's folder, oldest first; see `Trainer`. Raises UserError."""
+    """Return the records in the log of a run's folder, the oldest first.
+
+    Raises UserError if the folder has no log, or the log cannot be read.
+    """
     file = Path(path) / LOG
     try:
         lines = file.read_bytes().splitlines()
@@ -34,13 +37,16 @@ def read_log(path: str | Path) -> list[dict]:
                 raise ValueError
             records.append(record)
         except ValueError as error:
-            if number < len(lines):  # a killed run may leave half a line
+            if number < len(lines):  # the last line of a killed run may be incomplete
                 raise UserError(f"{file}, line {number}, is not a record of a run") from error
     return records
 
 
 def curve(records: list[dict], loss: str, x: str = "steps") -> tuple[list[float], list[float]]:
-    """Where on the axis `x`, one of AXES, and how large, nats a token: a loss of LOSSES."""
+    """Return a learning curve: the places on the x axis, and the losses in nats per token.
+
+    `loss` is one of LOSSES and `x` is one of AXES.
+    """
     keys = (AXES[x], f"{loss}_loss")
     points = [[record.get(key) for key in keys] for record in records]
     points = [point for point in points if all(isinstance(v, (int, float)) for v in point)]
@@ -48,7 +54,10 @@ def curve(records: list[dict], loss: str, x: str = "steps") -> tuple[list[float]
 
 
 def figure(runs: Mapping[str, list[dict]], x: str = "steps") -> Figure:
-    """The curves of runs by their names, each in a colour: thin of train, with dots of valid."""
+    """Return a matplotlib figure with the curves of runs by their names.
+
+    Each run has a colour. The training loss is a thin line, the validation loss has dots.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -60,7 +69,7 @@ def figure(runs: Mapping[str, list[dict]], x: str = "steps") -> Figure:
             if points[0]:
                 axes.plot(*points, color=f"C{number}", label=f"{name}, {loss}", **style)
     axes.set_xlabel(x)
-    axes.set_ylabel("cross-entropy, nats a token")
+    axes.set_ylabel("cross-entropy, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -1,4 +1,4 @@
-"""One training run in several processes, as `torchrun` starts them."""
+"""One training run in several processes that `torchrun` has started."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from ..._common.errors import UserError
 from ..._common.runtime import rank, world_size
 from ..config import Config
 
-# A process may wait for another that evaluates; one that has died torchrun sees for itself.
+# A process may wait for a long time while rank 0 evaluates. No shorter limit is needed to detect a
+# process that has died, because torchrun does that.
 TIMEOUT = timedelta(days=1)
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """In the process group that torchrun describes, if it started this process."""
+    """Join the process group while the body of a `with` statement runs.
+
+    Nothing happens in a process that torchrun has not started.
+    """
     if not distributed.is_torchelastic_launched():
         yield
         return
@@ -33,14 +37,20 @@ def joined(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # A group that a trainer holds on to outlives this, and its threads the interpreter: an
-        # abort now and then (pytorch/pytorch#179291).
+        # A trainer that is still alive keeps the group alive. Its threads may then outlive the
+        # interpreter, which sometimes ends in an abort (pytorch/pytorch#179291).
         gc.collect()
         distributed.destroy_process_group()
 
 
 class Ranks:
-    """The processes of torch.distributed's default group, or this one alone if there is none."""
+    """The processes of the default group of torch.distributed, or only this one without a group.
+
+    Attributes:
+        rank: The number of this process.
+        size: The number of processes.
+        device: The device of this process.
+    """
 
     def __init__(self, config: Config):
         self.rank, self.size = rank(), world_size()
@@ -60,11 +70,11 @@ class Ranks:
             self.device = torch.device("cuda", torch.cuda.current_device())
 
     def own_sequences(self, x: torch.Tensor) -> torch.Tensor:
-        """Of (T, B) or (.., B, H) those of this process: B / size in a row."""
+        """Return the sequences of this process: B / size neighbours of (T, B) or (.., B, H)."""
         return x.tensor_split(self.size, 1)[self.rank]
 
     def sum(self, *values: float) -> list[float]:
-        """Of each over all processes."""
+        """Return the sum of each value over all processes."""
         if self.size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -72,7 +82,7 @@ class Ranks:
         return sums.tolist()
 
     def gather(self, value) -> list:
-        """That of every process, in process 0; elsewhere only this one's."""
+        """Gather the values of all processes on rank 0. Elsewhere return only this value."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.rank == 0 else None
@@ -80,7 +90,7 @@ class Ranks:
         return values or [value]
 
     def averaging(self, model: nn.Module, loss: Callable) -> Callable:
-        """`loss`, but its gradients of the model's parameters are the mean over all processes."""
+        """Return `loss` so that its gradients are averaged over all processes."""
         if self.size == 1:
             return loss
         devices = [self.device] if self.device.type == "cuda" else None
@@ -88,17 +98,20 @@ class Ranks:
             _Loss(model, loss),
             devices,
             gradient_as_bucket_view=True,
-            # A batch may have no token of a cluster of the adaptive softmax.
+            # A batch may have no token of one of the clusters of an adaptive softmax.
             find_unused_parameters=self.adaptive,
         )
 
     def deferred(self, loss: Callable, last: bool) -> contextlib.AbstractContextManager:
-        """Where gradients are only added up, to be averaged with those of the `last` part."""
+        """Return a context in which gradients are only added up.
+
+        They are averaged over the processes together with those of the `last` part of the batch.
+        """
         return contextlib.nullcontext() if last or self.size == 1 else loss.no_sync()
 
 
 class _Loss(nn.Module):
-    """What DistributedDataParallel can wrap: its hooks are on `forward`."""
+    """A module whose `forward` is the loss, because DistributedDataParallel hooks `forward`."""
 
     def __init__(self, model: nn.Module, loss: Callable):
         super().__init__()

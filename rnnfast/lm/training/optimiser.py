@@ -1,4 +1,4 @@
-"""How weights are updated: optimizers, learning rate schedules, averaging."""
+"""The update of the weights: optimizers, learning rate schedules, averaging."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from ..._common.parameters import parameter_groups
 from ..config import Config
 from ..neural.models import NeuralLM
 
-WARMUP_STEPS = 100  # warm-up ends here, or after this part of the budget if that is sooner
+# The warm-up ends after so many steps, or after this part of the budget if that is earlier.
+WARMUP_STEPS = 100
 WARMUP_PART = 0.05
-FINAL_LR = 0.01  # cosine ends at this fraction of the learning rate
-PLATEAU_FACTOR = 0.5
+FINAL_LR = 0.01  # the cosine schedule ends at this fraction of the learning rate
+PLATEAU_FACTOR = 0.5  # the plateau schedule multiplies the learning rate by this factor
 
 
 def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.Optimizer:
-    """No weight decay on biases and embeddings: it would only shrink what is rarely seen."""
+    """Return the optimizer of `config` for the parameters of `model`.
+
+    Biases and embeddings have no weight decay, which would only shrink what is rarely seen.
+    """
     groups = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
     options = {"lr": config.lr, "fused": device.type in ("cpu", "cuda")}
     if config.optimizer == "sgd":
@@ -28,9 +32,13 @@ def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.op
 
 
 def learning_rate(config: Config, step: int, progress: float, scale: float) -> float:
-    """Of the update after `step`, at `progress` of the budget: a linear warm-up, then the schedule.
+    """Return the learning rate of the next update: a linear warm-up, then the schedule.
 
-    `scale` is what the plateau schedule has come to.
+    Args:
+        config: The settings.
+        step: The number of updates done.
+        progress: The part of the budget that is used, from 0 to 1.
+        scale: The factor that the plateau schedule has reached.
     """
     warmup = min(1.0, max((step + 1) / WARMUP_STEPS, progress / WARMUP_PART))
     if config.lr_schedule == "cosine":
@@ -40,16 +48,19 @@ def learning_rate(config: Config, step: int, progress: float, scale: float) -> f
 
 
 def has_stalled(losses: list[float], patience: int) -> bool:
-    """Whether the last loss is above one that came more than `patience` before it.
+    """Return whether the last loss is above a loss that came more than `patience` before it.
 
-    The non-monotonic trigger of averaging (Merity et al. 2018, algorithm 1).
+    This is the non-monotonic trigger of averaging (Merity et al. 2018, algorithm 1).
     """
     earlier = losses[: max(len(losses) - 1 - patience, 0)]
     return bool(earlier) and losses[-1] > min(earlier)
 
 
 class Average:
-    """The mean of the weights after each update since it was made (Polyak & Juditsky 1992)."""
+    """The mean of the weights since this object was made (Polyak & Juditsky 1992).
+
+    The weights after each update count once.
+    """
 
     def __init__(self, model: NeuralLM):
         self.parameters = dict(model.named_parameters())
@@ -57,13 +68,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, count: int) -> None:
-        """After the update that is number `count`."""
+        """Add the present weights to the mean. This is call number `count`, from 1 on."""
         means, present = list(self.tensors.values()), list(self.parameters.values())
         torch._foreach_lerp_(means, present, 1 / count)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the mean, and after that its weights again."""
+        """Give the model the mean while the body of a `with` statement runs."""
         self._swap()
         try:
             yield
@@ -71,6 +82,6 @@ class Average:
             self._swap()
 
     def _swap(self) -> None:
-        # Data pointers, not values: no copy, and no rounding.
+        # Swapping the data pointers makes no copy and does not round.
         for name, parameter in self.parameters.items():
             parameter.data, self.tensors[name] = self.tensors[name], parameter.data

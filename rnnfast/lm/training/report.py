@@ -1,4 +1,4 @@
-"""What a run comes to, in figures."""
+"""The figures of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from ..language_model import Evaluation, evaluate
 from ..ngram.model import NgramLM
 from .trainer import Trainer
 
-BASELINE_TOKENS = 1 << 22  # of more they learn little, and counting takes time and memory
+# The baselines are counted on so many tokens at most. They learn little from more, and counting
+# takes time and memory.
+BASELINE_TOKENS = 1 << 22
 
 
 def baselines(vocab: Vocabulary, train: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Loss of the unigram and the bigram model of train, or of its first 4.2M tokens, on valid,
-    nats a token: what a model has to beat before it has learnt anything."""
+    """Return the loss of a unigram and of a bigram model on `valid`, in nats per token.
+
+    A model that has learnt something has a lower loss. The two models are counted on `train`, or on
+    its first 4.2 million tokens.
+    """
 
     def loss(order: int) -> float:
         model = NgramLM.fit(vocab, train[:BASELINE_TOKENS], order, stream=True)
@@ -26,10 +31,11 @@ def baselines(vocab: Vocabulary, train: np.ndarray, valid: np.ndarray) -> dict[s
 
 
 def report(trainer: Trainer) -> dict:
-    """The figures of the run so far, of the best model, as `rnnfast train --json` has them.
+    """Return the figures of the run so far, as `rnnfast train --json` writes them.
 
-    Losses are nats a token; `tokens` and `seconds` are over all resumes,
-    `tokens_per_second` is of this one and includes validation.
+    Losses are those of the best model, in nats per token. "tokens" and "seconds" count all parts of
+    a run that was resumed. "tokens_per_second" is the speed of the present part, validation
+    included. Call this after `Trainer.run`, which gives the model the best weights.
     """
     state = trainer.state
     tokens = _tokens(trainer.batches, state.step)

@@ -1,4 +1,4 @@
-"""A run: from settings and text to a trainer, anew or from where a checkpoint stands."""
+"""Start a run, resume a run, or train a model in one call."""
 
 from __future__ import annotations
 
@@ -22,14 +22,29 @@ from . import board
 from .report import report
 from .trainer import Trainer
 
-# The settings a resumed run may change: the budget, and what does not bear on the numbers
-# (other threads, another device and torch.compile change them by rounding).
+# The settings that a resumed run may change: the budget, and settings that have no influence on the
+# result. The number of threads, the device and torch.compile change it only by rounding.
 RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
 RESUMABLE |= {"threads", "device", "compile"}
 
 
 def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> Trainer:
-    """A new run: vocabulary, streams, a model seeded with `config.seed`. Raises UserError."""
+    """Prepare a new run: build the vocabulary, encode the texts and make a model.
+
+    `train` does this and runs the trainer. Use `prepare` to watch the run or to stop it.
+
+    Args:
+        config: The settings. `config.seed` seeds torch's generator, which initialises the model.
+        corpus: The texts.
+        folder: The folder of the run; see `lm.train` for what is written there. It is removed again
+            if the run cannot be prepared.
+
+    Returns:
+        A `Trainer`, whose method `run` trains the model.
+
+    Raises:
+        UserError: The device is not available, a text is too short, or a package is missing.
+    """
     try:
         set_up(config.device, config.threads)
         if config.tensorboard:
@@ -57,10 +72,34 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
 def resume(
     path: str | Path, changes: dict, corpus: Corpus | None = None, finished: bool = False
 ) -> Trainer:
-    """The run of a folder, ready to go on, with `finished` also one that has nothing left to do.
+    """Prepare to resume the run in a folder.
 
-    `changes` are settings asked for: the budget may be raised, every other must be what the
-    checkpoint has. `corpus` None reads again what the run began with. Raises UserError.
+    Args:
+        path: The folder of the run.
+        changes: Settings by name. The budget may be raised, and `log_interval`,
+            `checkpoint_interval`, `tensorboard`, `threads`, `device` and `compile` may change. Any
+            other setting must be the one that the run has. None means no change.
+        corpus: The texts that the run began with. None reads them again from their files.
+        finished: Return also a run whose budget is used up.
+
+    Returns:
+        A `Trainer`, whose method `run` goes on from the last checkpoint.
+
+    Raises:
+        UserError: The folder has no run, the run is finished, a setting or the text is not that of
+            the run, or a file is missing or corrupted.
+
+    Example:
+        >>> import tempfile
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("the cat sat on the mat\\n" * 50)
+        >>> config = lm.Config.defaults("char", nhid=16, batch_size=4, bptt=20, epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, report = lm.train(config, corpus, folder)
+        ...     trainer = lm.resume(folder, {"epochs": 2}, corpus)
+        ...     trainer.run()
+        >>> trainer.epoch
+        2.0
     """
     config, vocab, about = read_settings(path)
     for field in fields(Config):
@@ -80,14 +119,14 @@ def resume(
     with contextlib.ExitStack() as unless_it_goes_on:
         if folder is not None:
             unless_it_goes_on.callback(folder.close)
-        best = weights(load(path))  # and with it every file but the checkpoint is seen to be whole
+        best = weights(load(path))  # this also checks every file except the checkpoint
         tensors, state = read_checkpoint(path)
         corpus = corpus or _reread(path, about)
         try:
             *streams, sha256 = _encode(vocab, corpus, folder)
         except UserError:
-            # The text may have a character that the vocabulary does not have. If it is not the text
-            # that the run began with, the user has to know that instead.
+            # A character is not in the vocabulary. If the text is not the one that the run began
+            # with, that is what the user has to know.
             _check_text(path, about, corpus.fingerprint())
             raise
         _check_text(path, about, sha256)
@@ -147,9 +186,34 @@ def _encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tupl
 def train(
     config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
 ) -> tuple[NeuralLM, dict]:
-    """Train a model and return it with its report; with `out` it is saved there as well.
+    """Train a language model.
 
-    Called by every process of torch.distributed's default group, it trains one model in all.
+    With torch.distributed, every process of the default group calls this function. Together they
+    train one model.
+
+    Args:
+        config: The settings; see `Config.defaults`.
+        corpus: The texts to train, to validate and, if there is one, to test on.
+        out: The folder to write the run to: the model with the best validation, checkpoints and the
+            log. None writes nothing.
+        overwrite: Replace a model that `out` already holds.
+
+    Returns:
+        The model with the weights of the best validation, and the report of the run, a dict. Its
+        losses are in nats per token.
+
+    Raises:
+        UserError: A setting or a text cannot be used, `out` holds a model or other files, or the
+            loss is no longer finite.
+        Interrupted: SIGINT or SIGTERM stopped the run. It is saved in `out` and can be resumed.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("the cat sat on the mat\\n" * 100)
+        >>> config = lm.Config.defaults("char", nhid=32, batch_size=4, bptt=20, epochs=3)
+        >>> model, report = lm.train(config, corpus)
+        >>> report["valid_loss"] < report["baselines"]["bigram"]["valid_loss"]
+        True
     """
     folder = None if out is None or rank() else RunFolder(out, overwrite)
     trainer = prepare(config, corpus, folder)

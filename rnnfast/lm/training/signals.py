@@ -1,4 +1,4 @@
-"""Signals that stop a run, noted when they come and acted on where a run can be stopped."""
+"""Signals that stop a run. They are noted when they come, and acted on between two updates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """The signal that asks this process to stop: `received` is its number, or None."""
+    """The signals that ask this process to stop. `received` is the number of the last, or None."""
 
     def __init__(self):
         self.received: int | None = None
@@ -22,8 +22,8 @@ class StopSignals:
     def noted(self) -> Iterator[None]:
         """Note the signals that come while the body of a `with` statement runs.
 
-        A signal only sets `received`, so that it can break neither an update nor a save. Python
-        allows handlers in the main thread alone; in another thread the signals stay as they are.
+        A signal only sets `received`, so that it cannot break an update or a save. Python allows
+        signal handlers only in the main thread. In another thread nothing happens.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

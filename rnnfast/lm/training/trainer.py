@@ -1,4 +1,4 @@
-"""Training by truncated back-propagation through time; stopping and resuming it."""
+"""Training by truncated back-propagation through time, which can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -23,22 +23,35 @@ from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, opti
 from .signals import SIGNALS, StopSignals
 from .state import State, TrainingStep
 
-SAVING_PART = 0.02  # checkpoints take no more of the time
-VALIDATIONS = 10  # a run with a time budget validates this often, if its epochs are longer
+SAVING_PART = 0.02  # checkpoints take at most this part of the time
+VALIDATIONS = 10  # with a time budget, validate this often if epochs take longer
 
 
 class Trainer:
-    """Trains `model` on a stream of token numbers; `run()` does it.
+    """Trains a model on a stream of token numbers. `prepare` and `resume` make a trainer.
 
-    train, valid, test: int64 (n,); train may be a memory map, of other integers too. `folder` (or
-    None) receives the best model, a checkpoint every `checkpoint_interval` seconds, at every
-    validation and when stopped by SIGINT or SIGTERM, and the log. On the CPU and without
-    `max_seconds` the run depends on nothing but the settings, and one that was stopped and resumed
-    is bit for bit the one that was not.
+    On the CPU and without `max_seconds`, a run depends only on the settings, and a run that was
+    stopped and resumed gives bit for bit the same model as a run that was not.
 
     With torch.distributed every process has a Trainer with the same arguments, except that only
     the one of rank 0 has a `folder`. Each process reads its own sequences. The clock, the
     validation and the decision to stop are shared.
+
+    Args:
+        model: The model to train. It is moved to the device of `config`.
+        config: The settings.
+        train: The stream to train on, integers (n,). It may be a memory map.
+        valid: The stream to validate on, int64 (n,).
+        test: The stream to test on, int64 (n,), or None.
+        folder: Receives the best model, the log, and a checkpoint every `checkpoint_interval`
+            seconds, at every validation and when a signal stops the run. None writes nothing.
+
+    Attributes:
+        state: The numbers of the run.
+        best: The weights of the best validation by name, or None before the first.
+
+    Raises:
+        UserError: The settings have no budget, or `train` has fewer tokens than one batch.
     """
 
     def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
@@ -55,12 +68,12 @@ class Trainer:
         self.average: Average | None = None
         loss = torch.compile(model.loss) if config.compile else model.loss
         self._loss = self.ranks.averaging(model, loss)
-        if self.ranks.rank:  # masks of dropout that are not those of process 0
+        if self.ranks.rank:  # each process draws other masks of dropout
             torch.manual_seed(config.seed + self.ranks.rank)
         self.state = State(curve=[])
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
-        self._clock: Callable[[], float] | None = None  # of the run's seconds
+        self._clock: Callable[[], float] | None = None  # returns the seconds of the run
         self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
@@ -72,10 +85,15 @@ class Trainer:
         on_step: Callable[[TrainingStep], None] | None = None,
         on_validation: Callable[[dict], None] | None = None,
     ) -> None:
-        """Train to the end of the budget; the model then has the weights of the best validation.
+        """Train to the end of the budget. The model then has the weights of the best validation.
 
-        Raises Interrupted after a signal (the model and a checkpoint are saved first) and
-        UserError if the loss is not finite (the last good weights are kept).
+        Args:
+            on_step: A function that is called with a `TrainingStep` after every update.
+            on_validation: A function that is called with the record of every validation, a dict.
+
+        Raises:
+            Interrupted: A signal stopped the run. The model and a checkpoint are saved.
+            UserError: The loss or the gradient is not finite. The last good weights are kept.
         """
         self._start_clock()
         if self.folder is not None:
@@ -104,14 +122,14 @@ class Trainer:
         self._restore(self.best)
 
     def train_step(self) -> TrainingStep:
-        """One chunk: forward, truncated back-propagation, clipping, update."""
+        """Make one update: forward pass, backward pass through one chunk, clipping, optimizer."""
         config, state = self.config, self.state
         if self._clock is None:
             self._start_clock()
         began = state.seconds
         chunk = state.step % len(self.batches)
         if chunk == 0:
-            self.hidden = None  # an epoch starts at the start of every sequence
+            self.hidden = None  # an epoch begins at the start of every sequence
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -163,7 +181,10 @@ class Trainer:
         return total.item(), torch.cat(states, 1)
 
     def validate(self) -> dict:
-        """Evaluate on valid, keep the model if it is the best so far, and save a checkpoint."""
+        """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
+
+        Return the record of the log.
+        """
         state = self.state
         if self._clock is None:
             self._start_clock()
@@ -189,7 +210,7 @@ class Trainer:
         return record
 
     def _validation_loss(self) -> float:
-        """One stream, one process; the others have its result, so that all decide alike."""
+        """Evaluate on rank 0, and give the loss to all processes, so that all decide alike."""
         loss = 0.0
         if self.ranks.rank == 0:
             with contextlib.suppress(Interrupted):
@@ -203,7 +224,10 @@ class Trainer:
             self.average, self.state.averaged = Average(self.model), 0
 
     def save(self) -> None:
-        """The best model (the present one before any validation) and a checkpoint."""
+        """Write a checkpoint, and the best weights if they are not yet written.
+
+        Before the first validation the best weights are the present ones.
+        """
         if self.folder is None and self.ranks.size == 1:
             return
         began = self._shared_time()
@@ -218,22 +242,23 @@ class Trainer:
 
     @property
     def epoch(self) -> float:
-        """Passes over the training text so far."""
+        """The number of passes over the training text so far."""
         return self.state.step / len(self.batches)
 
     @property
     def deadline(self) -> float:
-        """Seconds at which training has to stop so that the last validation fits the budget."""
+        """The time at which training has to stop so that the last validation fits the budget."""
         seconds = self.config.max_seconds
         return math.inf if seconds is None else max(seconds - self.state.validation_cost, 1e-9)
 
     @property
     def finished(self) -> bool:
+        """Whether the budget is used up."""
         return self.progress >= 1
 
     @property
     def progress(self) -> float:
-        """The part of the budget that is used: of the epochs or of the time, whichever is more."""
+        """The part of the budget that is used: of the epochs or of the time, the larger one."""
         epochs = self.epoch / self.config.epochs if self.config.epochs else 0.0
         return max(epochs, self.state.seconds / self.deadline)
 
@@ -253,7 +278,7 @@ class Trainer:
         if self.config.max_seconds is None:
             return epoch_ended
         since = state.seconds - state.validated_seconds
-        # With the clock running, validation gets a tenth of the time at most.
+        # Within a time budget, validation takes at most about a tenth of the time.
         return since >= 10 * state.validation_cost and (
             epoch_ended or since >= self.config.max_seconds / VALIDATIONS
         )
@@ -283,9 +308,9 @@ class Trainer:
         if self.folder is not None:
             replaces = self.folder.path != self.folder.final
             if what == "gradient" and self.best is None and not replaces:
-                # They gave a finite loss, and no update with this gradient was made.
+                # The present weights gave a finite loss, and this gradient has not changed them.
                 self.folder.write_weights(weights(self.model))
-            self.folder.discard()  # if no weights were written
+            self.folder.discard()  # removes the folder only if it has no weights
             if replaces:
                 kept = f"; the model in {self.folder.final} is as it was"
             elif (self.folder.final / WEIGHTS).exists():
@@ -298,7 +323,7 @@ class Trainer:
         )
 
     def _heed_signals(self) -> None:
-        """Raise Interrupted in every process if one of them has had a signal."""
+        """Raise Interrupted in every process if one of them has received a signal."""
         seen = self.ranks.sum(*(float(self.signals.received == number) for number in SIGNALS))
         for number, count in zip(SIGNALS, seen, strict=True):
             if count:
@@ -309,15 +334,17 @@ class Trainer:
         self._clock = lambda: self._shared_time() - began
 
     def _shared_time(self) -> float:
-        """The clock of rank 0."""
+        """Return the seconds on the clock of rank 0."""
         return self.ranks.sum(0.0 if self.ranks.rank else time.monotonic())[0]
 
     # ---- checkpoints
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """Weights, optimizer state, hidden state and generators as tensors; `State` as a dict.
+        """Return the tensors and the numbers that `restore` needs.
 
-        Of all processes in rank 0, and to be called by all.
+        The tensors are the weights, the state of the optimizer, the hidden state and the states of
+        the random generators. The numbers are `State` as a dict. All processes must call this. Rank
+        0 gets the hidden states and the generators of all processes.
         """
         tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
         for name, parameter in self.model.named_parameters():
@@ -338,7 +365,7 @@ class Trainer:
         return tensors, dict(vars(self.state))
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict, best) -> None:
-        """Go on from a `checkpoint()`; `best` are the weights of the best validation or None."""
+        """Go on from what `checkpoint` returned. `best` are the weights of the best validation."""
         self.state = State(**state)
         self.best = best if self.state.best_loss is not None else None
         groups: dict[str, dict[str, torch.Tensor]] = {}
@@ -349,7 +376,7 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups.get("optimizer", {}).items():
             name, _, key = name.rpartition(".")
-            # All on the parameter's device: so does the fused AdamW keep its `step`.
+            # The fused AdamW needs even its number of steps on the device of the parameter.
             self.optimizer.state[parameters[name]][key] = tensor.to(self.device)
         if self.state.averaged is not None:
             self.average = Average(self.model)
@@ -357,7 +384,9 @@ class Trainer:
                 mean.copy_(groups["average"][name])
         hidden = groups.get("hidden", {}).get("")
         self.hidden = None if hidden is None else self.ranks.own_sequences(hidden).to(self.device)
-        generators = groups.get(f"rng{self.ranks.rank or ''}", {})  # none for one more process
+        generators = groups.get(
+            f"rng{self.ranks.rank or ''}", {}
+        )  # a process that the old run did not have finds none
         if "cpu" in generators:
             torch.set_rng_state(generators["cpu"])
         if self.device.type == "cuda" and "cuda" in generators:
