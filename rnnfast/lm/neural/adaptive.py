@@ -1,4 +1,4 @@
-"""The output layer of large vocabularies."""
+"""The output layer for large vocabularies."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from torch import nn
 
 from ..._common.errors import UserError
 
-CUTOFFS = (20, 5)  # the vocabulary by these: the head, and the first of two clusters
+# The head has the first 1/20 of the vocabulary. The first cluster ends at 1/5 of the vocabulary.
+CUTOFFS = (20, 5)
 
 
 class AdaptiveDecoder(nn.AdaptiveLogSoftmaxWithLoss):
-    """log p of tokens in order of frequency, the frequent ones for less (Grave et al. 2017).
+    """An adaptive softmax: log p of tokens that are numbered by frequency (Grave et al. 2017).
 
-    The first twentieth of the vocabulary is in the head with two clusters, the tokens up to a fifth
-    and the others, which get a quarter and a sixteenth of the features. Raises UserError for fewer
-    than 20 tokens.
+    The head has the most frequent twentieth of the vocabulary and one entry for each of two
+    clusters. The clusters have the tokens up to a fifth of the vocabulary and all others. They see
+    a quarter and a sixteenth of the features, so that rare tokens cost less than frequent ones.
+
+    Raises:
+        UserError: The vocabulary has fewer than 20 tokens.
     """
 
     def __init__(self, nfeatures: int, size: int):
@@ -25,12 +29,13 @@ class AdaptiveDecoder(nn.AdaptiveLogSoftmaxWithLoss):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(.., features) -> log p of all tokens, (.., V), which are logits as well."""
-        rows = features.reshape(-1, self.in_features)
-        return self.log_prob(rows).view(*features.shape[:-1], self.n_classes)
+        """Return log p of all tokens, (..., V), for features (..., F). It can serve as logits."""
+        flat = features.reshape(-1, self.in_features)
+        return self.log_prob(flat).view(*features.shape[:-1], self.n_classes)
 
     def losses(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(N, features), int64 (N,) -> -log p(targets), (N,)."""
-        # Under autocast the module cannot put together log p of two dtypes.
+        """Return -log p(targets), (N,), for features (N, F) and targets int64 (N,)."""
+        # Under autocast the head and the clusters would give different dtypes, which the module
+        # cannot combine.
         with torch.autocast(features.device.type, enabled=False):
             return -super().forward(features.to(self.head.weight.dtype), targets).output

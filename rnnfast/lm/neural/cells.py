@@ -1,4 +1,4 @@
-"""torch's LSTM and GRU, called as a FastRNN is and with those of its regularisers that fit."""
+"""torch's LSTM and GRU with the interface of FastRNN and some of its regularisers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ... import functional
 
 
 class _Gated:
-    """Before nn.LSTM or nn.GRU among the bases of a class; see `FastRNN` for the regularisers.
+    """The base class that stands before nn.LSTM or nn.GRU in the bases of a class.
 
-    `state` is one tensor, h_n (L, B, H), of an LSTM h_n and c_n, (2L, B, H).
+    It adds variational dropout and DropConnect on the recurrent weights; see `FastRNN`. The state
+    is one tensor: h_n, (L, B, H), for a GRU; h_n and then c_n, (2L, B, H), for an LSTM.
     """
 
     def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, **kwargs):
@@ -22,6 +23,7 @@ class _Gated:
     def forward(
         self, input: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output, (T, B, H), for an input (T, B, I), and the last state."""
         if self.training and (self.variational_dropout or self.weight_dropout):
             return self._layer_by_layer(input, state)
         is_lstm = isinstance(self, nn.LSTM)
@@ -34,7 +36,7 @@ class _Gated:
         if state is None:
             shape = ((1 + is_lstm) * self.num_layers, x.shape[1], self.hidden_size)
             state = x.new_zeros(shape)
-        options = (True, 1, 0.0, True, False, False)  # as self has them, for one layer
+        options = (True, 1, 0.0, True, False, False)  # those of this module, for a single layer
         states = []
         for layer, (w_ih, w_hh, *biases) in enumerate(self.all_weights):
             if layer:
@@ -44,16 +46,16 @@ class _Gated:
             h, *c = (part.contiguous() for part in state[layer :: self.num_layers].split(1))
             call, hx = (torch.lstm, (h, *c)) if is_lstm else (torch.gru, h)
             x, *new = call(x, hx, weights, *options)
-            states.append(torch.cat(new))  # (1, B, H), of an LSTM (2, B, H)
+            states.append(torch.cat(new))  # (1, B, H) for a GRU, (2, B, H) for an LSTM
         return x, torch.stack(states, 1).flatten(0, 1)
 
 
 class LSTM(_Gated, nn.LSTM):
-    pass
+    """nn.LSTM with variational dropout and DropConnect."""
 
 
 class GRU(_Gated, nn.GRU):
-    pass
+    """nn.GRU with variational dropout and DropConnect."""
 
 
 CELLS = {"lstm": LSTM, "gru": GRU}

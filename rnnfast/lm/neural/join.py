@@ -1,4 +1,4 @@
-"""Several RNNs as one whose logits are the mean of theirs."""
+"""Join several RNNs to one RNN whose logits are the mean of theirs: an ensemble in one model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ from .models import RNNLM
 
 @torch.no_grad()
 def join(models: Sequence[RNNLM]) -> RNNLM:
-    """One Elman RNN, of as many hidden units as `models` have together, and without dropout.
+    """Return one Elman RNN whose logits are the mean of the logits of `models`.
 
-    Its embeddings are theirs one behind the other, its weights blocks on the diagonal. Its logits
-    are the mean of theirs, so its loss on any text is at most the mean of theirs, for log-sum-exp
-    is convex; how far below is what their errors differ by (Hansen & Salamon 1990). Raises
-    UserError for fewer than two models, or models that are not Elman RNNs of one vocabulary, number
-    of layers and nonlinearity.
+    It has as many hidden units as all models together, and no dropout. Its embeddings are the
+    embeddings of the models one after the other. Its other weights are blocks on the diagonal.
+
+    Log-sum-exp is convex, so the loss of the joined model on any text is at most the mean of the
+    losses of the models. The more the models differ in their errors, the lower it is (Hansen &
+    Salamon 1990).
+
+    Args:
+        models: Two or more Elman RNNs with the same vocabulary, number of layers and nonlinearity,
+            and without adaptive softmax.
+
+    Raises:
+        UserError: There are fewer than two models, or they do not fit together.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> vocab = lm.Vocabulary.build("char", ["abc"])
+        >>> joined = lm.join([lm.RNNLM(vocab, emsize=4, nhid=n) for n in (8, 16)])
+        >>> joined.rnn.hidden_size
+        24
     """
     if len(models) < 2:
         raise UserError(f"models must be two or more, not {len(models)}")
@@ -29,7 +44,7 @@ def join(models: Sequence[RNNLM]) -> RNNLM:
         raise UserError(f"models must be of one kind, not {' and '.join(sorted(set(kinds)))}")
     first = models[0]
     if any(model.vocab.to_json() != first.vocab.to_json() for model in models):
-        raise UserError("models must have the same vocabulary, so be trained on the same text")
+        raise UserError("models must have the same vocabulary: train them on the same text")
     emsize = sum(model.encoder.embedding_dim for model in models)
     nhid = sum(model.rnn.hidden_size for model in models)
     joined = RNNLM(first.vocab, emsize, nhid, first.rnn.num_layers, first.rnn.nonlinearity)

@@ -1,4 +1,4 @@
-"""The neural language models: embedding, RNN or a window of tokens, linear decoder."""
+"""The neural language models: embeddings, an RNN or a window of tokens, and a decoder."""
 
 from __future__ import annotations
 
@@ -40,23 +40,36 @@ INPUT_STD = 0.5  # standard deviation of what the input adds to a hidden unit at
 
 
 class LockedDropout(nn.Dropout):
-    """Dropout of (T, ...) with one mask for all T."""
+    """Dropout with one mask for all time steps (Gal & Ghahramani 2016). Time is dimension 0."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, (T, ...), with dropped elements in training."""
         if not (self.training and self.p):
             return x
         return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
 
 
 class NeuralLM(LanguageModel, nn.Module):
-    """p(w_t | tokens before it): embeddings, `features` of the tokens so far, a linear decoder.
+    """The base class of neural models: embeddings, `features` of the tokens so far, a decoder.
 
-    Subclasses make the features. With `tied` the decoder shares the embedding's weights (Press &
-    Wolf 2017), which needs as many features as emsize. Dropout is on the features, and on the
-    embeddings of words: there are too few characters to overfit theirs. With `locked_dropout` its
-    masks are the same at all steps of a call, one for each sequence; `embedding_dropout` is the
-    probability that a token's embedding is zero wherever it occurs in a call (both: Gal &
-    Ghahramani 2016). With `adaptive` the decoder is an `AdaptiveDecoder`, and not tied.
+    Subclasses implement `features`. Shapes: T time steps, B sequences, V tokens in the vocabulary.
+    Dropout is on the features, and at word and BPE level on the embeddings. There are too few
+    characters to overfit their embeddings.
+
+    Args:
+        vocab: The vocabulary.
+        emsize: The size of the embeddings.
+        dropout: The probability of dropout.
+        locked_dropout: Use the same mask at all time steps of a call. Each sequence has its own
+            mask (Gal & Ghahramani 2016).
+        embedding_dropout: The probability that the embedding of a token is zero wherever it occurs
+            in a call (Gal & Ghahramani 2016).
+
+    Attributes:
+        vocab: The vocabulary.
+        encoder: The embeddings, an nn.Embedding with weight (V, emsize).
+        decoder: The output layer, an nn.Linear or an `AdaptiveDecoder`. A linear decoder may share
+            the weights of the embeddings (Press & Wolf 2017).
     """
 
     def __init__(
@@ -76,9 +89,9 @@ class NeuralLM(LanguageModel, nn.Module):
     def _add_decoder(
         self, nfeatures: int, tied: bool, adaptive: bool, input_weight: torch.Tensor
     ) -> None:
-        """The output layer, and the start values of all but the hidden layers.
+        """Add the output layer, and initialise all weights except those of the hidden layers.
 
-        `input_weight` is what the first of these multiplies embeddings by, (H, inputs).
+        `input_weight`, (H, inputs), multiplies the embeddings in the first hidden layer.
         """
         emsize = self.encoder.embedding_dim
         if tied and nfeatures != emsize:
@@ -91,12 +104,14 @@ class NeuralLM(LanguageModel, nn.Module):
         if tied:
             self.decoder.weight = self.encoder.weight
             nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
-        # What the input adds matters: tied small embeddings under torch's own W_ih all but vanish
-        # (600 KB of Brown, 4 epochs: validation perplexity 64.2, so scaled 58.0).
+        # Tied embeddings are small. With torch's own initialisation of W_ih they would add almost
+        # nothing to the hidden units, so W_ih is scaled. On 600 KB of Brown, this lowers validation
+        # perplexity after 4 epochs from 64.2 to 58.0.
         scale = (0.1 / 3**0.5 if tied else 1.0) * input_weight.shape[1] ** 0.5
         nn.init.normal_(input_weight, std=INPUT_STD / scale)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings, (T, B, emsize), of ids, int64 (T, B), with dropout in training."""
         embedded = self.encoder(ids)
         if self.training and self.embedding_dropout:
             kept = F.dropout(embedded.new_ones(len(self.vocab)), self.embedding_dropout)
@@ -106,15 +121,18 @@ class NeuralLM(LanguageModel, nn.Module):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, but what the output layer gets, (T, B, features), in place of logits."""
+        """Return what the decoder gets, (T, B, features), and the state; see `forward`."""
         raise NotImplementedError
 
     def forward(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids: int64 (T, B) -> logits (T, B, V), and the state with which the next ids go on.
+        """Return the logits, (T, B, V), of the tokens after `ids`, and the state after `ids`.
 
-        `state` None is the start of a text, with a boundary as the first of `ids`.
+        Args:
+            ids: Token numbers, int64 (T, B).
+            state: The state that the call for the tokens before `ids` returned. None is the start
+                of a text, and the first of `ids` is then a boundary.
         """
         output, state = self.features(ids, state)
         return self.decoder(output), state
@@ -122,15 +140,16 @@ class NeuralLM(LanguageModel, nn.Module):
     def loss(
         self, ids: torch.Tensor, targets: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids, targets: int64 (T, B) -> mean of -log p(targets), nats, and the state.
+        """Return the mean of -log p(targets), in nats, and the state after `ids`.
 
-        The cross-entropy of what `forward` returns, without all its logits at once.
+        This is the cross-entropy of the logits that `forward` returns. A linear decoder does not
+        keep all logits in memory. `ids` and `targets` are int64 (T, B).
         """
         output, state = self.features(ids, state)
         return self._cross_entropy(output, targets), state
 
     def spectral_radii(self) -> list[float]:
-        """Of the recurrent weights of each layer."""
+        """Return the spectral radius of the recurrent weights of each layer that has one."""
         return []
 
     def _cross_entropy(
@@ -152,11 +171,10 @@ class NeuralLM(LanguageModel, nn.Module):
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """log p(ids[t] | boundary, ids[0] .. ids[t-1]) of all tokens, float64 (n,), nats.
+        """Return log p(ids[t] | boundary, ids[0] .. ids[t-1]) of every token: float64 (n,), nats.
 
-        The stream is one sequence, whatever the batch size of training was: the state carries
-        over from chunk to chunk, and every token is predicted exactly once. `on_chunk` is called
-        with the number of tokens done.
+        The stream is read as one sequence in chunks, with the state carried over, so every token is
+        predicted exactly once. `on_chunk` is called with the number of tokens that are done.
         """
         inputs, targets = (torch.from_numpy(a) for a in shifted(ids, self.vocab.boundary))
         device = self.encoder.weight.device
@@ -176,6 +194,7 @@ class NeuralLM(LanguageModel, nn.Module):
 
     @torch.inference_mode()
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        """Return log p of every token after `context`; see `LanguageModel.next_logprobs`."""
         ids = torch.from_numpy(context).to(self.encoder.weight.device)
         with self._evaluating(), one_thread():
             output, _ = self.features(ids[:, None])
@@ -184,7 +203,7 @@ class NeuralLM(LanguageModel, nn.Module):
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without dropout, whatever the mode is and stays."""
+        """Switch to eval mode while the body of a `with` statement runs."""
         training = self.training
         self.eval()
         try:
@@ -194,11 +213,35 @@ class NeuralLM(LanguageModel, nn.Module):
 
 
 class RNNLM(NeuralLM):
-    """p(w_t | w_1 .. w_{t-1}) by an RNN (Mikolov et al. 2010), with dropout between layers.
+    """A recurrent language model: p(w_t | w_1 .. w_{t-1}) (Mikolov et al. 2010).
 
-    `cell` is "tanh" or "relu", Elman's, "lstm" or "gru"; `weight_dropout` that of W_hh (Merity et
-    al. 2018). Its state is h_n, (L, B, H), of an LSTM h_n and c_n, (2L, B, H); a text starts at
-    zeros.
+    The state is h_n, (L, B, H). For an LSTM it is h_n and then c_n, (2L, B, H). A text starts with
+    a state of zeros.
+
+    Args:
+        vocab: The vocabulary.
+        emsize: The size of the embeddings.
+        nhid: The number of hidden units H.
+        nlayers: The number of layers L.
+        cell: "tanh" or "relu" for an Elman RNN, "lstm" or "gru".
+        dropout: The probability of dropout; see `NeuralLM`. It is also between the layers.
+        tied: Share the weights of the embeddings and the decoder. Needs `emsize` equal to `nhid`.
+        locked_dropout: Use the same mask of dropout at all time steps; see `NeuralLM`.
+        weight_dropout: The probability of dropout on the recurrent weights (Merity et al. 2018).
+        embedding_dropout: The probability of dropping an embedding; see `NeuralLM`.
+        adaptive: Use an `AdaptiveDecoder`, which cannot be tied.
+
+    Raises:
+        UserError: `tied` is given and `emsize` is not `nhid`, or `adaptive` is given and there are
+            fewer than 20 tokens.
+
+    Example:
+        >>> import torch
+        >>> from rnnfast import lm
+        >>> model = lm.RNNLM(lm.Vocabulary.build("char", ["abc"]), emsize=8, nhid=16)
+        >>> logits, state = model(torch.zeros(5, 2, dtype=torch.int64))
+        >>> logits.shape, state.shape
+        (torch.Size([5, 2, 4]), torch.Size([1, 2, 16]))
     """
 
     def __init__(
@@ -217,7 +260,7 @@ class RNNLM(NeuralLM):
     ):
         super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
         cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
-        # torch warns of dropout with one layer, where there is no place for it.
+        # torch warns if dropout is given with one layer, because it is only between layers.
         between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
         self.rnn = cls(emsize, nhid, nlayers, **between, weight_dropout=weight_dropout)
         self._add_decoder(nhid, tied, adaptive, self.rnn.weight_ih_l0)
@@ -225,9 +268,10 @@ class RNNLM(NeuralLM):
 
     @torch.no_grad()
     def _reset_hidden_layers(self) -> None:
-        # An orthogonal W_hh helps while updates are few (built-in text, 256 units, batch 50, 5
-        # epochs: validation loss 1.518 against 1.532 nats with torch's) and not later (512 units,
-        # batch 24, 3 epochs: 1.287 and 1.289).
+        # An orthogonal W_hh helps a short training. Validation loss on the built-in text in nats,
+        # orthogonal and with torch's own initialisation:
+        #   256 units, batch 50, 5 epochs  1.518 and 1.532
+        #   512 units, batch 24, 3 epochs  1.287 and 1.289
         nhid = self.rnn.hidden_size
         for name, weight in self.rnn.named_parameters():
             if name.startswith("weight_hh"):
@@ -236,7 +280,7 @@ class RNNLM(NeuralLM):
             elif name.startswith("bias"):
                 nn.init.zeros_(weight)
                 if isinstance(self.rnn, nn.LSTM) and name.startswith("bias_hh"):
-                    # Remember at first (Jozefowicz et al. 2015, section 2.2).
+                    # The forget gate starts open (Jozefowicz et al. 2015, section 2.2).
                     nn.init.ones_(weight[nhid : 2 * nhid])
 
     def features(
@@ -250,13 +294,17 @@ class RNNLM(NeuralLM):
 
     @torch.no_grad()
     def spectral_radii(self) -> list[float]:
-        """The largest |eigenvalue| of W_hh of each layer; of gated cells, with many W_hh, none."""
+        """Return the largest |eigenvalue| of W_hh of each layer.
+
+        The list is empty for gated cells, which have several recurrent matrices in a layer.
+        """
         if not self.is_elman:
             return []
         return spectral_radius(self.rnn, torch.float32)[:, 0].tolist()
 
     @property
     def is_elman(self) -> bool:
+        """Whether the cell is "tanh" or "relu", which run on rnnfast's kernels."""
         return isinstance(self.rnn, FastRNN)
 
     @property
@@ -268,7 +316,11 @@ class RNNLM(NeuralLM):
     def _recur_by_table(
         self, ids: torch.Tensor, hx: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same with the input product taken once a token, not once a position."""
+        """Run the RNN with a table of W_ih times each embedding.
+
+        The input product is then computed once for each token of the vocabulary, and not once for
+        each position.
+        """
         rnn = self.rnn
         weight_ih, *others = rnn._weights()
         table = self.encoder.weight @ weight_ih.t()
@@ -284,15 +336,18 @@ class RNNLM(NeuralLM):
 
     @torch.inference_mode()
     def sampler(self, **options):
-        """A native one, but for gated cells and an adaptive decoder."""
+        """Return a sampler; see `LanguageModel.sampler`.
+
+        It is a native one, except for gated cells and an adaptive decoder.
+        """
         if not self.is_elman or isinstance(self.decoder, AdaptiveDecoder):
-            # A copy, because generated text is that of the weights at the time of the call.
+            # The copy keeps the weights of this moment while the model may be trained further.
             model = copy.deepcopy(self, {id(self.vocab): self.vocab})
             return RecurrentSampler(model.to("cpu", torch.float32).eval(), **options), 1
         parameters = [self.encoder.weight, self.decoder.weight, self.decoder.bias]
         parameters += self.rnn.parameters()
         embedding, decoder_w, decoder_b, *rnn = (p.to("cpu", torch.float32) for p in parameters)
-        with one_thread():  # so that the table has the same bits with any number of threads
+        with one_thread():  # the table has the same bits with any number of threads
             table = embedding @ rnn[0].t()
         layers = []
         for k in range(0, len(rnn), 4):
@@ -308,11 +363,27 @@ class RNNLM(NeuralLM):
 
 
 class WindowLM(NeuralLM):
-    """p(w_t | the order - 1 tokens before it) by one hidden layer over their embeddings.
+    """A feed-forward model of a window: p(w_t | the order - 1 tokens before it).
 
-    With `direct` the embeddings are features as well, so that they are also connected to the output
-    (Bengio et al. 2003, section 2). Its state are the last order - 2 tokens, (order - 2, B), and
-    before a text there are boundaries.
+    One hidden layer reads the embeddings of the tokens in the window (Bengio et al. 2003, section
+    2). The state is the last order - 2 tokens, int64 (order - 2, B). A text starts after
+    boundaries.
+
+    Args:
+        vocab: The vocabulary.
+        emsize: The size of the embeddings.
+        nhid: The number of hidden units.
+        order: The number of tokens that the window spans, the predicted token included.
+        cell: "tanh" or "relu".
+        dropout: The probability of dropout; see `NeuralLM`.
+        tied: Share the weights of the embeddings and the decoder. Needs `emsize` equal to `nhid`.
+        direct: Connect the embeddings to the decoder as well.
+        locked_dropout: Use the same mask of dropout at all time steps; see `NeuralLM`.
+        embedding_dropout: The probability of dropping an embedding; see `NeuralLM`.
+        adaptive: Use an `AdaptiveDecoder`, which cannot be tied.
+
+    Raises:
+        UserError: As for `RNNLM`.
     """
 
     def __init__(
@@ -351,7 +422,7 @@ class WindowLM(NeuralLM):
         return torch.cat([output, window], -1) if self.direct else output, ids[steps:]
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
-        return super().next_logprobs(context[1 - self.order :])  # all that it sees
+        return super().next_logprobs(context[1 - self.order :])  # the tokens that it can see
 
     def sampler(self, **options):
         return ContextSampler(self, **options), 1
@@ -361,7 +432,7 @@ MODELS = {RNN: RNNLM, WINDOW: WindowLM}
 
 
 def build(config: Config, vocab: Vocabulary) -> NeuralLM:
-    """A new model of the settings, from torch's random numbers."""
+    """Return a new model with the settings `config`, initialised by torch's generator."""
     cls = MODELS[config.model]
     names = inspect.signature(cls).parameters.keys() - {"vocab"}
     return cls(vocab, **{name: getattr(config, name) for name in names})
