@@ -1,4 +1,4 @@
-"""The token stream, and its batches for truncated back-propagation."""
+"""Streams of token numbers, and their batches for truncated back-propagation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from .vocabulary import Vocabulary
 
 
 def shifted(ids: np.ndarray, boundary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of a stream, both (n,): every token is predicted once, the first from
-    the boundary token."""
+    """Return the inputs and the targets of a stream, both (n,).
+
+    Every token is predicted once. The input for the first token is the boundary.
+    """
     return np.concatenate(([boundary], ids))[:-1], ids
 
 
 def memory_map(vocab: Vocabulary, text: str | Text, folder: Path | None) -> np.ndarray:
-    """`vocab.encode_stream(text)` on the disk, in the smallest integers that hold it, (n,).
+    """Return `vocab.encode_stream(text)` as a memory map, (n,), of the smallest unsigned integers.
 
-    The file is in `folder` (None: where temporary files are) and has no name, so that nothing of
-    it is left once it is not used, however the process ends. Raises UserError if it cannot be
-    written.
+    The text is read once. The file is in `folder`, or where temporary files are if that is None. It
+    has no name, so nothing is left of it when it is no longer used, however the process ends.
+    Raises UserError if the file cannot be written.
     """
     dtype = np.min_scalar_type(len(vocab) - 1)
     folder = Path(tempfile.gettempdir()) if folder is None else folder
@@ -55,10 +57,11 @@ class Batches:
         length = len(ids) // batch_size
         self.shape, self.bptt = (length, batch_size), bptt
         self._sequences = ids[: batch_size * length].reshape(batch_size, length)
-        # What stands before each sequence: what the one before it ends with.
+        # The token before each sequence is the last token of the sequence before it.
         self._before = np.concatenate(([boundary], self._sequences[:-1, -1]))[:, None]
 
     def __len__(self) -> int:
+        """Return the number of chunks."""
         return -(-self.shape[0] // self.bptt)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Text cut into train, valid and test, and the corpus every Python carries."""
+"""Texts to train, validate and test on, and the corpus that every Python carries."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ TRAIN_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class Corpus:
-    """Train, valid and (or None) test text. `source` says where they came from, for a resume.
+    """The texts of a run.
 
-    `vocab` is the text whose words make the vocabulary (None: train). A `Text` is one that need
-    not fit in memory; as tokens valid and test have to, and train is mapped from the disk.
+    A `Text` need not fit in memory. Its tokens are mapped from the disk if it is the training text.
+    The tokens of the other texts are kept in memory.
+
+    Attributes:
+        train: The text to train on.
+        valid: The text to validate on.
+        test: The text to test on, or None.
+        source: Where the texts came from, so that a resumed run can read them again.
+        vocab: The text whose words make the vocabulary; None for `train`.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("0123456789")
+        >>> corpus.train, corpus.valid, corpus.test
+        ('012345678', '9', None)
     """
 
     train: str | Text
@@ -28,7 +41,10 @@ class Corpus:
     vocab: str | Text | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 of the three texts: a resumed run must go on with what it began with."""
+        """Return the SHA-256 of the three texts, 64 hexadecimal digits.
+
+        A resumed run must have the fingerprint of the run that it resumes.
+        """
         fingerprint = Fingerprint()
         for text in (self.train, self.valid, self.test or ""):
             text = fingerprint.reading(text)
@@ -39,16 +55,16 @@ class Corpus:
 
 
 class Fingerprint:
-    """SHA-256 of texts, each after its size in bytes, in passing: while others read them."""
+    """The SHA-256 of several texts, each after its size in bytes, taken while they are read."""
 
     def __init__(self):
         self._digest = hashlib.sha256()
 
     def reading(self, text: str | Text) -> str | Text:
-        """Add a text, and return it to be read.
+        """Add a text, and return the text to read.
 
-        A str is hashed at once. A `Text` is hashed while it is read, which must happen once, to its
-        end, and before the next text is added.
+        A str is hashed at once. The returned `Text` is hashed while it is read, so it must be read
+        once and to its end before the next text is added.
         """
         if isinstance(text, Text):
             self._digest.update(text.utf8_size().to_bytes(8, "little"))
@@ -64,15 +80,26 @@ class Fingerprint:
 
 
 def split(text: str | Text, source: dict | None = None) -> Corpus:
-    """The first 90 % of the characters as train, the rest as valid; both contiguous."""
+    """Split a text: the first 90 % of the characters to train on, the rest to validate on.
+
+    Args:
+        text: The text.
+        source: Where the text came from; see `Corpus`.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("a1b2" * 100)
+        >>> len(corpus.train), len(corpus.valid)
+        (360, 40)
+    """
     cut = int(TRAIN_FRACTION * len(text))
     return Corpus(text[:cut], text[cut:], None, source or {})
 
 
 def builtin() -> Corpus:
-    """Python's language reference as the standard library carries it for `help()`, split 90/10.
+    """Return Python's language reference, which the standard library has for `help()`, as `split`.
 
-    465,048 characters in Python 3.11; other versions differ a little.
+    It has 465,048 characters in Python 3.11. Other versions differ a little.
     """
     from pydoc_data.topics import topics
 
@@ -86,9 +113,20 @@ def read(
     test: str | None = None,
     vocab: str | None = None,
 ) -> Corpus:
-    """A corpus from one text (`data`, split 90/10), from one a split, or the built-in one.
+    """Read a corpus. Without arguments it is the built-in one.
 
-    Texts are named as for `read_text`; long ones stay where they are, see `open_text`.
+    A text is named as for `lm.read_text`: a file, a directory or "-" for standard input. A long
+    text to train on stays where it is; see `lm.open_text`.
+
+    Args:
+        data: One text, of which the first 90 % are to train on and the rest to validate on.
+        train: A text to train on. Give `valid` with it.
+        valid: A text to validate on.
+        test: A text to test on.
+        vocab: A text whose words make the vocabulary.
+
+    Raises:
+        UserError: A text cannot be read, or the combination of texts makes no sense.
     """
     paths = {"data": data, "train": train, "valid": valid, "test": test}
     given = {name: path for name, path in paths.items() if path}
@@ -100,7 +138,7 @@ def read(
                 "read it: give a file"
             )
     if any(map(is_pipe, given.values())):
-        source = {}  # that cannot be read again
+        source = {}  # a pipe cannot be read again
     if data and (train or valid):
         raise UserError("give --data TEXT or --train TEXT --valid TEXT, not both")
     if data:

@@ -1,4 +1,4 @@
-"""Characters, words, bytes or pieces of words to integers and back."""
+"""Vocabularies: characters, words, bytes or pieces of words as integers, and back."""
 
 from __future__ import annotations
 
@@ -26,20 +26,38 @@ BOUNDARY = {CHAR: "\n", WORD: EOS, BYTE: "\n", BPE: "\n"}
 
 
 class Vocabulary:
-    """The tokens of a model, numbered 0..V-1: `build` makes one of texts, for one of four levels.
+    """The V tokens of a model, numbered from 0 to V - 1. `Vocabulary.build` makes one of texts.
 
-    One of them is the boundary, which stands before the first token of every text and closes
-    every line: `<eos>` at word level, and else "\\n". So a newline in a text is the boundary at
-    every level. At word level words are what whitespace separates, and one outside the vocabulary
-    becomes `<unk>`; a character outside it does so if the vocabulary has `<unk>`, and else is an
-    error. Bytes, of UTF-8, and BPE, whose tokens are made of them, have every text.
+    One token is the boundary. It stands before the first token of every text and closes every line:
+    `<eos>` at word level, "\\n" at the other levels. A newline in a text is therefore the boundary
+    at every level.
 
-    The tokens of bytes are named by their text, or, where they are not whole characters, by
-    `<0xE2>` for each byte.
+    At word level, words are separated by white space, and a word that is not in the vocabulary
+    becomes `<unk>`. At char level, a character that is not in the vocabulary becomes `<unk>` if the
+    vocabulary has this token, and is an error if not. At byte level, whose tokens are the bytes of
+    UTF-8, and at BPE level, whose tokens are made of bytes, every text can be encoded. A token of
+    bytes is named by its text. If it is not whole characters, its name is `<0xE2>` for each byte.
+
+    Attributes:
+        level: "char", "word", "byte" or "bpe".
+        letters: Whether tokens are characters or bytes, so that they are few and seen often.
+        tokens: The names of the tokens in the order of their numbers.
+        boundary: The number of the boundary.
+        unk: The number of `<unk>`, or None if the vocabulary does not have it.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> vocab = lm.Vocabulary.build("word", ["the cat sat\\non the mat\\n"], max_vocab=5)
+        >>> vocab.tokens
+        ['<eos>', '<unk>', 'the', 'cat', 'mat']
+        >>> vocab.encode("the cat flew\\n")
+        array([2, 3, 1, 0])
+        >>> vocab.decode([2, 3, 1, 0])
+        'the cat <unk>\\n'
     """
 
     level: str
-    letters: bool  # tokens are characters or bytes: there are few, and most are seen often
+    letters: bool
 
     def __init__(self, tokens: Iterable[str]):
         self.tokens = list(tokens)
@@ -60,15 +78,26 @@ class Vocabulary:
         max_vocab: int | None = None,
         unk: bool = False,
     ) -> Vocabulary:
-        """Char level: every character of the texts, in code-point order, and "\\n"; with `unk`
-        then `<unk>`.
+        """Build the vocabulary of texts.
 
-        Word level: `<eos>`, `<unk>`, then the words seen at least `min_count` times, the most
-        frequent first, at most `max_vocab` tokens in all. Byte level: the 256 bytes. BPE level:
-        these, and the merges that byte pair encoding (Sennrich et al. 2016) learns from the texts,
-        up to `max_vocab` tokens in all. Raises UserError for an unknown level, a string in place
-        of several, a `min_count` less than 1 or a `max_vocab` less than 2, at BPE level less than
-        256 or not given, or without the package tokenizers.
+        - At char level it has every character of the texts in the order of code points, "\\n", and
+          then `<unk>` if `unk` is given.
+        - At word level it has `<eos>`, `<unk>`, and then the words, the most frequent first.
+        - At byte level it has the 256 bytes.
+        - At BPE level it has the 256 bytes and the merges that byte pair encoding (Sennrich et al.
+          2016) learns from the texts.
+
+        Args:
+            level: "char", "word", "byte" or "bpe".
+            texts: Several texts. A word must not extend over two of them.
+            min_count: At word level, words seen less often are left out.
+            max_vocab: The largest number of tokens, at word and BPE level. None means any number at
+                word level. BPE needs a number of at least 256.
+            unk: Add `<unk>` at char level.
+
+        Raises:
+            UserError: An argument is out of range, `texts` is a single string, or the level is
+                "bpe" and the package tokenizers is not installed.
         """
         _check_level(level)
         if isinstance(texts, str):
@@ -90,22 +119,26 @@ class Vocabulary:
         return WordVocabulary([EOS, UNK, *words][:max_vocab])
 
     def __len__(self) -> int:
+        """Return the number of tokens V."""
         return len(self.tokens)
 
     def encode(self, text: str, close: bool = False) -> np.ndarray:
-        """Token numbers of a text, int64 (n,). `close` ends the last line if it is open.
+        """Return the token numbers of a text, int64 (n,).
 
-        Raises UserError for a character that is not in the vocabulary, if that has no `<unk>`.
+        `close` ends the last line if the text does not end with a newline. Raises UserError for a
+        character that is not in a vocabulary without `<unk>`.
         """
         return self._encode(text if not close or text.endswith("\n") else text + "\n")
 
     def _encode(self, text: str, at: int = 0) -> np.ndarray:
-        """`at` is the position of the text in a longer one, for messages."""
+        """Encode a text. `at` is its position in a longer text, which messages mention."""
         raise NotImplementedError
 
     def encode_parts(self, text: str | Text) -> Iterator[np.ndarray]:
-        """A whole file, part by part: all that is in it, or its words with `<eos>` after every
-        line."""
+        """Yield the token numbers of a text part by part, int64.
+
+        At word level `<eos>` closes the last line, whether the text ends with a newline or not.
+        """
         at, part = 0, "\n"
         for part in parts(text):
             yield self._encode(part, at)
@@ -114,29 +147,35 @@ class Vocabulary:
             yield np.array([self.boundary])
 
     def encode_stream(self, text: str | Text) -> np.ndarray:
-        """The same at once, int64 (n,)."""
+        """Return the token numbers of a text as one stream, int64 (n,); see `encode_parts`."""
         return np.concatenate([np.empty(0, np.int64), *self.encode_parts(text)])
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
-        """What each token adds to a text that ends in the token `previous` (None: boundary).
+        """Yield the text that each token adds to a text that ends with the token `previous`.
 
-        Where tokens are of bytes, "" until a character is whole, and a last piece for the rest.
+        None stands for the boundary. Tokens of bytes add "" until a character is complete, and
+        there is one more piece for what is left at the end.
         """
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token numbers: the inverse of `encode`, at word level up to runs of spaces.
+        """Return the text of token numbers.
 
-        Bytes that are not UTF-8 become U+FFFD.
+        This is the inverse of `encode`, except that at word level the amount of white space between
+        words is lost. Bytes that are not UTF-8 become U+FFFD.
         """
         return "".join(self.pieces(map(int, ids)))
 
     def to_json(self) -> dict:
+        """Return the vocabulary as a dict that `json` can write."""
         return {"level": self.level, "tokens": self.tokens}
 
     @staticmethod
     def from_json(data: dict) -> Vocabulary:
-        """Raises UserError where `data` is not what `to_json` makes."""
+        """Return the vocabulary that `to_json` wrote.
+
+        Raises UserError if `data` is something else.
+        """
         tokens = data.get("tokens") if isinstance(data, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
@@ -148,6 +187,8 @@ class Vocabulary:
 
 
 class WordVocabulary(Vocabulary):
+    """Tokens are words, which white space separates."""
+
     level, letters = WORD, False
 
     def _encode(self, text: str, at: int = 0) -> np.ndarray:
@@ -166,6 +207,8 @@ class WordVocabulary(Vocabulary):
 
 
 class CharVocabulary(Vocabulary):
+    """Tokens are characters."""
+
     level, letters = CHAR, True
 
     def __init__(self, tokens: Iterable[str]):
@@ -196,6 +239,8 @@ class CharVocabulary(Vocabulary):
 
 
 class ByteVocabulary(Vocabulary):
+    """Tokens are the bytes of UTF-8."""
+
     level, letters = BYTE, True
 
     def __init__(self, tokens: Iterable[str]):
@@ -221,10 +266,10 @@ class ByteVocabulary(Vocabulary):
 
 
 class BPEVocabulary(ByteVocabulary):
-    """Byte-level BPE, as of GPT-2 (Radford et al. 2019), by Hugging Face's tokenizers.
+    """Tokens are pieces of words: byte-level BPE as in GPT-2 (Radford et al. 2019).
 
-    No merge crosses a newline, nor the start of a word, a number or a run of other characters.
-    `tokenizer` is a `tokenizers.Tokenizer` as JSON.
+    The package tokenizers of Hugging Face does the work. No merge crosses a newline or the start of
+    a word, a number or a run of other characters. `tokenizer` is a `tokenizers.Tokenizer` as JSON.
     """
 
     level, letters = BPE, False
@@ -237,12 +282,12 @@ class BPEVocabulary(ByteVocabulary):
             theirs = self._tokenizer.get_vocab(with_added_tokens=True).items()
             numbers = {i: self._index[_name(_of_symbols(symbols))] for symbols, i in theirs}
             self._numbers = np.array([numbers[i] for i in range(len(self))])
-        except Exception as error:  # the package has no class of its own for bad JSON
+        except Exception as error:  # the package raises plain Exception for bad JSON
             raise UserError(f"the tokenizer is not one of these tokens ({error})") from error
 
     @classmethod
     def learn(cls, texts: Iterable[str], max_vocab: int | None) -> BPEVocabulary:
-        """The vocabulary of `Vocabulary.build`."""
+        """Learn the merges of texts; see `Vocabulary.build`."""
         if max_vocab is None or max_vocab < 256:
             raise UserError(f"max_vocab must be at least 256 at bpe level, not {max_vocab}")
         package = _tokenizers()
@@ -266,7 +311,7 @@ class BPEVocabulary(ByteVocabulary):
         return cls([_name(_of_symbols(s)) for s in symbols], json.loads(tokenizer.to_str()))
 
     def _encode(self, text: str, at: int = 0) -> np.ndarray:
-        # No token crosses a line's end. Line by line the package's threads share the work.
+        # No token crosses the end of a line, and the threads of the package share the lines.
         lines = re.findall("[^\n]*\n|[^\n]+", _checked(text))
         encodings = self._tokenizer.encode_batch_fast(lines, add_special_tokens=False)
         ids = [i for encoding in encodings for i in encoding.ids]
@@ -289,6 +334,7 @@ def _check_level(level: object) -> None:
 
 
 def _utf8(text: str) -> bytes:
+    """Return a text as UTF-8. Raise UserError if it has a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -296,15 +342,17 @@ def _utf8(text: str) -> bytes:
 
 
 def _checked(text: str) -> str:
+    """Return the text. Raise UserError if it is not characters only."""
     _utf8(text)
     return text
 
 
 def _name(token: bytes) -> str:
-    """The name of a token of bytes; no two have the same."""
+    """Return the name of a token of bytes. Different tokens have different names."""
     try:
         name = token.decode("utf-8")
-        if not re.search(r"<(0x|U\+)", name):  # with which names of bytes and in ARPA files begin
+        # A token whose text looks like the name of a byte, here or in ARPA files, gets one too.
+        if not re.search(r"<(0x|U\+)", name):
             return name
     except UnicodeDecodeError:
         pass
@@ -312,7 +360,7 @@ def _name(token: bytes) -> str:
 
 
 def _bytes(name: str) -> bytes:
-    """The inverse of `_name`."""
+    """Return the bytes of a token: the inverse of `_name`."""
     if re.fullmatch(r"(<0x[0-9A-F]{2}>)+", name):
         return bytes(int(byte, 16) for byte in re.findall("<0x(..)>", name))
     return _utf8(name)
@@ -326,8 +374,8 @@ def _tokenizers():
     return tokenizers
 
 
-# How GPT-2 writes bytes as characters that are no white space: the printable ones of Latin-1 as
-# themselves, the others as the characters from 256 on.
+# GPT-2 writes bytes as characters that are not white space: the printable characters of Latin-1 as
+# themselves, the other bytes as the characters from 256 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _SYMBOLS = {chr(byte): byte for byte in _PRINTABLE}
 _SYMBOLS.update(
@@ -336,4 +384,5 @@ _SYMBOLS.update(
 
 
 def _of_symbols(symbols: str) -> bytes:
+    """Return the bytes that GPT-2 writes as `symbols`."""
     return bytes(_SYMBOLS[symbol] for symbol in symbols)
