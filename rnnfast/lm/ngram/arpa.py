@@ -1,11 +1,13 @@
-"""ARPA files, the text format that n-gram tools exchange: log10 p, n-gram, log10 back-off weight.
+"""Read and write ARPA files, the text format that n-gram tools exchange.
 
-The boundary of a vocabulary is both marks of a sentence: `<s>` where an n-gram begins with it and
-`</s>` where one ends with it. A model with `stream` has it inside n-grams as well, so there it is
-a word with the name it has in the vocabulary, and the marks are listed but never used. Words
-cannot hold white space, so at the other levels it is written `<U+0020>`. Comments at the top say
-what the format has no place for, the merges of BPE too; a file without them is of words and
-sentences.
+A line has log10 p, an n-gram and the log10 of its back-off weight.
+
+The boundary of a vocabulary stands for both marks of a sentence: it is written `<s>` at the start
+of an n-gram and `</s>` at the end. A model with `stream` also has the boundary inside n-grams. In
+such a file it has the name that it has in the vocabulary, and the two marks are listed but never
+used. A word of the file cannot contain white space, so at the levels other than word a space is
+written `<U+0020>`. Comments at the top of the file hold what the format has no place for, such as
+the level and the merges of BPE. A file without these comments has words and sentences.
 """
 
 from __future__ import annotations
@@ -27,17 +29,30 @@ from .model import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
 
 START, END = "<s>", "</s>"
-CHUNK = 1 << 16  # lines at a time
+CHUNK_LINES = 1 << 16  # the number of lines that are read or written at a time
 LOG10 = math.log(10)
-TOKENIZER = "# tokenizer "  # and it as JSON, on one line
-MISSING_UNK = -100 * LOG10  # log p of `<unk>` where a file has none, as for KenLM
+TOKENIZER = "# tokenizer "  # the start of the comment that has the tokenizer as JSON
+MISSING_UNK = -100 * LOG10  # log p of `<unk>` if a file has none, as in KenLM
 
 
 def write(model: NgramLM, path: str | Path) -> None:
-    """Write a model as an ARPA file; its name is there when the file is whole.
+    """Write a model as an ARPA file. The file appears under its name when it is complete.
 
-    To other programs it is the same model, but for stupid backoff: the format cannot say that a
-    context never seen has a cost. Raises UserError if `<s>` or `</s>` is in the vocabulary.
+    Other programs read the same model, except for stupid backoff: the format has no place for the
+    weight of contexts that were never seen. `lm.load` and `read` read the file.
+
+    Raises:
+        UserError: The vocabulary has the word `<s>` or `</s>`, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from rnnfast import lm
+        >>> vocab = lm.Vocabulary.build("word", ["the cat sat\\n"])
+        >>> model = lm.NgramLM.fit(vocab, vocab.encode_stream("the cat sat\\n"), order=2)
+        >>> with tempfile.NamedTemporaryFile(suffix=".arpa") as file:
+        ...     lm.arpa.write(model, file.name)
+        ...     lm.load(file.name).order
+        2
     """
     for mark in (START, END):
         if mark in model.vocab.tokens:
@@ -46,7 +61,7 @@ def write(model: NgramLM, path: str | Path) -> None:
 
 
 def _texts(model: NgramLM) -> Iterator[str]:
-    """The file, piece by piece."""
+    """Yield the file piece by piece."""
     vocab, stream = model.vocab, model.stream
     yield f"# rnnfast level={vocab.level} stream={stream} smoothing={model.smoothing}\n"
     if vocab.level == BPE:
@@ -70,8 +85,8 @@ def _texts(model: NgramLM) -> Iterator[str]:
                 backoffs = backoffs.copy()
                 weights[0], backoffs[vocab.boundary] = backoffs[vocab.boundary], 0
             yield _lines(np.full(len(marks), LOG_ZERO), [marks], weights, model.order > 1)
-        for start in range(0, len(ngrams.keys), CHUNK):
-            part = slice(start, start + CHUNK)
+        for start in range(0, len(ngrams.keys), CHUNK_LINES):
+            part = slice(start, start + CHUNK_LINES)
             *context, word = _tokens(model.ngrams[:n], part, len(vocab))
             columns = [*(first[w] for w in context), last[word]]
             yield _lines(ngrams.logprobs[part], columns, backoffs[part], model.order > n)
@@ -79,7 +94,7 @@ def _texts(model: NgramLM) -> Iterator[str]:
 
 
 def _tokens(ngrams: list[Ngrams], part: slice, size: int) -> list[np.ndarray]:
-    """The tokens of some of the longest of the n-grams, first to last."""
+    """Return the tokens of the n-grams `part` of the longest length, from the first to the last."""
     result = []
     number: slice | np.ndarray = part
     for entries in ngrams[:0:-1]:
@@ -89,6 +104,7 @@ def _tokens(ngrams: list[Ngrams], part: slice, size: int) -> list[np.ndarray]:
 
 
 def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
+    """Return the lines of some n-grams. `columns` has the words at each place of the n-gram."""
     form = "%.9g\t" + " ".join(["%s"] * len(columns)) + ("\t%.9g\n" if with_backoff else "\n")
     numbers = [(logprobs / LOG10).tolist(), *columns]
     if with_backoff:
@@ -97,11 +113,12 @@ def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
 
 
 def _written(token: str) -> str:
+    """Return a token without white space, as the file has it."""
     return re.sub(r"[\s\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
 
 
 def _token(word: str) -> str:
-    """The inverse of `_written`."""
+    """Return the token of a word in the file: the inverse of `_written`."""
     return re.sub(r"<U\+([0-9A-F]{4,6})>", lambda match: chr(int(match[1], 16)), word)
 
 
@@ -109,10 +126,13 @@ def _token(word: str) -> str:
 
 
 def read(path: str | Path) -> NgramLM:
-    """The model of an ARPA file.
+    """Read the model in an ARPA file.
 
-    Where it has no `<unk>`, log10 p of that is -100. Entries with `<s>` or `</s>` where no sentence
-    has them are dropped. Raises UserError, with the line, for what is not an ARPA file or damaged.
+    If a file of words has no `<unk>`, log10 p of `<unk>` is -100. An n-gram that has `<s>` or
+    `</s>` at a place where no sentence has it is dropped.
+
+    Raises:
+        UserError: The file is not an ARPA file, or it is damaged. The message names the line.
     """
     try:
         with open(path, "rb") as file:
@@ -122,15 +142,18 @@ def read(path: str | Path) -> NgramLM:
 
 
 class _Reader:
+    """Reads one file from top to bottom and knows the line for error messages."""
+
     def __init__(self, path: str | Path, file: BinaryIO):
         self.path, self.file = path, file
-        self.number = 0  # of the line read last
+        self.number = 0  # the number of the line that was read last
 
     def error(self, message: object) -> UserError:
+        """Return an error that names the file and the line."""
         return UserError(f"{self.path}, line {self.number}: {message}")
 
     def next(self, end: str = "the file ends here, and not with \\end\\") -> bytes:
-        """The next line that is not blank, without white space around it."""
+        """Return the next line that is not blank, without the white space around it."""
         for line in self.file:
             self.number += 1
             if line := line.strip():
@@ -138,6 +161,7 @@ class _Reader:
         raise self.error(end)
 
     def model(self) -> NgramLM:
+        """Read the whole file."""
         level, self.stream, smoothing, self.tokenizer = self.header()
         counts, line = self.counts()
         self.ngrams: list[Ngrams] = []
@@ -149,7 +173,7 @@ class _Reader:
         return NgramLM(self.vocab, self.ngrams, smoothing, self.stream)
 
     def header(self) -> tuple[str, bool, str | None, object]:
-        """Level, `stream`, smoothing and tokenizer, from the comments before \\data\\."""
+        """Return level, `stream`, smoothing and tokenizer from the comments before \\data\\."""
         about, tokenizer = {}, None
         while (line := self.next("not an ARPA file, it has no \\data\\")) != b"\\data\\":
             if line.startswith(b"# rnnfast "):
@@ -167,7 +191,7 @@ class _Reader:
         return level, stream == "True", smoothing, tokenizer
 
     def counts(self) -> tuple[list[int], bytes]:
-        """The number of n-grams of each length, and the line after these."""
+        """Return the number of n-grams of each length, and the line after these lines."""
         counts: list[int] = []
         while (line := self.next()).startswith(b"ngram"):
             match = re.fullmatch(rb"ngram\s+(\d+)\s*=\s*(\d+)", line)
@@ -179,11 +203,12 @@ class _Reader:
         return counts, line
 
     def expect(self, wanted: str, line: bytes) -> None:
+        """Raise UserError if `line` is not `wanted`."""
         if line != wanted.encode():
             raise self.error(f"{wanted} should be here, by the counts at the top")
 
     def chunks(self, n: int, count: int, parse: Callable) -> tuple:
-        """The next `count` lines as log p, log weights and what `parse` makes of their words."""
+        """Read `count` lines. Return log p, the log weights and what `parse` makes of the words."""
 
         def parts(lines: list[bytes]) -> tuple:
             first, *words, last = _columns(lines, n)
@@ -191,13 +216,13 @@ class _Reader:
 
         chunks = [parts([])]
         while count > 0:
-            lines = list(itertools.islice(self.file, min(count, CHUNK)))
+            lines = list(itertools.islice(self.file, min(count, CHUNK_LINES)))
             if not lines:
                 self.next()  # raises the error for the end of the file
             try:
                 chunks.append(parts(lines))
             except ValueError:
-                for line in lines:  # which is it?
+                for line in lines:  # find the line with the error
                     self.number += 1
                     try:
                         parts([line])
@@ -209,7 +234,7 @@ class _Reader:
         return tuple(map(np.concatenate, zip(*chunks, strict=True)))
 
     def unigrams(self, count: int, level: str) -> Ngrams:
-        """The entries of the tokens; sets the vocabulary and the words as written."""
+        """Read the 1-grams. Set the vocabulary, and the index of the words as they are written."""
 
         def parse(words: list[bytes]) -> np.ndarray:
             for word in words:
@@ -247,13 +272,14 @@ class _Reader:
         except UserError as error:
             raise self.error(error) from error
         self.index = {word: i for i, word in enumerate(words)}
-        # `<s>` and `</s>` in longer n-grams: where they may stand is seen there.
+        # In longer n-grams `<s>` and `</s>` have numbers of their own. `longer` checks the places
+        # at which they may stand.
         self.index[START.encode()] = len(names)
         self.index[END.encode()] = len(names) + 1
         return Ngrams(np.arange(len(names)), logprobs, backoffs)
 
     def longer(self, n: int, count: int) -> Ngrams:
-        """The entries of n > 1 words."""
+        """Read the n-grams of n > 1 words."""
         size = len(self.vocab)
 
         def parse(*words: list[bytes]) -> np.ndarray:
@@ -274,7 +300,7 @@ class _Reader:
 
         logprobs, backoffs, keys = self.chunks(n, count, parse)
         order = np.argsort(keys, kind="stable")
-        order = order[np.searchsorted(keys[order], 0) :]  # without the impossible ones
+        order = order[np.searchsorted(keys[order], 0) :]  # drop the impossible n-grams
         keys = keys[order]
         if (keys[1:] == keys[:-1]).any():
             raise self.error(f"an n-gram stands twice among the {n}-grams")
@@ -282,20 +308,22 @@ class _Reader:
 
 
 def _columns(lines: list[bytes], n: int) -> list[list[bytes]]:
-    """The n + 2 columns of lines of log10 p, n words and perhaps a log10 weight."""
-    flat = []  # one list, and not one a line: Python's garbage collector looks at every list
+    """Return the n + 2 columns of lines with log10 p, n words and perhaps a log10 weight."""
+    # One flat list is faster than a list for each line, because Python's garbage collector visits
+    # every list.
+    flat = []
     for line in lines:
-        row = line.split()
-        if len(row) == n + 1:
-            row.append(b"0")
-        if len(row) != n + 2:
+        fields = line.split()
+        if len(fields) == n + 1:
+            fields.append(b"0")
+        if len(fields) != n + 2:
             raise ValueError(f"log10 p, {n} words and at most a back-off weight should be here")
-        flat += row
+        flat += fields
     return [flat[i :: n + 2] for i in range(n + 2)]
 
 
 def _numbers(*columns: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """log p and log weights, nats, from log10."""
+    """Return log p and log weights in nats from columns of log10."""
     logprobs, backoffs = (np.fromiter(map(float, column), float) for column in columns)
     if not ((logprobs <= 0).all() and (backoffs < math.inf).all()):
         raise ValueError("log10 p must be at most 0, and a back-off weight a number")

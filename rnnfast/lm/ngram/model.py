@@ -1,4 +1,4 @@
-"""n-gram language models: sorted arrays, looked up by bisection, all tokens of a text at a time."""
+"""n-gram language models: sorted arrays in which the tokens of a text are found by bisection."""
 
 from __future__ import annotations
 
@@ -16,36 +16,59 @@ from ..language_model import LanguageModel
 from ..sampling import ContextSampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate
 
-LOG_ZERO = -99 * math.log(10)  # log of a probability of zero, as ARPA files write it
+LOG_ZERO = -99 * math.log(10)  # stands for log 0, as in ARPA files
 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The n-grams of one length that have an entry in a model, in the order of their keys.
+    """The G n-grams of one length that a model has, in the order of their keys.
 
-    For n = 1 these are all V tokens, and their keys the tokens' numbers.
+    For n = 1 these are all V tokens, and the keys are the numbers of the tokens.
+
+    Attributes:
+        keys: int64 (G,). A key is the number of the first n - 1 tokens among the (n-1)-grams,
+            times V, plus the last token.
+        logprobs: float64 (G,), log p of the last token after the others, in nats.
+        backoffs: float64 (G,), the logarithm of the back-off weight of the n-gram as a context. It
+            is 0 in the highest order.
     """
 
-    keys: np.ndarray  # int64 (G,): number of the first n-1 tokens among the (n-1)-grams * V + last
-    logprobs: np.ndarray  # float64 (G,): log p of the last token after the others, nats
-    backoffs: np.ndarray  # float64 (G,): log weight as a context, 0 in the highest order
+    keys: np.ndarray
+    logprobs: np.ndarray
+    backoffs: np.ndarray
 
 
 class NgramLM(LanguageModel):
-    """p(w | the order - 1 tokens before it) as a back-off model; `NgramLM.fit` makes one of text.
+    """An n-gram model in back-off form: p(w | the order - 1 tokens before it).
 
-    The entry of the longest n-gram that ends in w counts; for each token of context it leaves out,
-    p is multiplied by the weight of the context that this token began.
+    `NgramLM.fit` makes a model from a text, `lm.load` reads one from an ARPA file.
 
-    Every line is a sentence: the boundary that closes it is predicted like a word (`</s>`), and a
-    context reaches back to the boundary before the line (`<s>`) and no further. With `stream`
-    contexts run on over the ends of lines, as an RNN's does. Either way every token of a text is
-    predicted once, so the perplexities of both can be compared with each other and an `RNNLM`'s.
+    p(w | context) is the probability of the longest n-gram that ends with w. For each token of the
+    context that this n-gram leaves out, it is multiplied by the back-off weight of the context that
+    starts with this token.
 
-    `<unk>` is a token like the others; where the training text has none, it has its share of what
-    smoothing keeps for tokens never seen. No probability is zero: where maximum likelihood would
-    have it so, it is 1e-99. p sums to 1 over the vocabulary in every context, but for stupid
-    backoff, whose scores do not.
+    Every line is a sentence. The boundary that closes it is predicted like a word (`</s>`), and a
+    context reaches back to the boundary before the line (`<s>`) and no further. With `stream`,
+    contexts go on across the ends of lines, as in an RNN. In both cases every token of a text is
+    predicted once, so perplexities can be compared with one another and with those of an `RNNLM`.
+
+    `<unk>` is a token like the others. If the training text has none, it gets its share of what
+    smoothing keeps for tokens that were never seen. No probability is zero: maximum likelihood has
+    1e-99 instead. p sums to 1 over the vocabulary in every context, except for stupid backoff.
+
+    Attributes:
+        vocab: The vocabulary.
+        ngrams: The n-grams of each length; `ngrams[n - 1]` has those of n tokens.
+        smoothing: The name of the smoothing, or None if it is not known.
+        stream: Whether contexts go on across the ends of lines.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> text = "the cat sat on the mat\\n" * 50
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> model = lm.NgramLM.fit(vocab, vocab.encode_stream(text), order=3)
+        >>> model.order, model.generate("the cat", length=3, temperature=0)
+        (3, 'the cat sat on the')
     """
 
     def __init__(
@@ -55,9 +78,10 @@ class NgramLM(LanguageModel):
         smoothing: str | None = None,
         stream: bool = False,
     ):
-        """`ngrams[n-1]` are those of n tokens; `smoothing` is where they are from, if known."""
+        """Make a model from its n-grams; see the attributes."""
         self.vocab, self.ngrams, self.smoothing, self.stream = vocab, ngrams, smoothing, stream
-        # For stupid backoff a context never seen costs as much as any other, else nothing.
+        # In stupid backoff a context that was never seen has the same weight as any other. In the
+        # other models its weight is 1.
         self._unseen = math.log(ALPHA) if smoothing == "stupid" else 0.0
 
     @classmethod
@@ -70,13 +94,21 @@ class NgramLM(LanguageModel):
         k: float = 1.0,
         stream: bool = False,
     ) -> NgramLM:
-        """Count and estimate on tokens as `vocab.encode_stream` gives them, integers (n,).
+        """Count the n-grams of a text, and estimate their probabilities.
 
-        `smoothing` is "mle" (maximum likelihood), "add-k", "stupid" (stupid backoff; Brants et al.
-        2007), "katz" (back-off with Good-Turing discounts; Katz 1987), "kn" or "mkn" (interpolated
-        and modified Kneser-Ney; Chen & Goodman 1999); `k` is what "add-k" adds. Where a text has
-        too few n-grams, or too many, for discounts to be estimated, simpler or fixed ones stand in.
-        Raises UserError.
+        Args:
+            vocab: The vocabulary.
+            ids: Token numbers as `vocab.encode_stream` returns them, integers (n,).
+            order: The length of the longest n-grams.
+            smoothing: "mle" (maximum likelihood), "add-k", "stupid" (stupid backoff; Brants et al.
+                2007), "katz" (back-off with Good-Turing discounts; Katz 1987), "kn" (interpolated
+                Kneser-Ney) or "mkn" (modified Kneser-Ney; both Chen & Goodman 1999). If the counts
+                of a text do not allow to estimate discounts, simpler or fixed discounts are used.
+            k: The number that "add-k" adds to each count.
+            stream: Let contexts go on across the ends of lines.
+
+        Raises:
+            UserError: An argument is out of range, or `ids` is empty.
         """
         if order < 1:
             raise UserError(f"order must be at least 1, not {order}")
@@ -92,7 +124,7 @@ class NgramLM(LanguageModel):
         levels = count(ids, len(vocab), vocab.boundary, order, stream)
         logprobs, backoffs = [], []
         for p, weight in estimate(levels, smoothing, k, stream):
-            logprobs.append(np.minimum(_log(p), 0))  # not a rounding above 1
+            logprobs.append(np.minimum(_log(p), 0))  # rounding may make p larger than 1
             backoffs.append(_log(weight))
         backoffs = [*backoffs[1:], np.zeros(len(levels[-1].keys))]
         keys = [level.keys for level in levels]
@@ -100,20 +132,19 @@ class NgramLM(LanguageModel):
 
     @property
     def order(self) -> int:
+        """The length of the longest n-grams."""
         return len(self.ngrams)
 
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """log p of every token of a text, as `fit` takes it, float64 (n,), nats.
-
-        `on_chunk` is called with the number of tokens done.
-        """
+        """Return log p of every token of a stream; see `LanguageModel.logprobs`."""
         context, _ = shifted(ids, self.vocab.boundary)
         lengths = context_lengths(ids, self.vocab.boundary, self.stream)
         result = self.ngrams[0].logprobs[ids]
         for n, (shorter, longer) in enumerate(itertools.pairwise(self.ngrams), 2):
-            # `context` has the numbers of the n-1 tokens before each, -1 where there is no entry.
+            # `context` has the number of the n - 1 tokens before each token among the (n-1)-grams,
+            # or -1 if the model does not have them.
             reached = lengths >= n - 1
             context[~reached] = -1
             known = context >= 0
@@ -128,6 +159,7 @@ class NgramLM(LanguageModel):
         return result
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        """Return log p of every token after `context`; see `LanguageModel.next_logprobs`."""
         size = len(self.vocab)
         if not self.stream:
             context = context[np.append(0, np.flatnonzero(context == self.vocab.boundary))[-1] :]
@@ -148,12 +180,16 @@ class NgramLM(LanguageModel):
         return result
 
     def sampler(self, **options) -> tuple[ContextSampler, int]:
-        """A sampler, and the tokens to ask of it a time; `options` as in `rnnfast._ops.sampler`."""
+        """Return a sampler; see `LanguageModel.sampler`."""
         return ContextSampler(self, **options), 1
 
 
 def find(keys: np.ndarray, context: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
-    """Numbers of n-grams from those of their contexts (-1: none) and last tokens; -1 for none."""
+    """Return the numbers of n-grams among sorted `keys`, or -1 for n-grams that are not there.
+
+    `context` has the numbers of the contexts (-1 for a context that is not there), `last` has the
+    last tokens, and `size` is the size of the vocabulary.
+    """
     wanted = context * size + last
     if len(keys) == 0:
         return np.full(wanted.shape, -1)
