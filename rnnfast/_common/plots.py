@@ -1,4 +1,4 @@
-"""Plots: the check for matplotlib, the value of a `--plot` option, and writing a figure."""
+"""Check for matplotlib, read the value of a `--plot` option, and write a figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .files import write_atomic
 
 
 def require_matplotlib() -> None:
-    """Raise UserError, saying what to install, where there is no matplotlib."""
+    """Raise UserError, which says what to install, if there is no matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -21,21 +21,21 @@ def require_matplotlib() -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Raise UserError for a plot that cannot be: before the measurement rather than after it."""
+    """Raise UserError if a plot cannot be drawn or written. Call this before the measurement."""
     require_matplotlib()
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write {path}: give the plot a name in a folder")
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure, whole or not at all, in the format that the name ends with."""
+    """Write a matplotlib figure in the format that the name ends with."""
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], dpi=150)
     write_atomic(path, image.getvalue())
 
 
 def plot_path(text: str) -> Path:
-    """The value of a --plot option."""
+    """Convert the value of a --plot option, a name that ends with .png or .svg."""
     path = Path(text)
     if path.suffix not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text!r}: want a name that ends with .png or .svg")
