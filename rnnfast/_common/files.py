@@ -55,7 +55,9 @@ def check_writable(path: str | Path, option: str) -> None:
     """
     place = path if _is_special(path) else os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.access(place, os.W_OK):
-        raise UserError(f"cannot write {path}: give {option} a file in a folder")
+        raise UserError(
+            f"cannot write {path}: give {option} a file in a folder that can be written"
+        )
 
 
 def _is_special(path: str | Path) -> bool:

@@ -24,7 +24,9 @@ def check_plot(path: Path) -> None:
     """Raise UserError if a plot cannot be drawn or written. Call this before the measurement."""
     require_matplotlib()
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: give the plot a name in a folder")
+        raise UserError(
+            f"cannot write {path}: give the plot a name in a folder that can be written"
+        )
 
 
 def save_figure(figure: Any, path: Path) -> None:

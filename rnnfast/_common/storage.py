@@ -242,7 +242,7 @@ def read_tensors(
                     if found != tuple(shape):
                         raise UserError(
                             f"{path} and {CONFIG} with {VOCAB} do not match: {name} is {found}, "
-                            f"they say {tuple(shape)}"
+                            f"and it should be {tuple(shape)}"
                         )
             tensors = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}

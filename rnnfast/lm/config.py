@@ -193,9 +193,9 @@ class Config:
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
-            raise UserError("direct needs the model window, and its output weights not tied")
+            raise UserError("direct needs the model window, and output weights that are not tied")
         if self.adaptive and (self.tied or self.level != WORD):
-            raise UserError("adaptive needs words, and output weights that are not tied")
+            raise UserError("adaptive needs words as tokens, and output weights that are not tied")
         if self.model == WINDOW and self.weight_dropout:
             raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:
@@ -203,7 +203,7 @@ class Config:
         if self.tied and self.emsize != self.nhid:
             raise UserError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
-                "give both, or not tied"
+                "make them equal, or turn tied off"
             )
 
     def _require(self, name, holds, what):

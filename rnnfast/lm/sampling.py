@@ -91,8 +91,10 @@ class ContextSampler(SamplerBase):
         self.tokens: list[int] = []
 
     def feed(self, tokens: list[int]) -> None:
+        """Read tokens. The first token of all must be a boundary."""
         # A context has order - 1 tokens. One more, so that the slice is right for order 1 as well.
         self.tokens = (self.tokens + tokens)[-self.model.order :]
 
     def next_logprobs(self) -> np.ndarray:
+        """Return log p of every token after those read: float64 (V,)."""
         return self.model.next_logprobs(np.array(self.tokens))

@@ -1,4 +1,6 @@
-"""Language models on disk. A model is a folder of these files:
+"""Language models on disk.
+
+A model is a folder of these files:
 
 - `model.safetensors`: the weights of the best validation so far.
 - `config.json`: the settings, and where the corpus came from.
@@ -217,7 +219,7 @@ def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:
         )
     try:
         if settings["format"] != FORMAT:
-            raise UserError(f"format {settings['format']} is not {FORMAT}, which this reads")
+            raise UserError(f"its format is {settings['format']}, this version reads {FORMAT}")
         config = Config.from_json(settings["config"])
         corpus = settings["corpus"]
     except (KeyError, TypeError, UserError) as error:

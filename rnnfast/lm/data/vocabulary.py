@@ -197,6 +197,7 @@ class WordVocabulary(Vocabulary):
         return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        """Yield the text that each token adds; see `Vocabulary.pieces`."""
         previous = self.boundary if previous is None else previous
         for token in ids:
             if token == self.boundary:
@@ -235,6 +236,7 @@ class CharVocabulary(Vocabulary):
         return ids
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        """Yield the text that each token adds; see `Vocabulary.pieces`."""
         return (self.tokens[token] for token in ids)
 
 
@@ -258,6 +260,7 @@ class ByteVocabulary(Vocabulary):
         return self._lookup[np.frombuffer(_utf8(text), dtype=np.uint8)]
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
+        """Yield the text that each token adds; see `Vocabulary.pieces`."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in ids:
             yield decoder.decode(self._bytes[token])
@@ -318,6 +321,7 @@ class BPEVocabulary(ByteVocabulary):
         return self._numbers[np.array(ids, dtype=np.int64)]
 
     def to_json(self) -> dict:
+        """Return the vocabulary, and its tokenizer, as a dict that `json` can write."""
         return {**super().to_json(), "tokenizer": json.loads(self._tokenizer.to_str())}
 
 

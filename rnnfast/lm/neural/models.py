@@ -286,6 +286,7 @@ class RNNLM(NeuralLM):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the decoder gets, (T, B, features), and the state; see `NeuralLM.forward`."""
         if self._has_table and len(self.vocab) <= ids.numel():
             output, hn = self._recur_by_table(ids, state)
         else:
@@ -412,6 +413,7 @@ class WindowLM(NeuralLM):
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the decoder gets, (T, B, features), and the state; see `NeuralLM.forward`."""
         steps, batch_size = ids.shape
         if state is None:
             state = ids.new_full((self.order - 2, batch_size), self.vocab.boundary)
@@ -422,9 +424,11 @@ class WindowLM(NeuralLM):
         return torch.cat([output, window], -1) if self.direct else output, ids[steps:]
 
     def next_logprobs(self, context: np.ndarray) -> np.ndarray:
+        """Return log p of every token after `context`; see `LanguageModel.next_logprobs`."""
         return super().next_logprobs(context[1 - self.order :])  # the tokens that it can see
 
     def sampler(self, **options):
+        """Return a sampler; see `LanguageModel.sampler`."""
         return ContextSampler(self, **options), 1
 
 

@@ -35,6 +35,7 @@ class RecurrentSampler(SamplerBase):
 
     @torch.inference_mode()
     def feed(self, tokens: list[int]) -> None:
+        """Read tokens. The first token of all must be a boundary."""
         with one_thread():
             # One token a call: the products of many rows at once would round differently.
             for token in tokens:
@@ -42,5 +43,6 @@ class RecurrentSampler(SamplerBase):
 
     @torch.inference_mode()
     def next_logprobs(self) -> np.ndarray:
+        """Return log p of every token after those read: float64 (V,)."""
         with one_thread():
             return self.model.decoder(self.output)[0, 0].double().log_softmax(0).numpy()

@@ -152,7 +152,7 @@ class _Reader:
         """Return an error that names the file and the line."""
         return UserError(f"{self.path}, line {self.number}: {message}")
 
-    def next(self, end: str = "the file ends here, and not with \\end\\") -> bytes:
+    def next(self, end: str = "the file ends here, but not with \\end\\") -> bytes:
         """Return the next line that is not blank, without the white space around it."""
         for line in self.file:
             self.number += 1

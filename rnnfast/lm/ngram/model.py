@@ -120,7 +120,9 @@ class NgramLM(LanguageModel):
             raise UserError("there is no token to count: give some text")
         ids = np.asarray(ids, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= len(vocab):
-            raise UserError(f"ids must be in [0, {len(vocab)}): are they of this vocabulary?")
+            raise UserError(
+                f"ids must be in [0, {len(vocab)}): encode the text with this vocabulary"
+            )
         levels = count(ids, len(vocab), vocab.boundary, order, stream)
         logprobs, backoffs = [], []
         for p, weight in estimate(levels, smoothing, k, stream):

@@ -107,8 +107,8 @@ def resume(
         if asked is not None and asked != has and field.name not in RESUMABLE:
             name = field.name.replace("_", "-")
             raise UserError(
-                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: ask for "
-                "that, or start a new run"
+                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: give "
+                "that value, or start a new run"
             )
     changes = {name: value for name, value in changes.items() if value is not None}
     changed = replace(config, **changes)
@@ -135,7 +135,8 @@ def resume(
             trainer.restore(tensors, state, best)
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(
-                f"the checkpoint in {path} is corrupted or not of these settings: start a new run"
+                f"the checkpoint in {path} is corrupted or belongs to other settings: start a new "
+                "run"
             ) from error
         if trainer.finished and trainer.state.step == trainer.state.validated_step:
             if finished:
@@ -161,7 +162,8 @@ def _reread(path: str | Path, about: dict) -> Corpus:
 def _check_text(path: str | Path, about: dict, sha256: str) -> None:
     if sha256 != about.get("sha256"):
         raise UserError(
-            f"the text is not the one the run in {path} began with: give that one, or start anew"
+            f"the text is not the one that the run in {path} began with: give that text, or start "
+            "a new run"
         )
 
 
