@@ -1,1 +1,1 @@
-"""The ground floor: errors, files, texts, storage, progress bars and plots. It knows no models."""
+"""The ground floor: errors, files, texts, storage, parameters and plots. It knows no models."""

@@ -1,4 +1,4 @@
-"""Errors that the user can correct, and the check of a seed, which many functions take."""
+"""Errors that the user can correct, and the check of a seed."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and JSON files."""
+"""Write files completely or not at all, and read and write JSON files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from .errors import UserError
 
-STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # by the numbers of their descriptors
+STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")  # in the order of their descriptors
 
 
 def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file so that its name holds the old content or the new, whatever happens.
+    """Write a file so that its name has either the old content or the new content at any time.
 
-    The data, all at once or in pieces, goes to a temporary name beside it, to the disk (fsync),
-    and is then renamed. A link stays one to the new file. What is there and no regular file, such
-    as a pipe or a device, is written to; so is what this process has open, /dev/stdout for one,
-    whatever that is, between what it writes there before and after.
+    The data, all at once or in pieces, is written to a temporary file in the same folder and synced
+    to the disk. Then that file is renamed. A symbolic link stays a link, to the new file. A pipe or
+    a device is written to directly. So is a file that this process has open, such as /dev/stdout,
+    in the right order with the rest of the output. Raises UserError if the file cannot be written.
     """
     pieces = [data] if isinstance(data, bytes) else data
     with writing(path):
@@ -48,21 +48,27 @@ def write_atomic(path: str | Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def check_writable(path: str | Path, option: str) -> None:
-    """Raise UserError for a file that cannot be: before the work, not after an hour of it."""
+    """Raise UserError if a file cannot be written.
+
+    Commands call this before they start, so that an hour of work is not lost. `option` is the name
+    of the option that named the file.
+    """
     place = path if _is_special(path) else os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.access(place, os.W_OK):
-        raise UserError(f"cannot write {path}: give {option} a file in a folder")
+        raise UserError(
+            f"cannot write {path}: give {option} a file in a folder that can be written"
+        )
 
 
 def _is_special(path: str | Path) -> bool:
-    """Whether it is there, links followed, and no regular file, which alone can be replaced."""
+    """Return whether `path` exists and is not a regular file, so that it cannot be replaced."""
     if _open_descriptor(path) is not None:
         return True
     return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _open_descriptor(path: str | Path) -> int | None:
-    """The number of what is open already, if that is what the name stands for."""
+    """Return the descriptor that a name such as /dev/stdout stands for, or None."""
     name = os.path.abspath(path)
     if name in STREAMS:
         return STREAMS.index(name)
@@ -72,7 +78,7 @@ def _open_descriptor(path: str | Path) -> int | None:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """A full disk or a missing permission is for the user to mend."""
+    """Turn an OSError in the body of a `with` statement into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -80,7 +86,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def sync(folder: Path) -> None:
-    """A rename is on the disk when its folder is."""
+    """Sync a folder to the disk, which makes the renames in it permanent."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

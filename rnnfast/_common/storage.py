@@ -34,18 +34,26 @@ def is_model(folder: Path) -> bool:
 
 
 class Folder:
-    """The folder that a run writes to: a new one, or one that takes an old model's place.
-
-    `files` and `folders` are the names of what the run may write there; everything else is foreign.
-    A model that has the file `checkpoint` can be resumed, and messages say so. With `resume` the
-    run goes on in the folder of an earlier run.
+    """The folder that a run writes to: a new folder, or one that replaces an old model.
 
     With `overwrite` the run is written beside the old model and takes its name at the first
-    `publish`, when it has weights. Until then the old model stays as it is. A symbolic link stays a
-    link, to the new folder, which has the mode of the old one. Raises UserError if `path` holds
-    foreign files, if it holds a model and `overwrite` is false, or if another run, of any process,
-    is writing there: a folder is locked until `close`, on file systems that can lock folders (NFS
-    cannot).
+    `publish`, when it has weights. Until then the old model is not changed. A symbolic link stays a
+    link, to the new folder. The new folder has the mode of the old one.
+
+    A folder is locked until `close`, so that no other run, of any process, writes to it. Some file
+    systems, such as NFS, cannot lock folders.
+
+    Args:
+        path: The folder.
+        overwrite: Replace a model that the folder holds.
+        resume: Go on in the folder of an earlier run.
+        files: The names of the files that the run may write.
+        folders: The names of the folders that the run may write.
+        checkpoint: The name of the file that a model needs to be resumed, for messages.
+
+    Raises:
+        UserError: The folder holds other files, it holds a model and `overwrite` is false, another
+            run is writing there, or it cannot be written.
     """
 
     def __init__(
@@ -59,15 +67,17 @@ class Folder:
         checkpoint: str | None = None,
     ):
         self.path = self.final = Path(path)
-        self._real = Path(os.path.realpath(path))  # is renamed; messages have the name given
+        self._real = Path(
+            os.path.realpath(path)
+        )  # the folder to rename; messages have the name that was given
         self._files, self._folders, self._checkpoint = files, folders, checkpoint
-        self._locks: list[int] = []  # descriptors of folders
+        self._locks: list[int] = []  # the descriptors of locked folders
         weakref.finalize(self, _unlock, self._locks)
         try:
             if resume:
                 self.lock()
                 for entry in self.path.iterdir():
-                    if _is_temporary(entry.name):  # of a run that was killed while it wrote
+                    if _is_temporary(entry.name):  # left by a run that was killed while it wrote
                         entry.unlink(missing_ok=True)
                 return
             with writing(self.final):
@@ -81,7 +91,7 @@ class Folder:
                     self.path = self._beside()
                     self._locks.append(_lock(self.path))
                 else:
-                    self._clear()  # of a run that was killed before it saved a model
+                    self._clear()  # files of a run that was killed before it saved a model
         except BaseException:
             self.close()
             raise
@@ -130,7 +140,7 @@ class Folder:
         """Rename the folder to its final name, if it was written beside an old model."""
         if self.path == self.final:
             return
-        self._close_files()  # their path is about to go
+        self._close_files()  # the path of open files is about to change
         with writing(self.final):
             old = self.path.with_suffix(".old")
             os.rename(self._real, old)
@@ -145,7 +155,7 @@ class Folder:
             sync(self._real.parent)
         self.path = self.final
         shutil.rmtree(old, ignore_errors=True)
-        _unlock(self._locks[:-1])  # the lock of the old folder, which is gone
+        _unlock(self._locks[:-1])  # the lock of the old folder, which no longer exists
         del self._locks[:-1]
 
     def discard(self) -> None:
@@ -232,7 +242,7 @@ def read_tensors(
                     if found != tuple(shape):
                         raise UserError(
                             f"{path} and {CONFIG} with {VOCAB} do not match: {name} is {found}, "
-                            f"they say {tuple(shape)}"
+                            f"and it should be {tuple(shape)}"
                         )
             tensors = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Reading text: files, compressed or not, directories, standard input; all at once or in parts."""
+"""Read text: files, also compressed ones, directories and standard input, at once or in parts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -22,49 +23,79 @@ from .files import writing
 from .storage import is_model
 
 STDIN = "-"
-BLOCK = 1 << 18  # bytes read at a time; compressed ones become many times as many
+BLOCK = 1 << 18  # the bytes that are read at a time; compressed bytes become many times as many
 IN_MEMORY = 1 << 26  # characters; a longer text is read anew whenever it is needed
-LONGEST_WORD = 1 << 24  # characters; a longer one may be cut
+LONGEST_WORD = 1 << 24  # characters; a longer word may be cut
 
 
 def read_text(path: str | Path) -> str:
-    """The UTF-8 text of a file, a directory or, for "-", standard input, CRLF as "\n".
+    r"""Read the UTF-8 text of a file, of a directory or, for "-", of standard input.
 
-    What gzip, bzip2, xz or zstd has compressed is decompressed, told by its first bytes whatever
-    its name; zstd needs Python 3.14 or the package zstandard. A directory is all files in it and
-    in its folders, in the order of their paths, without those with a name, or in a folder with a
-    name, that begins with a dot, and without folders of models, so that one trained in there can go
-    on; each closes its last line. Raises UserError for what is missing, empty, damaged or not
-    UTF-8.
+    A line may end with CRLF, which becomes "\n". A file that was compressed with gzip, bzip2, xz or
+    zstd is decompressed. Its first bytes say so, and its name does not matter. zstd needs Python
+    3.14 or the package zstandard.
+
+    A directory stands for all files in it and in its folders, in the order of their paths. Names
+    that begin with a dot are left out. Folders of models are left out too, so that a model can be
+    trained in the directory and resumed. A newline is added to a file that does not end with one.
+
+    Raises:
+        UserError: The text is missing, empty, damaged or not UTF-8.
     """
     return "".join(_reader(path)())
 
 
 def open_text(path: str | Path) -> str | Text:
-    """As `read_text`, but a text of more than IN_MEMORY characters stays where it is.
+    """Return a text as `read_text` does, or a `Text` if it has more than IN_MEMORY characters.
 
-    It must not change as long as it is used. What comes through a pipe is kept in a temporary file.
+    A `Text` is read anew whenever it is used, so the files must not change as long as it is used.
+    What comes through a pipe is kept in a temporary file.
+    """
+    text, _ = open_split(path, 1.0)
+    return text
+
+
+def open_split(path: str | Path, fraction: float) -> tuple[str | Text, str]:
+    """Return the first `fraction` of the characters of a text, and the rest of them.
+
+    The text is read once. The first part is as `open_text` has it, the rest is in memory.
     """
     read = _reader(path)
-    kept, size = [], 0
+    kept: deque[str] = deque()
+    first = size = encoded = cut = 0  # characters before `kept`, characters and bytes so far
     for piece in read():
+        kept.append(piece)
         size += len(piece)
-        if size > IN_MEMORY:
-            kept.clear()
-        else:
-            kept.append(piece)
-    return "".join(kept) if size <= IN_MEMORY else Text(read, 0, size)
+        encoded += len(utf8(piece))
+        cut = int(fraction * size)
+        # The cut can only move on, so a piece that lies before it will not be needed.
+        while size > IN_MEMORY and kept and first + len(kept[0]) <= cut:
+            first += len(kept.popleft())
+    if size <= IN_MEMORY:
+        text = "".join(kept)
+        return text[:cut], text[cut:]
+    rest = "".join(kept)[cut - first :]
+    return Text(read, 0, cut, encoded - len(utf8(rest))), rest
 
 
 class Text:
-    """A text that need not fit in memory: `pieces` reads it anew. Slices are such texts too."""
+    """A text that need not fit in memory: `pieces` reads it anew. A slice is also a `Text`."""
 
-    def __init__(self, read: Callable[[], Iterator[str]], start: int, stop: int):
-        """Characters `start` to `stop` of the pieces that `read()` gives."""
-        self._read, self._start, self._stop = read, start, stop
+    def __init__(
+        self,
+        read: Callable[[], Iterator[str]],
+        start: int,
+        stop: int,
+        encoded: int | None = None,
+    ):
+        """Make the text of the characters `start` to `stop` in the pieces that `read()` yields.
+
+        `encoded` is the number of bytes of this text in UTF-8, if it is known.
+        """
+        self._read, self._start, self._stop, self._encoded = read, start, stop, encoded
 
     def __len__(self) -> int:
-        """Characters."""
+        """Return the number of characters."""
         return self._stop - self._start
 
     def __getitem__(self, part: slice) -> Text:
@@ -72,6 +103,7 @@ class Text:
         return Text(self._read, self._start + start, self._start + max(start, stop))
 
     def pieces(self) -> Iterator[str]:
+        """Read the text: yield strings that are not empty."""
         at = 0
         for piece in self._read():
             if at >= self._stop:
@@ -80,9 +112,25 @@ class Text:
                 yield part
             at += len(piece)
 
+    def watched(self, on_piece: Callable[[str], None]) -> Text:
+        """Return the same text, which calls `on_piece` with each piece when it is read."""
+
+        def read() -> Iterator[str]:
+            for piece in self.pieces():
+                on_piece(piece)
+                yield piece
+
+        return Text(read, 0, len(self), self._encoded)
+
+    def utf8_size(self) -> int:
+        """Return the number of bytes in UTF-8. The text is read if this is not known."""
+        if self._encoded is None:
+            self._encoded = sum(len(utf8(piece)) for piece in self.pieces())
+        return self._encoded
+
 
 def parts(text: str | Text) -> Iterator[str]:
-    """A text cut at the ends of lines, or where a line is long before a space."""
+    """Yield the parts of a text. A part ends with a line or, in a long line, before a space."""
     if isinstance(text, Text):
         pieces = text.pieces()
     else:
@@ -103,22 +151,27 @@ def parts(text: str | Text) -> Iterator[str]:
 
 
 def standard_input() -> TextIO:
-    """Raises UserError where it is closed, as `<&-` does."""
+    """Return sys.stdin. Raise UserError if standard input is closed, as `<&-` does."""
     if sys.stdin is None:
         raise UserError("standard input is closed: give it a text, or name a file")
     return sys.stdin
 
 
 def is_pipe(path: str | Path) -> bool:
-    """Whether a text can be read once alone."""
+    """Return whether a text can be read only once."""
     return str(path) == STDIN or Path(path).is_fifo()
 
 
+def utf8(text: str) -> bytes:
+    """Return a text as UTF-8. A lone surrogate, which is not a character, gets three bytes."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _reader(path: str | Path) -> Callable[[], Iterator[str]]:
-    """What reads a text, as often as it is called, in pieces that are not empty."""
+    """Return a function that reads a text, each time it is called, in pieces that are not empty."""
     if is_pipe(path):
         stdin = str(path) == STDIN
-        # Closed, and gone, when nobody reads it any more.
+        # The file is closed and removed when the returned function is no longer used.
         file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
         with writing(tempfile.gettempdir()), contextlib.ExitStack() as stack:
             pipe = standard_input().buffer if stdin else stack.enter_context(open(path, "rb"))
@@ -173,7 +226,7 @@ def _text(name: str, file: BinaryIO) -> Iterator[str]:
 
 def _decoded(name: str, blocks: Iterable[bytes]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    done, kept, mark = 0, "", "\ufeff"  # a byte order mark is no text
+    done, kept, mark = 0, "", "\ufeff"  # a byte order mark is not part of the text
     for block in itertools.chain(blocks, [b""]):
         waiting = len(decoder.getstate()[0])
         try:
@@ -186,7 +239,7 @@ def _decoded(name: str, blocks: Iterable[bytes]) -> Iterator[str]:
         done += len(block)
         if text:
             text, mark = text.removeprefix(mark), ""
-        # The last "\r" may be half of a line's end.
+        # A "\r" at the end may be the first half of a CRLF.
         kept = "\r" if block and text.endswith("\r") else ""
         text = text[: len(text) - len(kept)].replace("\r\n", "\n")
         if text:
@@ -212,7 +265,7 @@ def _zstd():
     return ZstdDecompressor()
 
 
-# By their first bytes; no UTF-8 text begins so.
+# The formats by their first bytes. No UTF-8 text begins with them.
 _FORMATS = {
     rb"\x1f\x8b": ("gzip", _gzip),
     rb"BZh[1-9]1AY&SY": ("bzip2", bz2.BZ2Decompressor),
@@ -230,7 +283,7 @@ def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
             block = file.read(BLOCK)
         return
     [(kind, decompressor)] = found
-    member = None  # several may follow one another, with zeros between
+    member = None  # a file may have several members, with zeros between them
     while block or (block := file.read(BLOCK)):
         if member is None and not (block := block.lstrip(b"\0")):
             continue
@@ -239,7 +292,7 @@ def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
             data = member.decompress(block)
         except MissingPackage as error:
             raise UserError(f"cannot read {name}: {error}") from error
-        except Exception as error:  # each module has exceptions of its own
+        except Exception as error:  # each module raises exceptions of its own
             raise UserError(f"{name} is damaged {kind} data ({error})") from error
         if data:
             yield data

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .. import lm
 from .._common.plots import check_plot, save_figure
-from ..lm import curves
+from ..lm.training import curves
 from .options import (
     RUN,
     TEXTS,

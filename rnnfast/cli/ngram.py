@@ -10,8 +10,8 @@ from rich.markup import escape
 from .. import lm
 from .._common.files import check_writable
 from .._common.text import parts
-from ..lm.config import LEVELS
-from ..lm.evaluate import perplexity
+from ..lm.data.vocabulary import LEVELS
+from ..lm.language_model import perplexity
 from .options import (
     MAX_VOCAB,
     MIN_COUNT,

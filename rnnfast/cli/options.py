@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import lm
-from ..lm.config import LEVELS
+from ..lm.data.vocabulary import LEVELS
 from .output import Output
 
 TEXTS = (

@@ -15,7 +15,7 @@ from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
 from .._common.text import standard_input
-from ..lm.evaluate import bits, perplexity
+from ..lm.language_model import bits, perplexity
 from .options import MODEL, TEXTS, add_command, add_flag, add_option
 from .output import Output, printable
 

@@ -14,9 +14,10 @@ from .._common import progress
 from .._common.runtime import rank
 from ..embeddings import Vectors
 from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
-from ..lm.distributed import joined
-from ..lm.evaluate import bits, perplexity
+from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
+from ..lm.training.distributed import joined
+from ..lm.training.report import report as report_of
 from .options import (
     TEXTS,
     add_command,
@@ -70,8 +71,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
             )
         )
         return 128 + interrupted.signum
-    report = trainer.report()
-    output.text.print(_results(report, model_name(config), trainer.baselines))
+    report = report_of(trainer)
+    output.text.print(_results(report, model_name(config)))
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -173,8 +174,9 @@ def _kind(config: lm.Config) -> str:
     return name if config.cell in GATED else f"{config.cell} {name}"
 
 
-def _results(report: dict, name: str, baselines: dict[str, float]) -> Table:
-    rows = [(f"{baseline}, valid", loss) for baseline, loss in baselines.items()]
+def _results(report: dict, name: str) -> Table:
+    baselines = report["baselines"].items()
+    rows = [(f"{baseline}, valid", figures["valid_loss"]) for baseline, figures in baselines]
     rows.append((f"{name}, valid", report["valid_loss"]))
     if report["test_loss"] is not None:
         rows.append((f"{name}, test", report["test_loss"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._common.errors import UserError
-from ..lm.vocab import Vocabulary
+from ..lm.data.vocabulary import Vocabulary
 
 
 def cooccurrences(

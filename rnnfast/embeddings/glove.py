@@ -15,7 +15,7 @@ import torch
 
 from .. import _ops
 from .._common.errors import UserError, check_seed
-from ..lm.vocab import Vocabulary
+from ..lm.data.vocabulary import Vocabulary
 from .cooccurrence import cooccurrences
 from .vectors import Vectors, check_positive
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .._common.errors import MissingPackage, UserError, check_seed
-from ..lm.vocab import Vocabulary
+from ..lm.data.vocabulary import Vocabulary
 from .vectors import Vectors, check_positive
 
 LONGEST = 10_000  # words of a sentence, because gensim drops the words after MAX_WORDS_IN_BATCH

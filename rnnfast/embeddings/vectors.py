@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from .._common.errors import UserError
 from .._common.files import write_atomic
 from .._common.storage import read_tensors
-from ..lm.vocab import Vocabulary
+from ..lm.data.vocabulary import Vocabulary
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
 

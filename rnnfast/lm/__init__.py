@@ -1,28 +1,31 @@
-"""Language models, Elman RNNs, fixed windows and n-grams: train, evaluate, score, generate.
+"""Language models: train, evaluate, score and generate with RNNs, windows and n-grams.
 
-from rnnfast import lm
+A model is trained on a corpus with the settings of a `Config`. This takes a minute:
 
-config = lm.Config.defaults("char", max_seconds=60)
-model, report = lm.train(config, lm.corpus.builtin(), out="my-model")
-print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1))
-print(lm.load("my-model").score("A sentence.").logprob)
+    from rnnfast import lm
+
+    config = lm.Config.defaults("char", max_seconds=60)
+    model, report = lm.train(config, lm.corpus.builtin(), out="my-model")
+    print(report["valid_bits_per_token"], model.generate("The ", length=200, seed=1))
+    print(lm.load("my-model").score("A sentence.").logprob)
 """
 
 from .._common.errors import Interrupted, UserError
 from .._common.text import Text, open_text, read_text
-from . import arpa, corpus
 from .compare import compare
 from .config import Config
-from .corpus import Corpus
-from .evaluate import Evaluation, Score, complete, evaluate, generate, score
-from .join import join, join_folders
+from .data import corpus
+from .data.corpus import Corpus
+from .data.vocabulary import Vocabulary
+from .language_model import Evaluation, Score, complete, evaluate, generate, score
 from .mixture import Mixture
-from .model import RNNLM, NeuralLM, WindowLM
-from .ngram import NgramLM
-from .runs import prepare, resume, train
-from .storage import load, save
-from .trainer import Trainer
-from .vocab import Vocabulary
+from .neural.join import join
+from .neural.models import RNNLM, NeuralLM, WindowLM
+from .ngram import arpa
+from .ngram.model import NgramLM
+from .storage import join_folders, load, save
+from .training.runs import prepare, resume, train
+from .training.trainer import Trainer
 
 __all__ = [
     "RNNLM",

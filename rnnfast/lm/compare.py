@@ -1,4 +1,4 @@
-"""All kinds of models on one text: n-grams, window, RNN, LSTM, and mixtures of them."""
+"""Compare all kinds of models on one text: n-grams, window, RNN, LSTM, and their mixtures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from .._common.errors import UserError
-from .config import CHAR, RNN, WINDOW, WORD, Config
-from .corpus import Corpus
-from .evaluate import Evaluation, bits, perplexity
+from .config import RNN, WINDOW, Config
+from .data.corpus import Corpus
+from .data.vocabulary import CHAR, WORD
+from .language_model import Evaluation, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
-from .ngram import NgramLM
-from .runs import prepare, resume
+from .ngram.model import NgramLM
 from .storage import CHECKPOINT, RunFolder, read_settings
-from .trainer import Trainer
+from .training.runs import prepare, resume
+from .training.trainer import Trainer
 
 NEURAL = {
     "rnn": {"model": RNN},
@@ -25,16 +26,22 @@ NEURAL = {
     "lstm": {"model": RNN, "cell": "lstm"},
 }
 ORDERS = (1, 2, 3, 5)
-# What is mixed, by the names below; the cache is part of the last.
+# The names of the models that are mixed. The last mixture is also made with a cache.
 MIXTURES = (("window", "5-gram"), ("rnn", "5-gram"), ("window", "rnn", "5-gram"))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model or a mixture: what it costs, and log p of every token, float64 (n,), nats.
+    """One model or mixture of a comparison.
 
-    `size` are the bytes of its parameters in memory, keys of n-grams included; `train_seconds` and
-    `test_seconds` are what it took to train, and to give log p of the test text.
+    Attributes:
+        name: The name in the table.
+        size: The bytes of its parameters in memory, the keys of n-grams included.
+        train_seconds: The time that the training took.
+        test_seconds: The time that log p of the test text took.
+        valid: log p of every token of the validation text, float64 (n,), in nats.
+        test: log p of every token of the test text, float64 (n,), in nats.
+        weights: The weights of a mixture by the names of its components; None for a model.
     """
 
     name: str
@@ -46,7 +53,11 @@ class Entry:
     weights: dict[str, float] | None = None
 
     def to_json(self, text: str, words: np.ndarray | None) -> dict:
-        """Figures on the test `text`, of whose tokens `words`, bool (n,), are no ends of lines."""
+        """Return the figures on the test text as a dict that `json` can write.
+
+        `words`, bool (n,), says which tokens are words and not the end of a line. It is None at the
+        levels that have no words.
+        """
         loss = float(-self.test.mean())
         by_unit = Evaluation(len(self.test), loss).by_unit(text)
         alone = None if words is None else perplexity(float(-self.test[words].mean()))
@@ -70,18 +81,30 @@ def compare(
     out: str | Path,
     train: Callable[[Trainer], None] = Trainer.run,
 ) -> list[dict]:
-    """Train or count every model, evaluate them on valid and test, and mix them.
+    """Train every model, evaluate all of them on valid and test, and mix them.
 
-    `settings` are changes to the defaults of `Config`, with "level" and a budget for each neural
-    model. These are kept in `out`, in folders of their names: one that is there already is taken as
-    it is, and trained on if its budget is not used up. All have one vocabulary and read a text as
-    one stream. The weights of mixtures are tuned on valid. `train` runs a trainer. Figures are
-    those of `Entry.to_json`. Raises UserError, as `lm.train` and where there is no test text or
-    `out` has models of another vocabulary.
+    All models share one vocabulary and read a text as one stream. The weights of the mixtures are
+    tuned on the validation text.
+
+    Args:
+        corpus: The texts. A test text is needed.
+        settings: Changes to the defaults of `Config`: the level, and `epochs` or `max_seconds` as
+            the budget of each neural model.
+        out: The folder of the neural models, each of which has a folder of its name there. A model
+            that is already there is not trained again, except if its budget is not used up.
+        train: A function that runs a trainer.
+
+    Returns:
+        A list of dicts, one for each model and mixture, as `Entry.to_json` makes them.
+
+    Raises:
+        UserError: The corpus has no test text, `out` has models with another vocabulary or other
+            settings, or training fails as in `lm.train`.
     """
     if corpus.test is None:
         raise UserError("a comparison needs a test text")
-    settings = {"level": CHAR, **settings}  # one that is not given is compared too
+    # `resume` checks only settings that are given, and a model in `out` may have another level.
+    settings = {"level": CHAR, **settings}
     entries: dict[str, Entry] = {}
     for name in NEURAL:
         trainer = _trainer(name, corpus, settings, Path(out) / name)
@@ -110,7 +133,10 @@ def _trainer(name: str, corpus: Corpus, settings: dict, path: Path) -> Trainer:
 
 
 def _check_vocabularies(trainer: Trainer, out: Path) -> None:
-    """Before the training: what lies in `out` may be of another --vocab or --min-count."""
+    """Check before the training that the models in `out` have the vocabulary of this run.
+
+    An earlier run may have had another --vocab or --min-count.
+    """
     for path in (out / name for name in NEURAL):
         if not (path / CHECKPOINT).exists():
             continue
@@ -131,7 +157,7 @@ def _entry(name: str, model, size: int, train_seconds: float, trainer: Trainer) 
 
 
 def _mixed(parts: list[Entry], cached: Trainer | None = None) -> Entry:
-    """A mixture; with the streams of a trainer one with a cache of their words."""
+    """Return the mixture of `parts`, with a cache of the trainer's streams if `cached` is given."""
     names = [part.name for part in parts]
     began = time.perf_counter()
     valid, test = (np.array([getattr(p, split) for p in parts]) for split in ("valid", "test"))

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from .._common.errors import UserError
+from .data.vocabulary import BPE, BYTE, CHAR, LEVELS, WORD
 
-CHAR = "char"
-WORD = "word"
-BYTE = "byte"
-BPE = "bpe"
 RNN = "rnn"
 WINDOW = "window"
 ELMAN = ("tanh", "relu")
@@ -17,13 +14,24 @@ GATED = ("lstm", "gru")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "plateau", "constant")
 
-# What differs between the levels; everything else has one default, below.
-# char: on the built-in text, 3 epochs at batch 24 and lr 4e-3 reached 1.287 nats; at lr 2e-3 1.357;
-# at batch 50 1.401 (lr 8e-3: 1.409); at batch 12 1.280, with less for the kernels to share.
-# word: 200 units and bptt 35 are those of pytorch/examples; min_count 2 keeps Brown's vocabulary
-# under 33k words. eps: with 1e-8 Adam moves the vectors of a word that is seen three times as far
-# as others, and they fit those three places (115,898 words of Brown, 6 epochs, validation loss: lr
-# 4e-3 and eps 1e-8 4.716 nats, 1e-4 4.671; lr 0.01 and eps 1e-3 4.657, 3e-3 4.695; lr 0.02 4.728).
+# Only what differs between the levels is here. Everything else has one default, in `Config`.
+#
+# Characters and bytes. Validation loss on the built-in text after 3 epochs with 512 units, in nats:
+#   batch 24, lr 4e-3  1.287
+#   batch 24, lr 2e-3  1.357
+#   batch 50, lr 4e-3  1.401
+#   batch 50, lr 8e-3  1.409
+#   batch 12, lr 4e-3  1.280, but a batch of 12 leaves less for the kernels to share
+#
+# Words. 200 units and a bptt of 35 are the defaults of pytorch/examples. A min_count of 2 keeps the
+# vocabulary of the Brown corpus below 33,000 words. With an eps of 1e-8, Adam moves the embedding
+# of a word that is seen three times as far as those of other words, and the embedding then fits
+# only those three places. Validation loss on 115,898 words of Brown after 6 epochs, in nats:
+#   lr 0.004, eps 1e-8  4.716
+#   lr 0.004, eps 1e-4  4.671
+#   lr 0.01,  eps 1e-3  4.657
+#   lr 0.01,  eps 3e-3  4.695
+#   lr 0.02             4.728
 _LETTERS = {"emsize": 128, "nhid": 512, "batch_size": 24, "bptt": 100, "dropout": 0.1}
 _WORDS = {
     "emsize": 200,
@@ -35,7 +43,8 @@ _WORDS = {
     "lr": 0.01,
     "eps": 1e-3,
 }
-# SGD: a rate as large as the clipped gradient allows, and what Merity et al. (2018) decay by.
+# For SGD, the rate is as large as the clipped gradient allows, and the weight decay is that of
+# Merity et al. (2018).
 _OPTIMIZER_DEFAULTS = {"adamw": {}, "sgd": {"lr": 10.0, "weight_decay": 1.2e-6}}
 _LEVEL_DEFAULTS = {
     CHAR: _LETTERS,
@@ -43,31 +52,65 @@ _LEVEL_DEFAULTS = {
     WORD: {**_WORDS, "min_count": 2},
     BPE: {**_WORDS, "max_vocab": 4096},
 }
-LEVELS = tuple(_LEVEL_DEFAULTS)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a language model and its training. `Config.defaults(level)` fills them in.
+    """The settings of a language model and of its training.
 
-    `epochs` and `max_seconds` are the budget: training ends at whichever comes first, and at
-    least one must be given.
+    `Config.defaults(level)` fills in the defaults of a level. `epochs` and `max_seconds` are the
+    budget: training ends when the first of them is used up, and at least one must be given.
 
-    `model` is "rnn" or "window", a feed-forward model of the `order` - 1 tokens before each, if
-    `direct` with connections from their embeddings to the output. `cell` is the nonlinearity of the
-    hidden units, "tanh" or "relu", or of an RNN "lstm" or "gru". `adaptive` is an adaptive softmax.
-    `locked_dropout` keeps the masks of `dropout` for all steps of a chunk, `weight_dropout` is that
-    of recurrent weights, `embedding_dropout` that of whole tokens.
+    Attributes:
+        level: What a token is: "char", "byte", "word" or "bpe".
+        emsize: The size of the embeddings.
+        nhid: The number of hidden units of a layer.
+        batch_size: The number of sequences that the training text is cut into.
+        bptt: The length of the chunks of truncated back-propagation, in tokens.
+        dropout: The probability of dropout on the output, between layers and on the embeddings of
+            words.
+        model: "rnn", or "window" for a feed-forward model of the last tokens.
+        order: For a window, the number of tokens it spans, the predicted token included.
+        direct: For a window, connect the embeddings to the output as well.
+        nlayers: The number of layers.
+        cell: "tanh" or "relu", or for an RNN also "lstm" or "gru".
+        tied: Share the weights of the embeddings and the output. Needs `emsize` equal to `nhid`.
+        adaptive: Use an adaptive softmax, for large vocabularies of words.
+        locked_dropout: Keep the masks of `dropout` for all time steps of a chunk.
+        weight_dropout: The probability of dropout on the recurrent weights.
+        embedding_dropout: The probability that the embedding of a token is zero in a whole chunk.
+        min_count: At word level, words seen less often become `<unk>`.
+        max_vocab: The largest number of tokens at word and BPE level; None for any number.
+        optimizer: "adamw" or "sgd".
+        lr: The learning rate.
+        eps: What AdamW adds to its estimate of the size of a gradient. The larger it is, the less
+            far rarely seen words move.
+        lr_schedule: "cosine" (over the budget), "plateau" (halve the rate when validation does not
+            improve) or "constant".
+        weight_decay: The weight decay, except of biases and embeddings.
+        average: If not None, validate and save the mean of the weights since the first validation
+            that was worse than one more than `average` validations before it (Merity et al. 2018).
+        clip: The largest norm of the gradient; 0 does not clip.
+        accumulate: The number of parts of a batch that run one after the other, to save memory.
+        bf16: Use autocast to bfloat16.
+        compile: Use `torch.compile` for the training step.
+        epochs: The number of passes over the training text.
+        max_seconds: The time for training and validation, in seconds.
+        seed: The seed of the weights, of dropout and of the sample.
+        threads: The number of CPU threads; None leaves torch's number.
+        device: The device, such as "cpu" or "cuda".
+        log_interval: The number of steps between two lines of the log.
+        checkpoint_interval: The number of seconds between two checkpoints.
+        tensorboard: Write the log for TensorBoard as well.
 
-    `bptt` is the length of the chunks of truncated back-propagation in tokens, `clip` the largest
-    norm of the gradient (0: no clipping), `optimizer` "adamw" or "sgd", `eps` what AdamW adds to
-    its estimate of a gradient's size (the larger, the less do rarely seen words move, as with SGD),
-    `lr_schedule` "cosine" (over the budget), "plateau" (halve when validation does not improve) or
-    "constant". With `average` the mean of the weights is validated and saved, from the first
-    validation on that is worse than the best before the last `average` (Merity et al. 2018). An
-    update is made from `accumulate` parts of the batch, one after the other; `bf16` is autocast,
-    `compile` torch.compile. `log_interval` is in steps, `checkpoint_interval` in seconds. Raises
-    UserError for a value out of range.
+    Raises:
+        UserError: A value has the wrong type or is out of range, or two values do not fit.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> config = lm.Config.defaults("word", nhid=100, emsize=100, epochs=5)
+        >>> config.optimizer, config.nhid, config.min_count
+        ('adamw', 100, 2)
     """
 
     level: str
@@ -109,7 +152,10 @@ class Config:
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes) -> Config:
-        """The default settings of a level, one of LEVELS, with `changes` on top."""
+        """Return the default settings of a level, with `changes` to them.
+
+        Raises UserError for an unknown level, and for what `Config` refuses.
+        """
         if level not in _LEVEL_DEFAULTS:
             raise UserError(f"level must be {' or '.join(LEVELS)}, not {level!r}")
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
@@ -147,9 +193,9 @@ class Config:
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
-            raise UserError("direct needs the model window, and its output weights not tied")
+            raise UserError("direct needs the model window, and output weights that are not tied")
         if self.adaptive and (self.tied or self.level != WORD):
-            raise UserError("adaptive needs words, and output weights that are not tied")
+            raise UserError("adaptive needs words as tokens, and output weights that are not tied")
         if self.model == WINDOW and self.weight_dropout:
             raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
         if self.model == WINDOW and self.nlayers != 1:
@@ -157,7 +203,7 @@ class Config:
         if self.tied and self.emsize != self.nhid:
             raise UserError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
-                "give both, or not tied"
+                "make them equal, or turn tied off"
             )
 
     def _require(self, name, holds, what):
@@ -166,11 +212,15 @@ class Config:
             raise UserError(f"{name} must be {what}, not {value}")
 
     def to_json(self) -> dict:
+        """Return the settings as a dict that `json` can write."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, settings: dict) -> Config:
-        """What `to_json` gave, here or in 0.1, where `cell` was `nonlinearity`."""
+        """Return the settings that `to_json` gave, in this version or in an earlier one.
+
+        Version 0.1 called `cell` `nonlinearity`.
+        """
         settings = {**settings}
         if "nonlinearity" in settings:
             settings["cell"] = settings.pop("nonlinearity")
@@ -178,7 +228,10 @@ class Config:
 
 
 def _check_type(name: str, value, annotation: str) -> None:
-    """Settings also come from files: a string where a number belongs must not get further."""
+    """Raise UserError if `value` does not have the type of the annotation.
+
+    Settings also come from files, where a number may be a string.
+    """
     if value is None:
         if "None" not in annotation:
             raise UserError(f"{name} must be given")

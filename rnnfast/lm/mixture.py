@@ -1,4 +1,4 @@
-"""Several models as one: linear interpolation, a cache of recent words, dynamic evaluation."""
+"""Combine several models: linear interpolation, a cache of recent words, dynamic evaluation."""
 
 from __future__ import annotations
 
@@ -13,23 +13,39 @@ from torch.nn import functional as F
 
 from .._common.errors import UserError
 from .._common.runtime import one_thread
-from .batches import shifted
-from .evaluate import Evaluation, LanguageModel
-from .model import NeuralLM
+from .data.batches import shifted
+from .language_model import Evaluation, LanguageModel
+from .neural.models import NeuralLM
 
-Report = Callable[[int], None]
+OnChunk = Callable[[int], None]
 
-CACHE_SIZES = (100, 200, 500, 1000, 2000, 5000)  # tokens; the best on the tuning text is taken
-CHUNK = 20  # tokens from one update of dynamic evaluation to the next
-CLIP = 1.0  # largest norm of its gradients
+CACHE_SIZES = (100, 200, 500, 1000, 2000, 5000)  # tokens; `best_cache` tries each of them
+DYNAMIC_CHUNK = 20  # tokens between two updates of dynamic evaluation
+DYNAMIC_CLIP = 1.0  # the largest norm of a gradient in dynamic evaluation
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """p(w | h) = sum of weights[k] p_k(w | h); weights, float64 (K,), sum to 1.
+    r"""A linear interpolation: p(w | h) = sum over k of weights[k] p_k(w | h).
 
-    The components are `models` and, if `cache_size` is not None, the unigram cache last.
-    With `lr` neural models are evaluated dynamically, see `dynamic_logprobs`.
+    The K components are `models` and, if `cache_size` is not None, a unigram cache as the last one.
+
+    Attributes:
+        models: The models. They must have the same tokens.
+        weights: float64 (K,), which sum to 1.
+        cache_size: The number of tokens that the cache remembers, or None for no cache.
+        lr: If not None, neural models go on learning at this rate; see `dynamic_logprobs`.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> text = "the cat sat on the mat\n" * 50
+        >>> vocab = lm.Vocabulary.build("word", [text])
+        >>> ids = vocab.encode_stream(text)
+        >>> models = [lm.NgramLM.fit(vocab, ids, order) for order in (1, 3)]
+        >>> mixture = lm.Mixture.tune(models, "the cat sat\non the mat\n")
+        >>> unigram, trigram, mixed = mixture.evaluate("the mat sat\n")
+        >>> mixed.tokens
+        4
     """
 
     models: list[LanguageModel]
@@ -44,12 +60,15 @@ class Mixture:
         text: str,
         cache: bool = False,
         lr: float | None = None,
-        on_chunk: Report | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> Mixture:
-        """The weights that are best on `text`, which must not be the training text of a model.
+        """Return the mixture whose weights are the best on `text`.
 
-        With `cache` also the best size of a cache. Raises UserError if to one model something is
-        `<unk>` that is a word to another, or if there is no token.
+        No model may have been trained on this text. With `cache`, the size of the cache is tuned
+        as well. `on_chunk` is as in `logprobs`, the function.
+
+        Raises:
+            UserError: The text has no token, or the models do not have the same tokens.
         """
         each = logprobs(models, text, lr, on_chunk)
         if each.shape[1] == 0:
@@ -59,16 +78,22 @@ class Mixture:
         size, weights = best_cache(each, models[0].vocab.encode_stream(text))
         return cls(models, weights, size, lr)
 
-    def logprobs(self, text: str, on_chunk: Report | None = None) -> np.ndarray:
-        """log p of every token of each component, and last of the mixture: float64 (K + 1, n)."""
+    def logprobs(self, text: str, on_chunk: OnChunk | None = None) -> np.ndarray:
+        """Return log p of every token: float64 (K + 1, n), in nats.
+
+        There is one row for each component. The last row is that of the mixture.
+        """
         each = logprobs(self.models, text, self.lr, on_chunk)
         if self.cache_size is not None:
             ids = self.models[0].vocab.encode_stream(text)
             each = np.vstack([each, cache_logprobs(ids, self.cache_size)])
         return np.vstack([each, mix(each, self.weights)])
 
-    def evaluate(self, text: str, on_chunk: Report | None = None) -> list[Evaluation]:
-        """Cross-entropy on a text, read as one stream, of each model and last of the mixture."""
+    def evaluate(self, text: str, on_chunk: OnChunk | None = None) -> list[Evaluation]:
+        """Return the cross-entropy of each model, and as the last of the mixture.
+
+        The text is read as one stream. Raises UserError if it has no token.
+        """
         each = self.logprobs(text, on_chunk)
         if each.shape[1] == 0:
             raise UserError("there is no token to evaluate: give some text")
@@ -77,15 +102,15 @@ class Mixture:
 
 
 def logprobs(
-    models: list[LanguageModel], text: str, lr: float | None = None, on_chunk: Report | None = None
+    models: list[LanguageModel], text: str, lr: float | None = None, on_chunk: OnChunk | None = None
 ) -> np.ndarray:
-    """log p of every token of a text by each model, float64 (K, n), nats.
+    """Return log p of every token of a text for each model: float64 (K, n), in nats.
 
-    `on_chunk` is called with the number of tokens done, from 0 again for each model. Raises
-    UserError for models that do not have the same tokens, and for `lr` where none is neural.
+    `on_chunk` is called with the number of tokens that the present model has done. Raises UserError
+    if the models do not have the same tokens, or if `lr` is given and no model is neural.
     """
     if lr is not None and not any(isinstance(model, NeuralLM) for model in models):
-        raise UserError("dynamic evaluation needs a neural model: n-grams do not learn, leave lr")
+        raise UserError("dynamic evaluation needs a neural model: n-grams do not learn, omit lr")
     levels = sorted({model.vocab.level for model in models})
     if len(levels) > 1:
         raise UserError(f"models that are mixed need one level, not {' and '.join(levels)}")
@@ -93,7 +118,7 @@ def logprobs(
     names = [np.array(model.vocab.tokens, dtype=object) for model in models]
     tokens = [name[ids] for name, ids in zip(names, streams, strict=True)]
     for other in tokens[1:]:
-        # Where BPE has cut the text into more tokens, one of the shared places differs too.
+        # BPE may cut the text into more tokens. Then a token within the shared length differs too.
         n = min(len(tokens[0]), len(other))
         different = np.flatnonzero(tokens[0][:n] != other[:n])
         if len(different):
@@ -112,15 +137,16 @@ def logprobs(
 
 
 def mix(each: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """log p of a mixture, float64 (n,), from those of its components, (K, n)."""
+    """Return log p of a mixture, float64 (n,), from log p of its components, (K, n)."""
     with np.errstate(divide="ignore"):
         return np.logaddexp.reduce(each + np.log(weights)[:, None])
 
 
 def tune(each: np.ndarray) -> np.ndarray:
-    """The weights with the highest likelihood, float64 (K,), by expectation-maximisation.
+    """Return the weights with the highest likelihood, float64 (K,).
 
-    The likelihood is concave in the weights, so there is no other maximum to be caught in.
+    `each` is log p of every token for each component, (K, n). The method is expectation-
+    maximisation. The log-likelihood is concave in the weights, so it has no other local maximum.
     """
     p = np.exp(each - each.max(0))
     weights = np.full(len(p), 1 / len(p))
@@ -135,13 +161,15 @@ def tune(each: np.ndarray) -> np.ndarray:
 
 
 def cache_logprobs(ids: np.ndarray, size: int) -> np.ndarray:
-    """log of the share of each token among the `size` before it, float64 (n,); -inf for none.
+    """Return log p of each token in a unigram cache of the last `size` tokens: float64 (n,).
 
-    The unigram cache of Kuhn & De Mori (1990). The first token always has -inf.
+    p is the share of the token among the `size` tokens before it (Kuhn & De Mori 1990). It is zero,
+    and log p is -inf, for a token that is not among them. The first token always has -inf.
     """
     n = len(ids)
     at = np.arange(n)
-    # Occurrences of one token after another, each by its place: two bisections count a window.
+    # The sorted keys list the places of one token after those of another, so that two bisections
+    # count how often a token is in its window.
     keys = ids * (n + 1) + at
     occurrences = np.sort(keys)
     first = np.maximum(at - size, 0)
@@ -151,8 +179,11 @@ def cache_logprobs(ids: np.ndarray, size: int) -> np.ndarray:
 
 
 def best_cache(each: np.ndarray, ids: np.ndarray) -> tuple[int, np.ndarray]:
-    """The size of a cache with which the mixture of `each`, (K, n), and it is best on `ids`, (n,),
-    and the weights, (K + 1,), the cache's last."""
+    """Return the best size of a cache on `ids`, (n,), and the weights of the mixture, (K + 1,).
+
+    `each` is log p of every token for the other components, (K, n). The last weight is that of the
+    cache. The sizes tried are CACHE_SIZES.
+    """
     tried = []
     for size in CACHE_SIZES:
         with_cache = np.vstack([each, cache_logprobs(ids, size)])
@@ -163,14 +194,14 @@ def best_cache(each: np.ndarray, ids: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def dynamic_logprobs(
-    model: NeuralLM, ids: np.ndarray, lr: float, on_chunk: Report | None = None
+    model: NeuralLM, ids: np.ndarray, lr: float, on_chunk: OnChunk | None = None
 ) -> np.ndarray:
-    """log p of every token by a model that goes on learning from what it has read, (n,), nats.
+    """Return log p of every token of a model that goes on learning: float64 (n,), in nats.
 
-    After every 20 tokens, all predicted before, one step of gradient descent of rate `lr` is made
-    on their mean loss (dynamic evaluation: Mikolov et al. 2010, section 3.3; Krause et al. 2018).
-    The model itself stays as it is. Raises UserError for a bad `lr`, or where the loss is no longer
-    finite.
+    After every 20 tokens, which have been predicted before, a copy of the model makes one step of
+    gradient descent on their mean loss with the learning rate `lr` (dynamic evaluation: Mikolov et
+    al. 2010, section 3.3; Krause et al. 2018). The model itself is not changed. Raises UserError if
+    `lr` is not a positive number, or when the loss is no longer finite.
     """
     if not 0 < lr < np.inf:
         raise UserError(f"lr of dynamic evaluation must be a positive number, not {lr}")
@@ -182,8 +213,8 @@ def dynamic_logprobs(
         torch.from_numpy(a)[:, None].to(device) for a in shifted(ids, model.vocab.boundary)
     )
     result, state = np.empty(len(ids)), None
-    for start in range(0, len(ids), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(ids), DYNAMIC_CHUNK):
+        part = slice(start, start + DYNAMIC_CHUNK)
         with one_thread():
             logits, state = model(inputs[part], state)
             losses = F.cross_entropy(logits[:, 0], targets[part, 0], reduction="none")
@@ -192,9 +223,9 @@ def dynamic_logprobs(
                 raise UserError(f"dynamic evaluation diverged at token {start}: lower lr {lr:g}")
             optimizer.zero_grad()
             losses.mean().backward()
-            nn.utils.clip_grad_norm_(parameters, CLIP)
+            nn.utils.clip_grad_norm_(parameters, DYNAMIC_CLIP)
             optimizer.step()
         state = state.detach()
         if on_chunk:
-            on_chunk(min(start + CHUNK, len(ids)))
+            on_chunk(min(start + DYNAMIC_CHUNK, len(ids)))
     return result

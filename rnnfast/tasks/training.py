@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._common.errors import UserError
-from .._common.optimiser import parameter_groups
+from .._common.parameters import parameter_groups
 from .network import SequenceNetwork
 
 POOL = 32  # batches that are sorted by length together, so that little of a batch is padding

@@ -38,7 +38,7 @@ BAD_INPUT = {
     "nhid 0": ([*TRAIN, "--data", "text", "--nhid", "0"], "at least 1"),
     "dropout 1": ([*TRAIN, "--data", "text", "--dropout", "1"], "dropout"),
     "embedding dropout": ([*TRAIN, "--data", "text", "--embedding-dropout", "-1"], "in [0, 1)"),
-    "accumulate": ([*TRAIN, "--data", "text", "--accumulate", "5"], "at most the 4 lanes"),
+    "accumulate": ([*TRAIN, "--data", "text", "--accumulate", "5"], "at most the 4 sequences"),
     "adaptive": ([*TRAIN, "--data", "text", "--adaptive"], "adaptive needs words"),
     "average": ([*TRAIN, "--data", "text", "--average", "-1"], "average must be zero or more"),
     "checkpoints": ([*TRAIN, "--data", "text", "--checkpoint-interval", "0"], "a positive number"),

@@ -1,0 +1,1 @@
+"""The data of language models: vocabularies, corpora, and batches of token numbers."""

@@ -1,0 +1,1 @@
+"""Neural language models: the models, their cells, output layers and ensembles."""

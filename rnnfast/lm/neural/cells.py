@@ -1,0 +1,61 @@
+"""torch's LSTM and GRU with the interface of FastRNN and some of its regularisers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ... import functional
+
+
+class _Gated:
+    """The base class that stands before nn.LSTM or nn.GRU in the bases of a class.
+
+    It adds variational dropout and DropConnect on the recurrent weights; see `FastRNN`. The state
+    is one tensor: h_n, (L, B, H), for a GRU; h_n and then c_n, (2L, B, H), for an LSTM.
+    """
+
+    def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.variational_dropout, self.weight_dropout = variational_dropout, weight_dropout
+
+    def forward(
+        self, input: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output, (T, B, H), for an input (T, B, I), and the last state."""
+        if self.training and (self.variational_dropout or self.weight_dropout):
+            return self._layer_by_layer(input, state)
+        is_lstm = isinstance(self, nn.LSTM)
+        hx = state.chunk(2) if is_lstm and state is not None else state
+        output, state = super().forward(input, hx)
+        return output, torch.cat(state) if is_lstm else state
+
+    def _layer_by_layer(self, x, state):
+        is_lstm = isinstance(self, nn.LSTM)
+        if state is None:
+            shape = ((1 + is_lstm) * self.num_layers, x.shape[1], self.hidden_size)
+            state = x.new_zeros(shape)
+        options = (True, 1, 0.0, True, False, False)  # those of this module, for a single layer
+        states = []
+        for layer, (w_ih, w_hh, *biases) in enumerate(self.all_weights):
+            if layer:
+                x = functional.dropout(x, self.dropout)
+                x = x * F.dropout(x.new_ones(x.shape[1:]), self.variational_dropout)
+            weights = [w_ih, functional.dropout(w_hh, self.weight_dropout), *biases]
+            h, *c = (part.contiguous() for part in state[layer :: self.num_layers].split(1))
+            call, hx = (torch.lstm, (h, *c)) if is_lstm else (torch.gru, h)
+            x, *new = call(x, hx, weights, *options)
+            states.append(torch.cat(new))  # (1, B, H) for a GRU, (2, B, H) for an LSTM
+        return x, torch.stack(states, 1).flatten(0, 1)
+
+
+class LSTM(_Gated, nn.LSTM):
+    """nn.LSTM with variational dropout and DropConnect."""
+
+
+class GRU(_Gated, nn.GRU):
+    """nn.GRU with variational dropout and DropConnect."""
+
+
+CELLS = {"lstm": LSTM, "gru": GRU}

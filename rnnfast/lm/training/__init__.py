@@ -1,0 +1,1 @@
+"""Training: runs, the trainer, its optimiser, and the report of a run."""

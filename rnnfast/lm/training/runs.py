@@ -1,0 +1,223 @@
+"""Start a run, resume a run, or train a model in one call."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from ..._common.errors import UserError
+from ..._common.runtime import rank, set_up
+from ..._common.text import Text, parts
+from ..config import Config
+from ..data.batches import memory_map
+from ..data.corpus import Corpus, Fingerprint, read
+from ..data.vocabulary import CHAR, Vocabulary
+from ..neural.models import NeuralLM, build
+from ..storage import RunFolder, load, read_checkpoint, read_settings, weights
+from . import board
+from .report import report
+from .trainer import Trainer
+
+# The settings that a resumed run may change: the budget, and settings that have no influence on the
+# result. The number of threads, the device and torch.compile change it only by rounding.
+RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
+RESUMABLE |= {"threads", "device", "compile"}
+
+
+def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> Trainer:
+    """Prepare a new run: build the vocabulary, encode the texts and make a model.
+
+    `train` does this and runs the trainer. Use `prepare` to watch the run or to stop it.
+
+    Args:
+        config: The settings. `config.seed` seeds torch's generator, which initialises the model.
+        corpus: The texts.
+        folder: The folder of the run; see `lm.train` for what is written there. It is removed again
+            if the run cannot be prepared.
+
+    Returns:
+        A `Trainer`, whose method `run` trains the model.
+
+    Raises:
+        UserError: The device is not available, a text is too short, or a package is missing.
+    """
+    try:
+        set_up(config.device, config.threads)
+        if config.tensorboard:
+            board.check()
+        texts = [corpus.train if corpus.vocab is None else corpus.vocab]
+        if config.level == CHAR:
+            # A character of valid that train does not have would stop the run.
+            every = (corpus.vocab, corpus.train, corpus.valid, corpus.test)
+            texts = [text for text in every if text]
+        words = itertools.chain.from_iterable(map(parts, texts))
+        vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
+        torch.manual_seed(config.seed)
+        model = build(config, vocab)
+        *streams, sha256 = _encode(vocab, corpus, folder)
+        trainer = Trainer(model, config, *streams, folder=folder)
+        if folder is not None:
+            folder.write_settings(config, vocab, {"source": corpus.source, "sha256": sha256})
+        return trainer
+    except BaseException:
+        if folder is not None:
+            folder.discard()
+        raise
+
+
+def resume(
+    path: str | Path, changes: dict, corpus: Corpus | None = None, finished: bool = False
+) -> Trainer:
+    """Prepare to resume the run in a folder.
+
+    Args:
+        path: The folder of the run.
+        changes: Settings by name. The budget may be raised, and `log_interval`,
+            `checkpoint_interval`, `tensorboard`, `threads`, `device` and `compile` may change. Any
+            other setting must be the one that the run has. None means no change.
+        corpus: The texts that the run began with. None reads them again from their files.
+        finished: Return also a run whose budget is used up.
+
+    Returns:
+        A `Trainer`, whose method `run` goes on from the last checkpoint.
+
+    Raises:
+        UserError: The folder has no run, the run is finished, a setting or the text is not that of
+            the run, or a file is missing or corrupted.
+
+    Example:
+        >>> import tempfile
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("the cat sat on the mat\\n" * 50)
+        >>> config = lm.Config.defaults("char", nhid=16, batch_size=4, bptt=20, epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, report = lm.train(config, corpus, folder)
+        ...     trainer = lm.resume(folder, {"epochs": 2}, corpus)
+        ...     trainer.run()
+        >>> trainer.epoch
+        2.0
+    """
+    config, vocab, about = read_settings(path)
+    for field in fields(Config):
+        asked, has = changes.get(field.name), getattr(config, field.name)
+        if asked is not None and asked != has and field.name not in RESUMABLE:
+            name = field.name.replace("_", "-")
+            raise UserError(
+                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: give "
+                "that value, or start a new run"
+            )
+    changes = {name: value for name, value in changes.items() if value is not None}
+    changed = replace(config, **changes)
+    set_up(changed.device, changed.threads)
+    if changed.tensorboard:
+        board.check()
+    folder = None if rank() else RunFolder(path, resume=True)
+    with contextlib.ExitStack() as unless_it_goes_on:
+        if folder is not None:
+            unless_it_goes_on.callback(folder.close)
+        best = weights(load(path))  # this also checks every file except the checkpoint
+        tensors, state = read_checkpoint(path)
+        corpus = corpus or _reread(path, about)
+        try:
+            *streams, sha256 = _encode(vocab, corpus, folder)
+        except UserError:
+            # A character is not in the vocabulary. If the text is not the one that the run began
+            # with, that is what the user has to know.
+            _check_text(path, about, corpus.fingerprint())
+            raise
+        _check_text(path, about, sha256)
+        trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
+        try:
+            trainer.restore(tensors, state, best)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint in {path} is corrupted or belongs to other settings: start a new "
+                "run"
+            ) from error
+        if trainer.finished and trainer.state.step == trainer.state.validated_step:
+            if finished:
+                return trainer
+            raise UserError(
+                f"the run in {path} is finished ({trainer.epoch:.4g} epochs, "
+                f"{trainer.state.seconds:.4g} s): raise --epochs or --max-seconds to go on"
+            )
+        if folder is not None:
+            folder.write_settings(changed, vocab, {**about, "source": corpus.source})
+            folder.cut_log(trainer.state.step, trainer.state.validated_step)
+        unless_it_goes_on.pop_all()
+    return trainer
+
+
+def _reread(path: str | Path, about: dict) -> Corpus:
+    source = about.get("source") or {}
+    if not source:
+        raise UserError(f"the run in {path} was not trained on a file: give its text")
+    return read(**{name: file for name, file in source.items() if name != "builtin"})
+
+
+def _check_text(path: str | Path, about: dict, sha256: str) -> None:
+    if sha256 != about.get("sha256"):
+        raise UserError(
+            f"the text is not the one that the run in {path} began with: give that text, or start "
+            "a new run"
+        )
+
+
+def _encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tuple:
+    """Return the token numbers of train, valid and test, and the fingerprint of the corpus.
+
+    Each text is read once for both. Train is mapped from the disk if it need not fit in memory.
+    """
+    fingerprint = Fingerprint()
+    text = fingerprint.reading(corpus.train)
+    if isinstance(text, Text):
+        train = memory_map(vocab, text, folder and folder.path)
+    else:
+        train = vocab.encode_stream(text)
+    valid = vocab.encode_stream(fingerprint.reading(corpus.valid))
+    if len(valid) == 0:
+        raise UserError("the validation text is empty: give more text")
+    test = vocab.encode_stream(fingerprint.reading(corpus.test or ""))
+    return train, valid, None if corpus.test is None else test, fingerprint.hexdigest()
+
+
+def train(
+    config: Config, corpus: Corpus, out: str | Path | None = None, overwrite: bool = False
+) -> tuple[NeuralLM, dict]:
+    """Train a language model.
+
+    With torch.distributed, every process of the default group calls this function. Together they
+    train one model.
+
+    Args:
+        config: The settings; see `Config.defaults`.
+        corpus: The texts to train, to validate and, if there is one, to test on.
+        out: The folder to write the run to: the model with the best validation, checkpoints and the
+            log. None writes nothing.
+        overwrite: Replace a model that `out` already holds.
+
+    Returns:
+        The model with the weights of the best validation, and the report of the run, a dict. Its
+        losses are in nats per token.
+
+    Raises:
+        UserError: A setting or a text cannot be used, `out` holds a model or other files, or the
+            loss is no longer finite.
+        Interrupted: SIGINT or SIGTERM stopped the run. It is saved in `out` and can be resumed.
+
+    Example:
+        >>> from rnnfast import lm
+        >>> corpus = lm.corpus.split("the cat sat on the mat\\n" * 100)
+        >>> config = lm.Config.defaults("char", nhid=32, batch_size=4, bptt=20, epochs=3)
+        >>> model, report = lm.train(config, corpus)
+        >>> report["valid_loss"] < report["baselines"]["bigram"]["valid_loss"]
+        True
+    """
+    folder = None if out is None or rank() else RunFolder(out, overwrite)
+    trainer = prepare(config, corpus, folder)
+    trainer.run()
+    return trainer.model, report(trainer)

@@ -1,0 +1,400 @@
+"""Training by truncated back-propagation through time, which can be stopped and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..._common.errors import Interrupted, UserError
+from ..._common.storage import WEIGHTS
+from ..config import Config
+from ..data.batches import Batches
+from ..language_model import evaluate
+from ..neural.models import NeuralLM
+from ..storage import RunFolder, weights
+from .board import Board
+from .distributed import Ranks
+from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
+from .signals import SIGNALS, StopSignals
+from .state import State, TrainingStep
+
+SAVING_PART = 0.02  # checkpoints take at most this part of the time
+VALIDATIONS = 10  # with a time budget, validate this often if epochs take longer
+
+
+class Trainer:
+    """Trains a model on a stream of token numbers. `prepare` and `resume` make a trainer.
+
+    On the CPU and without `max_seconds`, a run depends only on the settings, and a run that was
+    stopped and resumed gives bit for bit the same model as a run that was not.
+
+    With torch.distributed every process has a Trainer with the same arguments, except that only
+    the one of rank 0 has a `folder`. Each process reads its own sequences. The clock, the
+    validation and the decision to stop are shared.
+
+    Args:
+        model: The model to train. It is moved to the device of `config`.
+        config: The settings.
+        train: The stream to train on, integers (n,). It may be a memory map.
+        valid: The stream to validate on, int64 (n,).
+        test: The stream to test on, int64 (n,), or None.
+        folder: Receives the best model, the log, and a checkpoint every `checkpoint_interval`
+            seconds, at every validation and when a signal stops the run. None writes nothing.
+
+    Attributes:
+        state: The numbers of the run.
+        best: The weights of the best validation by name, or None before the first.
+
+    Raises:
+        UserError: The settings have no budget, or `train` has fewer tokens than one batch.
+    """
+
+    def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
+        if config.epochs is None and config.max_seconds is None:
+            raise UserError("give epochs or max_seconds: a run needs an end")
+        self.config, self.vocab = config, model.vocab
+        self.ranks = Ranks(config)
+        self.device = self.ranks.device
+        self.model = model.to(self.device)
+        self.train, self.valid, self.test = train, valid, test
+        self.batches = Batches(train, self.vocab.boundary, config.batch_size, config.bptt)
+        self.folder: RunFolder | None = folder
+        self.optimizer = optimizer(model, config, self.device)
+        self.average: Average | None = None
+        loss = torch.compile(model.loss) if config.compile else model.loss
+        self._loss = self.ranks.averaging(model, loss)
+        if self.ranks.rank:  # each process draws other masks of dropout
+            torch.manual_seed(config.seed + self.ranks.rank)
+        self.state = State(curve=[])
+        self.hidden: torch.Tensor | None = None
+        self.best: dict[str, torch.Tensor] | None = None
+        self._clock: Callable[[], float] | None = None  # returns the seconds of the run
+        self.signals = StopSignals()
+        self._saved_seconds = self._saving_cost = 0.0
+        self.resumed_seconds, self.resumed_step = 0.0, 0
+
+    # ---- the run
+
+    def run(
+        self,
+        on_step: Callable[[TrainingStep], None] | None = None,
+        on_validation: Callable[[dict], None] | None = None,
+    ) -> None:
+        """Train to the end of the budget. The model then has the weights of the best validation.
+
+        Args:
+            on_step: A function that is called with a `TrainingStep` after every update.
+            on_validation: A function that is called with the record of every validation, a dict.
+
+        Raises:
+            Interrupted: A signal stopped the run. The model and a checkpoint are saved.
+            UserError: The loss or the gradient is not finite. The last good weights are kept.
+        """
+        self._start_clock()
+        if self.folder is not None:
+            self.folder.lock()
+        with self.signals.noted():
+            try:
+                while True:
+                    if self._validation_due():
+                        record = self.validate()
+                        if on_validation:
+                            on_validation(record)
+                    elif self._save_due():
+                        self.save()
+                    if self.finished:
+                        break
+                    step = self.train_step()
+                    if on_step:
+                        on_step(step)
+                    self._heed_signals()
+            except Interrupted:
+                self.save()
+                raise
+            finally:
+                if self.folder is not None:
+                    self.folder.close()
+        self._restore(self.best)
+
+    def train_step(self) -> TrainingStep:
+        """Make one update: forward pass, backward pass through one chunk, clipping, optimizer."""
+        config, state = self.config, self.state
+        if self._clock is None:
+            self._start_clock()
+        began = state.seconds
+        chunk = state.step % len(self.batches)
+        if chunk == 0:
+            self.hidden = None  # an epoch begins at the start of every sequence
+        lr = self.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        inputs, targets = self.batches[chunk]
+
+        own = (self.ranks.own_sequences(x).to(self.device) for x in (inputs, targets))
+        value, hidden = self._backward(*own)
+        (value,) = self.ranks.sum(value / self.ranks.size)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._diverged("loss" if not math.isfinite(value) else "gradient")
+        self.optimizer.step()
+        self.hidden = hidden
+        if self.average is not None:
+            state.averaged += 1
+            self.average.update(state.averaged)
+
+        state.step += 1
+        state.seconds = self._clock()
+        state.loss_sum += value
+        state.loss_steps += 1
+        if state.step % config.log_interval == 0:
+            self._log(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss())
+        speed = inputs.numel() / max(state.seconds - began, 1e-9)
+        return TrainingStep(
+            state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
+        )
+
+    def _backward(self, inputs, targets) -> tuple[float, torch.Tensor]:
+        """Compute the gradients for one chunk of the sequences of this process.
+
+        The sequences are cut into `accumulate` parts that run one after the other, so that only
+        the activations of one part are in memory. Return the mean loss and the next state.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.config.accumulate
+        cut = [x.tensor_split(parts, 1) for x in (inputs, targets)]
+        cut.append([None] * parts if self.hidden is None else self.hidden.tensor_split(parts, 1))
+        total, states = 0.0, []
+        for ids, following, state in zip(*cut, strict=True):
+            with self.ranks.deferred(self._loss, last=len(states) == parts - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    loss, state = self._loss(ids, following, state)
+                loss = loss * (ids.shape[1] / inputs.shape[1])
+                loss.backward()
+            total = total + loss.detach()
+            states.append(state.detach())
+        return total.item(), torch.cat(states, 1)
+
+    def validate(self) -> dict:
+        """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
+
+        Return the record of the log.
+        """
+        state = self.state
+        if self._clock is None:
+            self._start_clock()
+        began = state.seconds
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            loss = self._validation_loss()
+            if not math.isfinite(loss):
+                self._diverged("validation loss")
+            if state.best_loss is None or loss < state.best_loss:
+                state.best_loss, state.best_step = loss, state.step
+                self.best = weights(self.model)
+            elif self.config.lr_schedule == "plateau":
+                state.lr_scale *= PLATEAU_FACTOR
+            radii = self.model.spectral_radii()
+        state.seconds = self._clock()
+        state.validated_step, state.validated_seconds = state.step, state.seconds
+        state.validation_cost = state.seconds - began
+        figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
+        record = self._log(lr=self.lr, **figures, spectral_radius=radii)
+        state.curve.append(record)
+        self._start_averaging()
+        self.save()
+        return record
+
+    def _validation_loss(self) -> float:
+        """Evaluate on rank 0, and give the loss to all processes, so that all decide alike."""
+        loss = 0.0
+        if self.ranks.rank == 0:
+            with contextlib.suppress(Interrupted):
+                loss = evaluate(self.model, self.valid, lambda _: self.signals.check()).loss
+        self._heed_signals()
+        return self.ranks.sum(loss)[0]
+
+    def _start_averaging(self) -> None:
+        patience, losses = self.config.average, [r["valid_loss"] for r in self.state.curve]
+        if self.average is None and patience is not None and has_stalled(losses, patience):
+            self.average, self.state.averaged = Average(self.model), 0
+
+    def save(self) -> None:
+        """Write a checkpoint, and the best weights if they are not yet written.
+
+        Before the first validation the best weights are the present ones.
+        """
+        if self.folder is None and self.ranks.size == 1:
+            return
+        began = self._shared_time()
+        checkpoint = self.checkpoint()
+        if self.folder is not None:
+            if self.best is None or self.state.best_step == self.state.step:
+                self.folder.write_weights(self.best or weights(self.model))
+            self.folder.write_checkpoint(*checkpoint)
+        self._saved_seconds, self._saving_cost = self.state.seconds, self._shared_time() - began
+
+    # ---- how far, how fast
+
+    @property
+    def epoch(self) -> float:
+        """The number of passes over the training text so far."""
+        return self.state.step / len(self.batches)
+
+    @property
+    def deadline(self) -> float:
+        """The time at which training has to stop so that the last validation fits the budget."""
+        seconds = self.config.max_seconds
+        return math.inf if seconds is None else max(seconds - self.state.validation_cost, 1e-9)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self.progress >= 1
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is used: of the epochs or of the time, the larger one."""
+        epochs = self.epoch / self.config.epochs if self.config.epochs else 0.0
+        return max(epochs, self.state.seconds / self.deadline)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        state = self.state
+        return learning_rate(self.config, state.step, self.progress, state.lr_scale)
+
+    def _validation_due(self) -> bool:
+        state = self.state
+        if state.step == state.validated_step:
+            return False
+        if self.finished:
+            return True
+        epoch_ended = state.step % len(self.batches) == 0
+        if self.config.max_seconds is None:
+            return epoch_ended
+        since = state.seconds - state.validated_seconds
+        # Within a time budget, validation takes at most about a tenth of the time.
+        return since >= 10 * state.validation_cost and (
+            epoch_ended or since >= self.config.max_seconds / VALIDATIONS
+        )
+
+    def _save_due(self) -> bool:
+        since = self.state.seconds - self._saved_seconds
+        return since >= max(self.config.checkpoint_interval, self._saving_cost / SAVING_PART)
+
+    def _mean_train_loss(self) -> float | None:
+        state = self.state
+        if state.loss_steps:
+            state.train_loss = state.loss_sum / state.loss_steps
+            state.loss_sum, state.loss_steps = 0.0, 0
+        return state.train_loss
+
+    def _log(self, **values) -> dict:
+        state = self.state
+        record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
+        if self.folder is not None:
+            self.folder.log(record, Board if self.config.tensorboard else None)
+        return record
+
+    # ---- what can go wrong
+
+    def _diverged(self, what: str) -> None:
+        kept = ""
+        if self.folder is not None:
+            replaces = self.folder.path != self.folder.final
+            if what == "gradient" and self.best is None and not replaces:
+                # The present weights gave a finite loss, and this gradient has not changed them.
+                self.folder.write_weights(weights(self.model))
+            self.folder.discard()  # removes the folder only if it has no weights
+            if replaces:
+                kept = f"; the model in {self.folder.final} is as it was"
+            elif (self.folder.final / WEIGHTS).exists():
+                kept = f"; the last good weights are in {self.folder.final}"
+            else:
+                kept = "; there was no good model to save yet"
+        clip = "or --clip" if self.config.clip else "or set --clip"
+        raise UserError(
+            f"the {what} is not finite at step {self.state.step}: lower --lr {clip}{kept}"
+        )
+
+    def _heed_signals(self) -> None:
+        """Raise Interrupted in every process if one of them has received a signal."""
+        seen = self.ranks.sum(*(float(self.signals.received == number) for number in SIGNALS))
+        for number, count in zip(SIGNALS, seen, strict=True):
+            if count:
+                raise Interrupted(number)
+
+    def _start_clock(self) -> None:
+        began = self._shared_time() - self.state.seconds
+        self._clock = lambda: self._shared_time() - began
+
+    def _shared_time(self) -> float:
+        """Return the seconds on the clock of rank 0."""
+        return self.ranks.sum(0.0 if self.ranks.rank else time.monotonic())[0]
+
+    # ---- checkpoints
+
+    def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """Return the tensors and the numbers that `restore` needs.
+
+        The tensors are the weights, the state of the optimizer, the hidden state and the states of
+        the random generators. The numbers are `State` as a dict. All processes must call this. Rank
+        0 gets the hidden states and the generators of all processes.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
+        for name, mean in self.average.tensors.items() if self.average else ():
+            tensors[f"average.{name}"] = mean.cpu()
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        hidden = None if self.hidden is None else self.hidden.cpu()
+        parts = self.ranks.gather((hidden, generators))
+        if hidden is not None:
+            tensors["hidden"] = torch.cat([hidden for hidden, _ in parts], 1)
+        for rank, (_, generators) in enumerate(parts):
+            for name, tensor in generators.items():
+                tensors[f"rng{rank or ''}.{name}"] = tensor
+        return tensors, dict(vars(self.state))
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict, best) -> None:
+        """Go on from what `checkpoint` returned. `best` are the weights of the best validation."""
+        self.state = State(**state)
+        self.best = best if self.state.best_loss is not None else None
+        groups: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            groups.setdefault(kind, {})[rest] = tensor
+        self._restore(groups["model"])
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in groups.get("optimizer", {}).items():
+            name, _, key = name.rpartition(".")
+            # The fused AdamW needs even its number of steps on the device of the parameter.
+            self.optimizer.state[parameters[name]][key] = tensor.to(self.device)
+        if self.state.averaged is not None:
+            self.average = Average(self.model)
+            for name, mean in self.average.tensors.items():
+                mean.copy_(groups["average"][name])
+        hidden = groups.get("hidden", {}).get("")
+        self.hidden = None if hidden is None else self.ranks.own_sequences(hidden).to(self.device)
+        generators = groups.get(
+            f"rng{self.ranks.rank or ''}", {}
+        )  # a process that the old run did not have finds none
+        if "cpu" in generators:
+            torch.set_rng_state(generators["cpu"])
+        if self.device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
+        self.resumed_seconds, self.resumed_step = self.state.seconds, self.state.step
+        self._saved_seconds = self.state.seconds
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
