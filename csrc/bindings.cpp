@@ -16,12 +16,12 @@
 
 #include <sched.h>
 
+#include "api/dropout.h"
+#include "api/generate.h"
+#include "api/glove.h"
+#include "api/loss.h"
+#include "api/rnn.h"
 #include "cpu/isa.h"
-#include "dropout.h"
-#include "generate.h"
-#include "glove.h"
-#include "loss.h"
-#include "rnn.h"
 #include "tensor.h"
 
 namespace py = pybind11;

@@ -1,5 +1,5 @@
 // Each thread's share of the elements; what becomes of one is in dropout-inl.h.
-#include "../dropout.h"
+#include "../api/dropout.h"
 
 #include "parallel.h"
 #include "work.h"

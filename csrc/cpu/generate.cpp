@@ -2,7 +2,7 @@
 // weights take to come out of the cache, so threads share the columns: the part of each stays in
 // its own cache. They have to meet after every product, which is quick, unless one of them waits
 // for a core.
-#include "../generate.h"
+#include "../api/generate.h"
 
 #include <algorithm>
 #include <chrono>

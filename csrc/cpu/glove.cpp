@@ -1,5 +1,5 @@
 // Rounds of blocks; the update itself is in glove-inl.h.
-#include "../glove.h"
+#include "../api/glove.h"
 
 #include <algorithm>
 #include <atomic>

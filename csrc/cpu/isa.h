@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../rnn.h"
+#include "../api/element.h"
 
 namespace rnnfast {
 

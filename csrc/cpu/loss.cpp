@@ -6,7 +6,7 @@
 //
 // Threads share the rows of a block, then, for dW and db, the classes, so that every sum runs in
 // one order whatever their number.
-#include "../loss.h"
+#include "../api/loss.h"
 
 #include <limits>
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../rnn.h"
+#include "../api/rnn.h"
 #include "isa.h"
 #include "pool.h"
 

@@ -4,12 +4,12 @@
 //
 // Inputs lie in blocks of exactly their size, so that AddressSanitizer sees a read too far. What is
 // written lies between guards, and every byte the contract does not give away must stay as it was.
+#include "api/dropout.h"
+#include "api/generate.h"
+#include "api/glove.h"
+#include "api/loss.h"
+#include "api/rnn.h"
 #include "cpu/work.h"
-#include "dropout.h"
-#include "generate.h"
-#include "glove.h"
-#include "loss.h"
-#include "rnn.h"
 
 #include <algorithm>
 #include <cmath>

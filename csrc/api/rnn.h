@@ -21,17 +21,9 @@
 
 #include <cstdint>
 
-namespace rnnfast {
+#include "element.h"
 
-// Elements of 16 bits, for storage: all arithmetic on them is in float. (Where the CPU has a
-// product of bfloat16 pairs, the factors of the matrix products are bfloat16, among them the state
-// from one step to the next; their sums are float, and subnormal factors count as zeros.)
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
+namespace rnnfast {
 
 template <class T> struct Sequence {
   T* data;

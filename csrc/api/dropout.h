@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "rnn.h"
+#include "element.h"
 
 namespace rnnfast {
 
