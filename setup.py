@@ -19,8 +19,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 # The order is fixed so that two builds of one source are the same.
-CPU_SOURCES = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-CUDA_SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/bindings.cpp"]
+CUDA_SOURCES = [ROOT / "csrc/bindings/cuda.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+CPU_SOURCES = [
+    source
+    for folder in ("bindings", "cpu")
+    for source in sorted(ROOT.glob(f"csrc/{folder}/**/*.cpp"))
+    if source not in CUDA_SOURCES
+]
 # Code for these, and for what comes after the last in a form that the driver compiles.
 CUDA_ARCHITECTURES = (80, 90)
 
@@ -84,9 +89,9 @@ def ninja_file(output, build_dir, include):
         obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
         rule = "cuda" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
-        if source.name == "bindings.cpp":
-            # Its own variable: under build isolation pybind11 lies somewhere else each time, which
-            # must not rebuild the kernels.
+        if source.parent.name == "bindings":
+            # A variable of these files alone: under build isolation pybind11 lies in a different
+            # folder each time, which must not rebuild the kernels.
             own = " -DRNNFAST_CUDA" if nvcc else ""
             lines.append(
                 "  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include) + own

@@ -1,4 +1,4 @@
-// Python's door to the CUDA kernels; no header of CUDA. As in ../bindings.cpp: checks and calls.
+// Binds the CUDA kernels; see cuda/recurrence.h. No header of CUDA is included.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "../tensor.h"
-#include "recurrence.h"
+#include "../cuda/recurrence.h"
+#include "bindings.h"
 
 namespace py = pybind11;
 using namespace rnnfast;
@@ -79,7 +79,7 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
   const Dtype sums = dtype == Dtype::kFloat64 ? dtype : Dtype::kFloat32;
   int32_t device = -1; // the same for all
   const auto tensor = [&](const char* name, py::handle object) {
-    const Tensor t(name, object, dlpack::kCuda);
+    const TensorView t(name, object, dlpack::kCuda);
     if (t && device >= 0 && t.device_id() != device) {
       throw std::runtime_error(std::string(name) + " must be on cuda:" + std::to_string(device) +
                                " like the rest, got cuda:" + std::to_string(t.device_id()));
@@ -87,14 +87,14 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
     device = t ? t.device_id() : device;
     return t;
   };
-  const Tensor starts = tensor("starts", starts_);
+  const TensorView starts = tensor("starts", starts_);
   cuda::Problem problem = shape;
   if (starts) {
     starts.expect_contiguous(Dtype::kInt64, {T + 1});
     problem.starts = starts.data<const int64_t>();
   }
   int64_t rows = -1; // N of a packed batch: the same in all tensors
-  const auto sequence = [&](const Tensor& t, Dtype wanted) {
+  const auto sequence = [&](const TensorView& t, Dtype wanted) {
     Sequence<void> s{nullptr, 0, 0};
     if (!t) {
       return s;
@@ -112,7 +112,7 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
     s.data = t.data<void>(), s.row = t.stride(!starts && !batch_first);
     return s;
   };
-  const auto optional = [&](const Tensor& t, std::initializer_list<int64_t> wanted) {
+  const auto optional = [&](const TensorView& t, std::initializer_list<int64_t> wanted) {
     return t ? t.expect_contiguous(dtype, wanted).data<void>() : nullptr;
   };
   cuda::Direction all[2];
@@ -140,14 +140,14 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
       throw std::invalid_argument("out, and h or in, must be given");
     }
   }
-  const Tensor workspace = tensor("workspace", workspace_);
+  const TensorView workspace = tensor("workspace", workspace_);
   const py::gil_scoped_release release;
   cuda::run(problem, forced ? &*forced : nullptr, all, workspace.data<void>(),
             reinterpret_cast<void*>(stream));
 }
 
 void py_upload(const std::vector<int64_t>& numbers, py::handle to_, uintptr_t stream) {
-  const Tensor to("to", to_, dlpack::kCuda);
+  const TensorView to("to", to_, dlpack::kCuda);
   to.expect_contiguous(Dtype::kInt64, {int64_t(numbers.size())});
   cuda::upload(numbers.data(), int64_t(numbers.size()), to.data<int64_t>(),
                reinterpret_cast<void*>(stream));
