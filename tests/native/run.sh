@@ -18,7 +18,7 @@ check() {
   local name=$1 start=$SECONDS
   shift
   mkdir "$temporary/$name"
-  printf '%s\n' csrc/cpu/*.cpp tests/native/test_kernels.cpp |
+  printf '%s\n' csrc/cpu/{,*/}*.cpp tests/native/test_kernels.cpp |
     xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
       _ {} "${CXX:-c++}" "${flags[@]}" "$@"
   "${CXX:-c++}" "$@" -pthread "$temporary/$name"/*.o -o "$temporary/$name/test"

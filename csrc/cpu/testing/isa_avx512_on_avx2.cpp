@@ -1,6 +1,6 @@
 // The 64-byte tile compiled for AVX2, so that its logic is tested where there is no AVX-512.
 #if defined(__x86_64__)
-#include "isa.h"
+#include "../isa.h"
 
 #include <cstring>
 
@@ -12,7 +12,7 @@ static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu
 #define RNNFAST_EMULATED // a vector is two registers
 #define RNNFAST_MAX_ROWS 12
 namespace rnnfast::avx512_on_avx2 {
-#include "tile-inl.h"
+#include "../vector/isa-inl.h"
 } // namespace rnnfast::avx512_on_avx2
 
 namespace rnnfast {

@@ -1,18 +1,3 @@
-// The tiles of isa_amx.cpp in plain C++, so that their logic is tested where there are none.
-#include "isa.h"
-
-#if defined(RNNFAST_AMX)
-#include <cstring>
-#include <immintrin.h>
-
-static bool available() { return rnnfast::kAvx512Bf16.available(); }
-
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
-#define RNNFAST_VECTOR_BYTES 64
-#define RNNFAST_MAX_ROWS 32
-#define RNNFAST_TILES
-#define RNNFAST_NARROW_BF16(v) ((Half)_mm512_cvtneps_pbh(v))
-namespace rnnfast::amx_emulated {
 // As Intel's manual says: the elements of a pair are multiplied each into a sum of its own, the two
 // are added at the end, and subnormals are zeros.
 struct Tiles {
@@ -74,11 +59,3 @@ struct Tiles {
   }
 };
 thread_local Tiles::Tile Tiles::tiles[8];
-#include "tile-inl.h"
-static constexpr Kernels<bfloat16> kPairs = table<bfloat16, bfloat16>();
-} // namespace rnnfast::amx_emulated
-
-namespace rnnfast {
-extern const Isa kAmxEmulated{"amx_emulated", available, &kAvx512Tables, &amx_emulated::kPairs};
-}
-#endif

@@ -1,6 +1,6 @@
 // 32-byte vectors, 16 registers: a tile of 6 rows by 2 vectors.
 #if defined(__x86_64__)
-#include "isa.h"
+#include "../isa.h"
 
 #include <cstring>
 #include <immintrin.h>
@@ -17,7 +17,7 @@ static bool available() {
 #define RNNFAST_WIDEN_F16(half) _mm256_cvtph_ps((__m128i)(half))
 #define RNNFAST_NARROW_F16(v) ((Half)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 namespace rnnfast::avx2 {
-#include "tile-inl.h"
+#include "../vector/isa-inl.h"
 } // namespace rnnfast::avx2
 
 namespace rnnfast {

@@ -1,6 +1,6 @@
 // 64-byte vectors, 32 registers: a tile of 12 rows by 2 vectors.
 #if defined(__x86_64__)
-#include "isa.h"
+#include "../isa.h"
 
 #include <cstring>
 #include <immintrin.h>
@@ -17,7 +17,7 @@ static bool available() {
 #define RNNFAST_WIDEN_F16(half) _mm512_maskz_cvtph_ps(0xFFFF, (__m256i)(half))
 #define RNNFAST_NARROW_F16(v) ((Half)_mm512_maskz_cvtps_ph(0xFFFF, v, _MM_FROUND_TO_NEAREST_INT))
 namespace rnnfast::avx512 {
-#include "tile-inl.h"
+#include "../vector/isa-inl.h"
 } // namespace rnnfast::avx512
 
 namespace rnnfast {

@@ -1,6 +1,6 @@
 // AVX-512 with products of pairs of bfloat16 that add up in float, two for the price of one.
 #if defined(__x86_64__)
-#include "isa.h"
+#include "../isa.h"
 
 #include <cstring>
 #include <immintrin.h>
@@ -22,7 +22,7 @@ static inline __attribute__((always_inline)) __m512 multiply_add_pairs(__m512 su
   std::memcpy(&pair, a, sizeof pair);
   return _mm512_dpbf16_ps(sum, b, (__m512bh)_mm512_set1_epi32(pair));
 }
-#include "tile-inl.h"
+#include "../vector/isa-inl.h"
 static constexpr Kernels<bfloat16> kPairs = table<bfloat16, bfloat16>();
 } // namespace rnnfast::avx512_bf16
 

@@ -1,12 +1,12 @@
 // The baseline of the compiler: 16-byte vectors, SSE2 on x86-64 and NEON on AArch64.
-#include "isa.h"
+#include "../isa.h"
 
 #include <cstring>
 
 #define RNNFAST_VECTOR_BYTES 16
 #define RNNFAST_MAX_ROWS 4
 namespace rnnfast::generic {
-#include "tile-inl.h"
+#include "../vector/isa-inl.h"
 } // namespace rnnfast::generic
 
 namespace rnnfast {

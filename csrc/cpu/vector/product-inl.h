@@ -1,0 +1,110 @@
+// The inner loop of a matrix product: a tile of accumulators that stays in registers for the whole
+// of K.
+
+// The NV vectors of a packed row, or pair of rows, as the multiply-add takes them.
+template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, V<Sum<S>>* b) {
+  constexpr int VL = kVector<Sum<S>>;
+  if constexpr (!kWidened<S, O>) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      b[j] = load<Sum<S>>(reinterpret_cast<const Sum<S>*>(w) + j * VL);
+    }
+  } else {
+    static_assert(NV == 2);
+#if defined(RNNFAST_WIDEN_F16)
+    if constexpr (std::is_same_v<S, float16>) {
+      b[0] = load_as_sum<S>(w), b[1] = load_as_sum<S>(w + VL);
+      return;
+    }
+#endif
+    using Unsigned = typename Lanes<float>::Unsigned;
+    const Unsigned both = (Unsigned)load<float>(reinterpret_cast<const float*>(w));
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      b[0] = (V<float>)(both << 16), b[1] = (V<float>)(both & 0xFFFF0000);
+    } else {
+      using Half = typename Lanes<float>::Half;
+      b[0] = widen<S>(__builtin_convertvector(both & 0xFFFF, Half));
+      b[1] = widen<S>(__builtin_convertvector(both >> 16, Half));
+    }
+  }
+}
+
+// sum + a b, for every lane with the same element, or pair, of a.
+template <class O> RNNFAST_INLINE V<Sum<O>> multiply_add(V<Sum<O>> sum, const O* a, V<Sum<O>> b) {
+  if constexpr (kPair<O> == 1) {
+    return sum + *a * b;
+  } else {
+#if defined(RNNFAST_MULTIPLY_ADD_PAIRS)
+    return RNNFAST_MULTIPLY_ADD_PAIRS(sum, a, b);
+#endif
+  }
+}
+
+// GCC keeps the accumulators in registers only if every loop over them is unrolled. Not inlined:
+// each shape of tile gets the whole register file, and can be found in a disassembly.
+template <class S, class O, int MR, int P, int NV>
+__attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t a_stride,
+                                                 const S* __restrict w, int64_t panel_size,
+                                                 int64_t K, Sum<S>* __restrict result) {
+  using C = Sum<S>;
+  constexpr int VL = kVector<C>;
+  V<C> acc[MR][P * NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      acc[i][j] = V<C>{};
+    }
+  }
+  for (int64_t k = 0; k < K; k += kPair<O>) {
+    V<C> b[P * NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) {
+      load_packed<S, O, NV>(w + j * panel_size, b + j * NV);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      if constexpr (MR > 1) {
+        keep_in_register<C>(b[j]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < P * NV; ++j) {
+        acc[i][j] = multiply_add<O>(acc[i][j], a + i * a_stride + k, b[j]);
+      }
+    }
+    w += NV * VL * kPair<O>;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      store<C>(result + (i * P * NV + j) * VL, acc[i][j]);
+    }
+  }
+}
+
+// How many panels a tile of so many rows takes side by side: enough accumulators to hide the
+// latency of the multiply-add.
+constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+#if !defined(RNNFAST_TILES)
+template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
+RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                                    int64_t panel_size, int64_t K, Sum<S>* result) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return accumulate_rows<S, O, P, NV, MR - 1>(rows, a, a_stride, w, panel_size, K, result);
+    }
+  }
+  if constexpr (P <= panels_at_once(MR)) {
+    accumulate<S, O, MR, P, NV>(a, a_stride, w, panel_size, K, result);
+  }
+}
+#else // amx-inl.h has it
+template <class S, class O, int P, int NV>
+static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                            int64_t panel_size, int64_t K, Sum<S>* result);
+#endif
