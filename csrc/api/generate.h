@@ -16,16 +16,16 @@
 namespace rnnfast {
 
 struct LanguageModel {
-  struct Layer {
+  struct LayerWeights {
     const float* w; // the first [H, H]: W_hh; the others [H, 2 H]: a row of W_hh, then one of W_ih
     const float* b; // [H]: b_ih + b_hh
   };
   int64_t V, H;
-  bool relu;                 // otherwise tanh
-  const float* table;        // [V, H]: W_ih x of the first layer, for every token
-  const float* decoder_w;    // [V, H]
-  const float* decoder_b;    // [V]; minus infinity bans a token
-  std::vector<Layer> layers; // [L]
+  bool relu;                        // otherwise tanh
+  const float* table;               // [V, H]: W_ih x of the first layer, for every token
+  const float* decoder_w;           // [V, H]
+  const float* decoder_b;           // [V]; minus infinity bans a token
+  std::vector<LayerWeights> layers; // [L]
 };
 
 // A token is drawn from the `top_k` most probable ones, and of those from the fewest whose share

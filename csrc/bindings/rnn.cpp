@@ -87,14 +87,14 @@ public:
 
   // Input size of the n-th direction of the stack.
   int64_t inputs(int64_t n) const { return n < D ? I : D * shape.H; }
-  bool table(int64_t n) const { return one_hot && n < D; }
+  bool has_table(int64_t n) const { return one_hot && n < D; }
 
   // The elements of an [L * D, B, H] tensor that belong to the n-th direction.
   template <class T> T* state(const TensorView& t, int64_t n) const {
     return t.data<T>(n * shape.B * shape.H);
   }
   // What the n-th direction wrote or writes of its layer's outputs.
-  template <class T> Sequence<T> half(const TensorView& t, int64_t n) const {
+  template <class T> Sequence<T> direction_columns(const TensorView& t, int64_t n) const {
     return sequence<T>(t, n % D * shape.H);
   }
   template <class T> Sequence<T> sequence(const TensorView& t, int64_t offset = 0) const {
@@ -158,7 +158,7 @@ void run_forward(const RnnArguments& call, const std::vector<TensorView>& outs,
     const TensorView& below = n < call.D ? call.x : outs[n / call.D - 1];
     Forward<T> f{};
     f.reverse = n % call.D == 1, f.I = call.inputs(n);
-    if (call.table(n)) {
+    if (call.has_table(n)) {
       f.tokens = call.sequence<const int64_t>(below), f.table = call.w_ih(n).data<T>();
     } else {
       f.x = call.sequence<const T>(below), f.w_ih = call.w_ih(n).data<T>();
@@ -166,7 +166,7 @@ void run_forward(const RnnArguments& call, const std::vector<TensorView>& outs,
     f.w_hh = call.w_hh(n).data<T>();
     f.b_ih = call.b_ih(n).data<T>(), f.b_hh = call.b_hh(n).data<T>();
     f.h0 = call.state<T>(call.h0, n), f.h_n = call.state<T>(h_n, n);
-    f.h = call.half<T>(outs[n / call.D], n);
+    f.h = call.direction_columns<T>(outs[n / call.D], n);
     stack.push_back(f);
   }
   py::gil_scoped_release release;
@@ -206,11 +206,11 @@ template <class T> void run_backward(const RnnArguments& call, const Gradients& 
     const TensorView& dx = layer == 0 ? g.dx : between(layer - 1);
     Backward<T> b{};
     b.reverse = n % call.D == 1, b.I = call.inputs(n);
-    b.h = call.half<const T>(g.outs[layer], n), b.w_hh = call.w_hh(n).data<T>();
-    b.dy = call.half<const T>(dy, n), b.dh_n = call.state<T>(g.dh_n, n);
+    b.h = call.direction_columns<const T>(g.outs[layer], n), b.w_hh = call.w_hh(n).data<T>();
+    b.dy = call.direction_columns<const T>(dy, n), b.dh_n = call.state<T>(g.dh_n, n);
     b.dh0 = call.state<T>(g.dh0, n), b.h0 = call.state<T>(call.h0, n);
     T* const dw_ih = g.dw_ih.empty() ? nullptr : g.dw_ih[n].data<T>();
-    if (call.table(n)) {
+    if (call.has_table(n)) {
       b.tokens = call.sequence<const int64_t>(below), b.dtable = dw_ih;
     } else {
       b.x = call.sequence<const T>(below), b.w_ih = call.w_ih(n).data<T>(), b.dw_ih = dw_ih;
@@ -260,10 +260,10 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
                                 std::to_string(between.size()));
   }
   for (int64_t i = 0; i < n && dw.size() != 0; ++i) {
-    const int64_t rows = call.table(i) ? call.inputs(i) : H;
+    const int64_t rows = call.has_table(i) ? call.inputs(i) : H;
     g.dw_ih.push_back(
         TensorView("dw_ih", dw[i * per])
-            .expect_contiguous(call.dtype, {rows, call.table(i) ? H : call.inputs(i)}));
+            .expect_contiguous(call.dtype, {rows, call.has_table(i) ? H : call.inputs(i)}));
     g.dw_hh.push_back(TensorView("dw_hh", dw[i * per + 1]).expect_contiguous(call.dtype, {H, H}));
     if (bias) {
       g.db.push_back(TensorView("db", dw[i * per + 2]).expect_contiguous(call.dtype, {H}));

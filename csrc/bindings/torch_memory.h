@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../cpu/pool.h"
+#include "../cpu/memory_pool.h"
 #include "dlpack.h"
 #include "tensor_view.h"
 
@@ -20,7 +20,7 @@ namespace rnnfast {
 // Return a new contiguous torch tensor on the CPU whose elements are not initialised.
 inline pybind11::object new_tensor(const std::vector<int64_t>& shape, dlpack::DataType dtype) {
   // The pool is never destroyed, because tensors may outlive every other object of the module.
-  static SharedPool& pool = *new SharedPool;
+  static ProcessMemoryPool& pool = *new ProcessMemoryPool;
   struct Owner {
     dlpack::ManagedTensor managed{};
     size_t size = 1;

@@ -18,7 +18,7 @@ template <class T> void run(const Dropout<T>& call) {
     std::fill_n(call.out, call.n, T{});
     return;
   }
-  const Kernels<T, Sum<T>>& kernels = rnnfast::kernels<T, Sum<T>>();
+  const VectorKernels<T, Sum<T>>& kernels = current_kernels<T, Sum<T>>();
   const auto scale = static_cast<Sum<T>>(1 / (1 - dropped * 0x1p-32));
   const int64_t blocks = (call.n + kBlock - 1) / kBlock;
   parallel(threads_for(call.threads, double(call.n) * kElementWork), [&](int thread, int threads) {

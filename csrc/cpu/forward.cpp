@@ -1,8 +1,8 @@
 // The recurrence forward in time; the arithmetic of a step is in tile-inl.h.
 //
 // Work is split over `groups` of rows, each computed by `members` threads that split the hidden
-// columns. Rows are independent, so groups never meet; members exchange h_t through a barrier a
-// step and exist only where there are too few rows to go round. There, the two directions of a
+// columns. Rows are independent, so groups never meet; members exchange h_t through a barrier
+// a step and exist only where there are too few rows to go round. There, the two directions of a
 // layer run side by side, and so do layers, each a block of steps behind the one below.
 //
 // The state between steps lives in two compact buffers that alternate (`state`), not in the
@@ -21,21 +21,24 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kPipelineBlocks = 16, kPipelineRows = 16;
 
 // One direction of one layer, computed by a team of threads. For the types see isa.h.
-template <class S, class O> class Layer {
+template <class S, class O> class ForwardLayer {
   using C = Sum<S>;
 
 public:
-  // Buffers for a team of `team` threads at most. `below`: the layer that writes x meanwhile.
-  Layer(const Shape& shape, const Forward<S>& call, int team, bool pipelined, const Layer* below)
-      : shape_(shape), call_(call), below_(below), kernels_(rnnfast::kernels<S, O>()),
-        steps_(shape, call.reverse), team_(team), I_(call.tokens.data == nullptr ? call.I : 0),
+  // Buffers for a team of `most_threads` threads at most. `below`: the layer that writes x
+  // meanwhile.
+  ForwardLayer(const Shape& shape, const Forward<S>& call, int most_threads, bool pipelined,
+               const ForwardLayer* below)
+      : shape_(shape), call_(call), below_(below), kernels_(current_kernels<S, O>()),
+        schedule_(shape, call.reverse), most_threads_(most_threads),
+        I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
                         : kBlockRows),
         x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
     // A row is in the shares of all members of its group, and members exist only for few rows.
-    const int64_t rows = team * (kBlockRows + 2 * kGroupRows) + B;
+    const int64_t rows = most_threads * (kBlockRows + 2 * kGroupRows) + B;
     w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
     bias_ = allocate<C>(width);
@@ -44,8 +47,8 @@ public:
     for (Buffer<O>& state : state_) {
       state = allocate<O>(B * ld_);
     }
-    barriers_.reset(new Barrier[team + 1]);
-    done_.reset(new Progress[team]);
+    barriers_.reset(new Barrier[most_threads + 1]);
+    done_.reset(new Progress[most_threads]);
     for (int64_t c = 0; c < width; ++c) {
       bias_[c] = (call.b_ih != nullptr && c < H ? to_sum(call.b_ih[c]) : C(0)) +
                  (call.b_hh != nullptr && c < H ? to_sum(call.b_hh[c]) : C(0));
@@ -54,7 +57,7 @@ public:
 
   void run(int thread, int threads) {
     const int64_t B = shape_.B, H = shape_.H;
-    for (int other = thread + threads; other < team_; other += threads) {
+    for (int other = thread + threads; other < most_threads_; other += threads) {
       done_[other].set(shape_.T); // nobody waits for threads that were not granted
     }
     pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
@@ -69,11 +72,11 @@ public:
       }
     }
     barriers_[0].wait(threads);
-    const Share share(steps_, 0, shape_.T, H, kernels_.panel, thread, threads);
+    const Share share(schedule_, 0, shape_.T, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
       int64_t before = 0; // rows of the blocks of the threads before this one
       for (int other = 0; other < thread; ++other) {
-        const Share theirs(steps_, 0, shape_.T, H, kernels_.panel, other, threads);
+        const Share theirs(schedule_, 0, shape_.T, H, kernels_.panel, other, threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
       }
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * pre_ld_,
@@ -86,33 +89,33 @@ private:
   // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
   void project(const Share& share, int64_t i0, int64_t i1, O* x, C* pre) const {
     if (below_ != nullptr) {
-      for (int other = 0; other < below_->team_; ++other) {
+      for (int other = 0; other < below_->most_threads_; ++other) {
         below_->done_[other].wait_for(i1);
       }
     }
     int64_t n = 0;
     for (int64_t i = i0; i < i1; ++i) {
-      const int64_t t = steps_.time(i);
-      for (int64_t r = share.r0; r < share.r0 + active(steps_, share, i); ++r, ++n) {
+      const int64_t t = schedule_.time(i);
+      for (int64_t r = share.r0; r < share.r0 + active(schedule_, share, i); ++r, ++n) {
         if (call_.tokens.data == nullptr) {
-          kernels_.widen(steps_.at(call_.x, t, r), I_, x + n * x_ld_);
+          kernels_.widen(schedule_.at(call_.x, t, r), I_, x + n * x_ld_);
           continue;
         }
-        const S* const row = call_.table + *steps_.at(call_.tokens, t, r) * shape_.H;
+        const S* const row = call_.table + *schedule_.at(call_.tokens, t, r) * shape_.H;
         for (int64_t c = share.c0; c < share.c1; ++c) {
           pre[n * pre_ld_ + c] = to_sum(row[c]) + bias_[c];
         }
       }
     }
     if (call_.tokens.data == nullptr) {
-      Step<S, O> s{};
-      s.rows = n, s.K = I_, s.N = shape_.H;
-      s.col_begin = share.c0, s.col_end = share.c1;
-      s.a = x, s.a_stride = x_ld_, s.w = w_ih_.get();
-      s.act = Activation::kIdentity;
-      s.sums_before = bias_.get(), s.sums_before_stride = 0;
-      s.sums = pre, s.sums_stride = pre_ld_;
-      kernels_.step(s);
+      FusedProduct<S, O> product{};
+      product.rows = n, product.K = I_, product.N = shape_.H;
+      product.col_begin = share.c0, product.col_end = share.c1;
+      product.a = x, product.a_stride = x_ld_, product.w = w_ih_.get();
+      product.act = Activation::kIdentity;
+      product.sums_before = bias_.get(), product.sums_before_stride = 0;
+      product.sums = pre, product.sums_stride = pre_ld_;
+      kernels_.fused_product(product);
     }
   }
 
@@ -125,24 +128,25 @@ private:
       project(share, i0, i1, x, pre);
       const C* before = pre;
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t rows = active(steps_, share, i);
+        const int64_t rows = active(schedule_, share, i);
         if (rows == 0) {
           continue;
         }
         O* const now = state_[i % 2].get() + share.r0 * ld_;
         O* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
-        Step<S, O> s{};
-        s.rows = rows, s.N = H;
-        s.K = i == 0 && call_.h0 == nullptr ? 0 : H;
-        s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = now, s.a_stride = ld_, s.w = w_hh_.get();
-        s.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
-        s.sums_before = before, s.sums_before_stride = pre_ld_;
-        s.operand = next, s.operand_stride = ld_;
-        s.out = steps_.at(call_.h, steps_.time(i), share.r0), s.out_stride = call_.h.row;
-        kernels_.step(s);
-        for (int64_t r = active(steps_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          const S* const last = s.out + r * s.out_stride; // its last step
+        FusedProduct<S, O> product{};
+        product.rows = rows, product.N = H;
+        product.K = i == 0 && call_.h0 == nullptr ? 0 : H;
+        product.col_begin = share.c0, product.col_end = share.c1;
+        product.a = now, product.a_stride = ld_, product.w = w_hh_.get();
+        product.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
+        product.sums_before = before, product.sums_before_stride = pre_ld_;
+        product.operand = next, product.operand_stride = ld_;
+        product.out = schedule_.at(call_.h, schedule_.time(i), share.r0),
+        product.out_stride = call_.h.row;
+        kernels_.fused_product(product);
+        for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
+          const S* const last = product.out + r * product.out_stride; // its last step
           std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
         }
         barriers_[1 + share.group].wait(share.members);
@@ -154,10 +158,10 @@ private:
 
   const Shape& shape_;
   const Forward<S>& call_;
-  const Layer* below_;
-  const Kernels<S, O>& kernels_;
-  Steps steps_;
-  int team_;
+  const ForwardLayer* below_;
+  const VectorKernels<S, O>& kernels_;
+  Schedule schedule_;
+  int most_threads_;
   int64_t I_; // columns of the input product
   int64_t block_rows_;
   int64_t x_ld_, ld_, pre_ld_; // elements from row to row of the buffers
@@ -174,23 +178,23 @@ template <class S, class O = S>
 void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<S>* stack) {
   double work = 0; // multiply-adds
   for (int64_t n = 0; n < layers * directions; ++n) {
-    const Steps steps(shape, stack[n].reverse);
+    const Schedule schedule(shape, stack[n].reverse);
     if (stack[n].tokens.data != nullptr) {
-      check_tokens(steps, stack[n].tokens, stack[n].I);
+      check_tokens(schedule, stack[n].tokens, stack[n].I);
     }
     const int64_t I = stack[n].tokens.data == nullptr ? stack[n].I : 0;
-    work += double(steps.total()) * shape.H * (shape.H + I);
+    work += double(schedule.total()) * shape.H * (shape.H + I);
   }
   const int64_t width = at_once<S>(shape, layers, directions);
   const int wanted = threads_for(shape.threads, work * double(width) / double(layers * directions));
   const bool pipelined = directions == 1 && width > 1;
   for (int64_t first = 0; first < layers * directions; first += width) {
     const int teams = static_cast<int>(std::min(width, layers * directions - first));
-    std::vector<std::unique_ptr<Layer<S, O>>> wave;
+    std::vector<std::unique_ptr<ForwardLayer<S, O>>> wave;
     for (int n = 0; n < teams; ++n) {
       wave.push_back(
-          std::make_unique<Layer<S, O>>(shape, stack[first + n], wanted, pipelined,
-                                        pipelined && n > 0 ? wave.back().get() : nullptr));
+          std::make_unique<ForwardLayer<S, O>>(shape, stack[first + n], wanted, pipelined,
+                                               pipelined && n > 0 ? wave.back().get() : nullptr));
     }
     parallel(wanted, [&](int thread, int threads) {
       const Team team(thread, threads, teams);

@@ -27,18 +27,18 @@ Buffer<float> copy(const float* from, int64_t count) {
 }
 
 // A matrix [N, K] as the kernels take it.
-struct Matrix {
+struct PackedMatrix {
   int64_t N, K;
   Buffer<float> packed;
 
-  Matrix(const Kernels<float>& kernels, const float* w, int64_t N, int64_t K)
+  PackedMatrix(const VectorKernels<float>& kernels, const float* w, int64_t N, int64_t K)
       : N(N), K(K), packed(allocate<float>(kernels.packed_size(K, N))) {
     kernels.pack(w, true, K, N, 0, N, packed.get());
   }
 };
 
-struct Layer {
-  Matrix w;
+struct SamplerLayer {
+  PackedMatrix w;
   Buffer<float> b; // [H]
   // What `w` multiplies: the layer's last state [H], then, but for the first layer, the state of
   // the layer below [H]. Two, in turn: a step must not overwrite what it still reads.
@@ -91,23 +91,23 @@ double weight(std::vector<Candidate>::const_iterator first,
 class Sampler::Impl {
 public:
   Impl(const LanguageModel& model, const Sampling& sampling, int threads)
-      : sampling_(sampling), kernels_(kernels<float>()), V_(model.V), H_(model.H),
+      : sampling_(sampling), kernels_(current_kernels<float>()), V_(model.V), H_(model.H),
         act_(model.relu ? Activation::kRelu : Activation::kTanh),
         table_(copy(model.table, V_ * H_)), decoder_w_(kernels_, model.decoder_w, V_, H_),
         decoder_b_(copy(model.decoder_b, V_)), top_(state(0)),
         logits_(allocate<float>(round_up(V_, kernels_.vector))), weights_(V_), candidates_(V_),
         random_(sampling.seed) {
-    for (const LanguageModel::Layer& layer : model.layers) {
+    for (const LanguageModel::LayerWeights& layer : model.layers) {
       const int64_t below = layers_.empty() ? 0 : H_;
-      layers_.push_back({Matrix(kernels_, layer.w, H_, H_ + below),
+      layers_.push_back({PackedMatrix(kernels_, layer.w, H_, H_ + below),
                          copy(layer.b, H_),
                          {state(below), state(below)}});
     }
     int64_t work = V_ * H_;
-    for (const Layer& layer : layers_) {
+    for (const SamplerLayer& layer : layers_) {
       work += layer.w.N * layer.w.K;
     }
-    team_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
+    most_threads_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
   }
 
   void feed(const int64_t* tokens, int64_t n) {
@@ -124,7 +124,7 @@ public:
     using Clock = std::chrono::steady_clock;
     const Clock::time_point begin = Clock::now();
     int64_t count = 0;
-    parallel(pace_.together() ? team_ : 1, [&](int thread, int threads) {
+    parallel(pace_.together() ? most_threads_ : 1, [&](int thread, int threads) {
       int now = now_;
       for (int64_t i = 0; i < n; ++i) {
         logits(thread, threads);
@@ -156,7 +156,7 @@ public:
   }
 
 private:
-  // Zeros, for a `Step::operand` after `before` elements of something else.
+  // Zeros, for a `FusedProduct::operand` after `before` elements of something else.
   Buffer<float> state(int64_t before) const {
     const int64_t size = before + round_up(H_, kernels_.vector);
     Buffer<float> buffer = allocate<float>(size);
@@ -165,37 +165,39 @@ private:
   }
 
   // Of a thread's columns.
-  Step<float> product(const Matrix& w, const float* a, int thread, int threads) const {
+  FusedProduct<float> thread_product(const PackedMatrix& w, const float* a, int thread,
+                                     int threads) const {
     const int64_t panel = kernels_.panel, panels = (w.N + panel - 1) / panel;
-    Step<float> s{};
-    s.rows = 1, s.K = w.K, s.N = w.N;
-    s.col_begin = panels * thread / threads * panel;
-    s.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
-    s.a = a, s.w = w.packed.get();
-    return s;
+    FusedProduct<float> product{};
+    product.rows = 1, product.K = w.K, product.N = w.N;
+    product.col_begin = panels * thread / threads * panel;
+    product.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
+    product.a = a, product.w = w.packed.get();
+    return product;
   }
 
   // This thread's part of one step of every layer, which reads `input[now]`; returns the next now.
   int read(int64_t token, int now, int thread, int threads) {
     for (size_t l = 0; l < layers_.size(); ++l) {
-      Step<float> s = product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
-      s.act = act_;
-      s.sums_before = layers_[l].b.get();
-      s.addend = l == 0 ? table_.get() + token * H_ : nullptr;
-      s.out = layers_[l].input[1 - now].get();
-      s.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
-      kernels_.step(s);
+      FusedProduct<float> product =
+          thread_product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
+      product.act = act_;
+      product.sums_before = layers_[l].b.get();
+      product.addend = l == 0 ? table_.get() + token * H_ : nullptr;
+      product.out = layers_[l].input[1 - now].get();
+      product.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
+      kernels_.fused_product(product);
       barrier_.wait(threads);
     }
     return 1 - now;
   }
 
   void logits(int thread, int threads) {
-    Step<float> s = product(decoder_w_, top_.get(), thread, threads);
-    s.act = Activation::kIdentity;
-    s.sums_before = decoder_b_.get();
-    s.operand = logits_.get();
-    kernels_.step(s);
+    FusedProduct<float> product = thread_product(decoder_w_, top_.get(), thread, threads);
+    product.act = Activation::kIdentity;
+    product.sums_before = decoder_b_.get();
+    product.operand = logits_.get();
+    kernels_.fused_product(product);
     barrier_.wait(threads);
   }
 
@@ -270,14 +272,14 @@ private:
   }
 
   const Sampling sampling_;
-  const Kernels<float>& kernels_;
+  const VectorKernels<float>& kernels_;
   const int64_t V_, H_;
   const Activation act_;
   const Buffer<float> table_; // [V, H]
-  const Matrix decoder_w_;
+  const PackedMatrix decoder_w_;
   const Buffer<float> decoder_b_; // [V]
-  std::vector<Layer> layers_;
-  int team_; // threads at most
+  std::vector<SamplerLayer> layers_;
+  int most_threads_; // threads at most
   Pace pace_;
   Barrier barrier_;
   int64_t token_ = 0; // the one that was drawn

@@ -46,7 +46,7 @@ void check(const Glove& c) {
 }
 
 double run_block(const Glove& c, int64_t begin, int64_t end) {
-  const auto update = current_isa().tables->glove_update;
+  const auto update = current_isa().kernels->glove_update;
   const int64_t pitch = 2 * (c.D + 1);
   double sum = 0;
   for (int64_t n = begin; n < end; ++n) {

@@ -37,11 +37,11 @@ template <class Work> void parallel(int wanted, const Work& work) {
     return;
   }
 #if defined(RNNFAST_STD_THREADS)
-  std::vector<std::thread> pool;
+  std::vector<std::thread> workers;
   for (int i = 0; i < wanted; ++i) {
-    pool.emplace_back([&work, i, wanted] { work(i, wanted); });
+    workers.emplace_back([&work, i, wanted] { work(i, wanted); });
   }
-  for (std::thread& thread : pool) {
+  for (std::thread& thread : workers) {
     thread.join();
   }
 #elif defined(_OPENMP)

@@ -12,9 +12,9 @@
 namespace rnnfast {
 
 // Which rows are there at each step, in the order of computation.
-class Steps {
+class Schedule {
 public:
-  Steps(const Shape& shape, bool from_end) : shape_(shape), from_end_(from_end) {
+  Schedule(const Shape& shape, bool from_end) : shape_(shape), from_end_(from_end) {
     if (shape.batch_sizes != nullptr) {
       starts_.resize(shape.T);
       int64_t sum = 0;
@@ -31,7 +31,7 @@ public:
   int64_t time(int64_t i) const { return from_end_ ? shape_.T - 1 - i : i; }
 
   // Rows at the i-th computed step; 0 before the first and after the last.
-  int64_t rows(int64_t i) const {
+  int64_t rows_at(int64_t i) const {
     if (i < 0 || i >= shape_.T) {
       return 0;
     }
@@ -52,12 +52,12 @@ public:
   const std::vector<int64_t>& starts() const { return starts_; }
 
   // Rows of the steps [i0, i1) together.
-  int64_t rows(int64_t i0, int64_t i1) const {
+  int64_t rows_in(int64_t i0, int64_t i1) const {
     int64_t sum = shape_.B * (i1 - i0);
     if (shape_.batch_sizes != nullptr) {
       sum = 0;
       for (int64_t i = i0; i < i1; ++i) {
-        sum += rows(i);
+        sum += rows_at(i);
       }
     }
     return sum;
@@ -65,7 +65,7 @@ public:
 
   // The most rows that a step of [i0, i1) has.
   int64_t widest(int64_t i0, int64_t i1) const {
-    return i0 == i1 ? 0 : std::max(rows(i0), rows(i1 - 1));
+    return i0 == i1 ? 0 : std::max(rows_at(i0), rows_at(i1 - 1));
   }
 
   // Where to cut the rows so that `groups` get nearly the same share of the steps [i0, i1).
@@ -75,10 +75,10 @@ public:
       return B * group / groups;
     }
     // Rows are in order of falling length; row r has as many steps as have more than r rows.
-    const int64_t goal = rows(i0, i1) * group / groups;
+    const int64_t goal = rows_in(i0, i1) * group / groups;
     int64_t sum = 0, row = 0;
     for (int64_t t = i1 - i0; row < B && sum < goal; ++row) {
-      while (t > 0 && rows(from_end_ ? i1 - t : i0 + t - 1) <= row) {
+      while (t > 0 && rows_at(from_end_ ? i1 - t : i0 + t - 1) <= row) {
         --t;
       }
       sum += t;
@@ -95,31 +95,31 @@ private:
 
 // The rows of the steps [i0, i1), numbered through: step by step in time or, if `batch_major`,
 // sequence by sequence. A packed batch is always step by step.
-class Rows {
+class BlockRows {
 public:
   struct Row {
     int64_t t, b;
   };
 
-  Rows(const Shape& shape, const Steps& steps, int64_t i0, int64_t i1, bool batch_major)
-      : batch_sizes_(shape.batch_sizes), starts_(steps.starts().data()), B_(shape.B),
-        t0_(i0 < i1 ? std::min(steps.time(i0), steps.time(i1 - 1)) : 0), steps_(i1 - i0),
-        count_(steps.rows(i0, i1)), batch_major_(batch_sizes_ == nullptr && batch_major) {}
+  BlockRows(const Shape& shape, const Schedule& schedule, int64_t i0, int64_t i1, bool batch_major)
+      : batch_sizes_(shape.batch_sizes), starts_(schedule.starts().data()), B_(shape.B),
+        t0_(i0 < i1 ? std::min(schedule.time(i0), schedule.time(i1 - 1)) : 0), step_count_(i1 - i0),
+        count_(schedule.rows_in(i0, i1)), batch_major_(batch_sizes_ == nullptr && batch_major) {}
 
   int64_t count() const { return count_; }
 
   Row operator[](int64_t n) const {
     if (batch_sizes_ != nullptr) {
       const int64_t* const first = starts_ + t0_;
-      const int64_t t = std::upper_bound(first, first + steps_, *first + n) - first - 1;
+      const int64_t t = std::upper_bound(first, first + step_count_, *first + n) - first - 1;
       return {t0_ + t, *first + n - first[t]};
     }
-    return batch_major_ ? Row{t0_ + n % steps_, n / steps_} : Row{t0_ + n / B_, n % B_};
+    return batch_major_ ? Row{t0_ + n % step_count_, n / step_count_} : Row{t0_ + n / B_, n % B_};
   }
 
   Row after(Row row) const {
     if (batch_major_) {
-      return row.t + 1 < t0_ + steps_ ? Row{row.t + 1, row.b} : Row{t0_, row.b + 1};
+      return row.t + 1 < t0_ + step_count_ ? Row{row.t + 1, row.b} : Row{t0_, row.b + 1};
     }
     const int64_t here = batch_sizes_ != nullptr ? batch_sizes_[row.t] : B_;
     return row.b + 1 < here ? Row{row.t, row.b + 1} : Row{row.t + 1, 0};
@@ -129,23 +129,24 @@ public:
   // distance to row b + 1.
   template <class T> T* at(T* data, int64_t ld, int64_t t, int64_t b) const {
     const int64_t n = batch_sizes_ != nullptr ? starts_[t] - starts_[t0_] + b
-                      : batch_major_          ? b * steps_ + t - t0_
+                      : batch_major_          ? b * step_count_ + t - t0_
                                               : (t - t0_) * B_ + b;
     return data + n * ld;
   }
-  int64_t stride(int64_t ld) const { return batch_major_ ? steps_ * ld : ld; }
+  int64_t stride(int64_t ld) const { return batch_major_ ? step_count_ * ld : ld; }
 
 private:
   const int64_t* batch_sizes_;
   const int64_t* starts_;
-  int64_t B_, t0_, steps_, count_;
+  int64_t B_, t0_, step_count_, count_;
   bool batch_major_;
 };
 
-inline void check_tokens(const Steps& steps, const Sequence<const int64_t>& tokens, int64_t I) {
-  for (int64_t i = 0; i < steps.count(); ++i) {
-    for (int64_t b = 0; b < steps.rows(i); ++b) {
-      const int64_t token = *steps.at(tokens, steps.time(i), b);
+inline void check_tokens(const Schedule& schedule, const Sequence<const int64_t>& tokens,
+                         int64_t I) {
+  for (int64_t i = 0; i < schedule.count(); ++i) {
+    for (int64_t b = 0; b < schedule.rows_at(i); ++b) {
+      const int64_t token = *schedule.at(tokens, schedule.time(i), b);
       if (token < 0 || token >= I) {
         throw std::out_of_range("token " + std::to_string(token) + " is not in [0, " +
                                 std::to_string(I) + "), the inputs of this layer");

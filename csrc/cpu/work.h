@@ -12,7 +12,7 @@
 
 #include "../api/rnn.h"
 #include "isa.h"
-#include "pool.h"
+#include "memory_pool.h"
 #include "schedule.h"
 
 namespace rnnfast {
@@ -49,13 +49,13 @@ inline float to_sum(float16 v) {
 // Work space, taken and given back by the thread that makes the call.
 template <class T> struct GiveBack {
   size_t size;
-  void operator()(T* p) const { Pool::of_thread().give(p, size); }
+  void operator()(T* p) const { MemoryPool::of_thread().give(p, size); }
 };
 template <class T> using Buffer = std::unique_ptr<T[], GiveBack<T>>;
 
 template <class T> Buffer<T> allocate(int64_t count) {
   size_t size = std::max<size_t>(64, round_up(count * sizeof(T), 64));
-  void* const data = Pool::of_thread().take(size);
+  void* const data = MemoryPool::of_thread().take(size);
   return Buffer<T>(static_cast<T*>(data), GiveBack<T>{size});
 }
 
@@ -72,8 +72,9 @@ inline int threads_for(int most, double work) {
              : static_cast<int>(std::min<double>(std::max(most, 1), work / kThreadWork));
 }
 
-// out[m] (+)= sum over k of p[k, m], of what Outer names so; by sums of a few rows, for accuracy.
-template <class S, class O> void sum_columns(const Outer<S, O>& o, Sum<S>* out) {
+// out[m] (+)= sum over k of p[k, m], of what OuterProducts names so; by sums of a few rows, for
+// accuracy.
+template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S>* out) {
   constexpr int64_t kColumns = 64, kRows = 32;
   for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
     const int64_t m1 = std::min(o.M, m0 + kColumns);
@@ -130,9 +131,9 @@ struct Share {
   int64_t r0, r1, c0, c1;
 
   // Of the steps [i0, i1).
-  Share(const Steps& steps, int64_t i0, int64_t i1, int64_t H, int64_t panel, int thread,
+  Share(const Schedule& schedule, int64_t i0, int64_t i1, int64_t H, int64_t panel, int thread,
         int threads) {
-    const int64_t B = steps.widest(i0, i1);
+    const int64_t B = schedule.widest(i0, i1);
     const int64_t panels = (H + panel - 1) / panel;
     const int64_t by_work = static_cast<int64_t>(double(B) * H * H / kMemberWork);
     const int64_t shared = std::clamp<int64_t>(B / kGroupRows, 1, threads);
@@ -146,21 +147,21 @@ struct Share {
       members = 1;
       return;
     }
-    r0 = steps.cut(i0, i1, group, groups);
-    r1 = steps.cut(i0, i1, group + 1, groups);
+    r0 = schedule.cut(i0, i1, group, groups);
+    r1 = schedule.cut(i0, i1, group + 1, groups);
     c0 = std::min(H, panels * member / members * panel);
     c1 = std::min(H, panels * (member + 1) / members * panel);
   }
 };
 
 // The rows of `share` at computed step i.
-inline int64_t active(const Steps& steps, const Share& share, int64_t i) {
-  return std::clamp<int64_t>(steps.rows(i) - share.r0, 0, share.r1 - share.r0);
+inline int64_t active(const Schedule& schedule, const Share& share, int64_t i) {
+  return std::clamp<int64_t>(schedule.rows_at(i) - share.r0, 0, share.r1 - share.r0);
 }
 
 // Each thread's part of packing a K x H matrix.
 template <class S, class O>
-void pack_part(const Kernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
+void pack_part(const VectorKernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
                int thread, int threads, S* packed) {
   const int64_t panels = (H + kernels.panel - 1) / kernels.panel;
   const int64_t c0 = std::min(H, panels * thread / threads * kernels.panel);

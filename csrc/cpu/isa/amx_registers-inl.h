@@ -1,7 +1,7 @@
 // The tile registers, by number. Not the intrinsics: those take no template's number, and do not
 // say that they read and write memory.
-struct Tiles {
-  static void shape(const unsigned char* config) {
+struct TileRegisters {
+  static void configure(const unsigned char* config) {
     __asm__ volatile("ldtilecfg (%0)" ::"r"(config) : "memory");
   }
   static void release() { __asm__ volatile("tilerelease" ::: "memory"); }
@@ -12,7 +12,7 @@ struct Tiles {
   template <int T> static void store(void* to, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
   }
-  template <int Sum, int A, int B> static void multiply_add() {
-    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+  template <int C, int A, int B> static void multiply_add() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
 };

@@ -11,16 +11,16 @@
 #pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 32
-#define RNNFAST_TILES
+#define RNNFAST_TILE_REGISTERS
 #define RNNFAST_NARROW_BF16(v) ((Half)_mm512_cvtneps_pbh(v)) // subnormals to zeros, as the product
 namespace rnnfast::amx {
 #include "amx_registers-inl.h"
 
 #include "../vector/isa-inl.h"
-static constexpr Kernels<bfloat16> kPairs = table<bfloat16, bfloat16>();
+static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
 } // namespace rnnfast::amx
 
 namespace rnnfast {
-extern const Isa kAmx{"amx", available, &kAvx512Tables, &amx::kPairs, enable};
+extern const Isa kAmx{"amx", available, &kAvx512Kernels, &amx::kPairKernels, enable};
 }
 #endif

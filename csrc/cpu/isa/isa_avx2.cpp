@@ -21,7 +21,7 @@ namespace rnnfast::avx2 {
 } // namespace rnnfast::avx2
 
 namespace rnnfast {
-static constexpr Tables kTables = avx2::tables();
-extern const Isa kAvx2{"avx2", available, &kTables, nullptr};
+static constexpr KernelSet kKernels = avx2::kernel_set();
+extern const Isa kAvx2{"avx2", available, &kKernels, nullptr};
 } // namespace rnnfast
 #endif

@@ -21,7 +21,7 @@ namespace rnnfast::avx512 {
 } // namespace rnnfast::avx512
 
 namespace rnnfast {
-extern const Tables kAvx512Tables = avx512::tables();
-extern const Isa kAvx512{"avx512", available, &kAvx512Tables, nullptr};
+extern const KernelSet kAvx512Kernels = avx512::kernel_set();
+extern const Isa kAvx512{"avx512", available, &kAvx512Kernels, nullptr};
 } // namespace rnnfast
 #endif

@@ -23,10 +23,10 @@ static inline __attribute__((always_inline)) __m512 multiply_add_pairs(__m512 su
   return _mm512_dpbf16_ps(sum, b, (__m512bh)_mm512_set1_epi32(pair));
 }
 #include "../vector/isa-inl.h"
-static constexpr Kernels<bfloat16> kPairs = table<bfloat16, bfloat16>();
+static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
 } // namespace rnnfast::avx512_bf16
 
 namespace rnnfast {
-extern const Isa kAvx512Bf16{"avx512_bf16", available, &kAvx512Tables, &avx512_bf16::kPairs};
+extern const Isa kAvx512Bf16{"avx512_bf16", available, &kAvx512Kernels, &avx512_bf16::kPairKernels};
 }
 #endif

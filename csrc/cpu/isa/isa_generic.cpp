@@ -10,6 +10,6 @@ namespace rnnfast::generic {
 } // namespace rnnfast::generic
 
 namespace rnnfast {
-static constexpr Tables kTables = generic::tables();
-const Isa kGeneric{"generic", [] { return true; }, &kTables, nullptr};
+static constexpr KernelSet kKernels = generic::kernel_set();
+const Isa kGeneric{"generic", [] { return true; }, &kKernels, nullptr};
 } // namespace rnnfast

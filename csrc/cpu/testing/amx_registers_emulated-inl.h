@@ -1,13 +1,13 @@
 // As Intel's manual says: the elements of a pair are multiplied each into a sum of its own, the two
 // are added at the end, and subnormals are zeros.
-struct Tiles {
+struct TileRegisters {
   struct Tile {
     int rows, row_bytes;
     alignas(64) unsigned char data[16][64];
   };
   static thread_local Tile tiles[8];
 
-  static void shape(const unsigned char* config) {
+  static void configure(const unsigned char* config) {
     for (int t = 0; t < 8; ++t) {
       uint16_t row_bytes;
       std::memcpy(&row_bytes, config + 16 + 2 * t, sizeof row_bytes);
@@ -16,7 +16,7 @@ struct Tiles {
   }
   static void release() {
     const unsigned char nothing[64] = {};
-    shape(nothing);
+    configure(nothing);
   }
   template <int T> static void zero() { std::memset(tiles[T].data, 0, sizeof tiles[T].data); }
   template <int T> static void load(const void* from, int64_t stride) {
@@ -40,12 +40,12 @@ struct Tiles {
     std::memcpy(&value, &bits, sizeof value);
     return value;
   }
-  template <int Sum, int A, int B> static void multiply_add() {
-    for (int i = 0; i < tiles[Sum].rows; ++i) {
+  template <int C, int A, int B> static void multiply_add() {
+    for (int i = 0; i < tiles[C].rows; ++i) {
       float sums[16], even[16] = {}, odd[16] = {};
-      std::memcpy(sums, tiles[Sum].data[i], sizeof sums);
+      std::memcpy(sums, tiles[C].data[i], sizeof sums);
       for (int k = 0; k < tiles[A].row_bytes / 4; ++k) {
-        for (int j = 0; j < tiles[Sum].row_bytes / 4; ++j) {
+        for (int j = 0; j < tiles[C].row_bytes / 4; ++j) {
           even[j] += element(tiles[A], i, 2 * k) * element(tiles[B], k, 2 * j);
           odd[j] += element(tiles[A], i, 2 * k + 1) * element(tiles[B], k, 2 * j + 1);
         }
@@ -54,8 +54,8 @@ struct Tiles {
         const float sum = sums[j] + (even[j] + odd[j]);
         sums[j] = __builtin_fabsf(sum) < 0x1p-126f ? 0.0f : sum;
       }
-      std::memcpy(tiles[Sum].data[i], sums, sizeof sums);
+      std::memcpy(tiles[C].data[i], sums, sizeof sums);
     }
   }
 };
-thread_local Tiles::Tile Tiles::tiles[8];
+thread_local TileRegisters::Tile TileRegisters::tiles[8];

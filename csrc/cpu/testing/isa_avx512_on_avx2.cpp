@@ -16,7 +16,7 @@ namespace rnnfast::avx512_on_avx2 {
 } // namespace rnnfast::avx512_on_avx2
 
 namespace rnnfast {
-static constexpr Tables kTables = avx512_on_avx2::tables();
-extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &kTables, nullptr};
+static constexpr KernelSet kKernels = avx512_on_avx2::kernel_set();
+extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &kKernels, nullptr};
 } // namespace rnnfast
 #endif

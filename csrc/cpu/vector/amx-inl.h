@@ -1,11 +1,12 @@
-// The products of tile-inl.h by tiles, for the files that have them in `Tiles`: eight registers of
-// 16 rows of 64 bytes. 0 to 3 are sums, of two times 16 rows by two vectors of columns, 4 and 5
-// have pairs of the left factor, 6 and 7 those of the right one. 32 of K at a time are added to the
-// sums, so here too a row's result does not depend on the rows and columns it was computed with.
+// The products of tile-inl.h by tiles, for the files that have them in `TileRegisters`: eight
+// registers of 16 rows of 64 bytes. 0 to 3 are sums, of two times 16 rows by two vectors of
+// columns, 4 and 5 have pairs of the left factor, 6 and 7 those of the right one. 32 of K at a time
+// are added to the sums, so here too a row's result does not depend on the rows and columns it was
+// computed with.
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
 
-static void shape_tiles(int64_t rows) {
+static void configure_tiles(int64_t rows) {
   const int64_t first = rows < kTileRows ? rows : kTileRows;
   unsigned char config[64] = {1}; // the palette
   for (int t = 0; t < 8; ++t) {
@@ -15,24 +16,24 @@ static void shape_tiles(int64_t rows) {
                                                            : first;
     config[48 + t] = static_cast<unsigned char>(tile_rows > 0 ? tile_rows : 1);
   }
-  Tiles::shape(config);
+  TileRegisters::configure(config);
 }
 
 template <int NV, class O>
-static void add_tiles(int64_t rows, const O* a, int64_t a_stride, const O* w) {
+static void multiply_add_tiles(int64_t rows, const O* a, int64_t a_stride, const O* w) {
   constexpr int64_t kPairs = 2 * kTileRows; // elements of a row of w, 16 columns
-  Tiles::load<4>(a, a_stride * sizeof(O));
-  Tiles::load<6>(w, NV * kPairs * sizeof(O));
-  Tiles::multiply_add<0, 4, 6>();
+  TileRegisters::load<4>(a, a_stride * sizeof(O));
+  TileRegisters::load<6>(w, NV * kPairs * sizeof(O));
+  TileRegisters::multiply_add<0, 4, 6>();
   if (NV == 2) {
-    Tiles::load<7>(w + kPairs, NV * kPairs * sizeof(O));
-    Tiles::multiply_add<1, 4, 7>();
+    TileRegisters::load<7>(w + kPairs, NV * kPairs * sizeof(O));
+    TileRegisters::multiply_add<1, 4, 7>();
   }
   if (rows > kTileRows) {
-    Tiles::load<5>(a + kTileRows * a_stride, a_stride * sizeof(O));
-    Tiles::multiply_add<2, 5, 6>();
+    TileRegisters::load<5>(a + kTileRows * a_stride, a_stride * sizeof(O));
+    TileRegisters::multiply_add<2, 5, 6>();
     if (NV == 2) {
-      Tiles::multiply_add<3, 5, 7>();
+      TileRegisters::multiply_add<3, 5, 7>();
     }
   }
 }
@@ -46,44 +47,47 @@ static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S*
   for (int64_t i = 0; more > 0 && i < rows; ++i) {
     std::memcpy(rest + i * kTileDepth, a + i * a_stride + whole, more * sizeof(O));
   }
-  shape_tiles(rows);
+  configure_tiles(rows);
   for (int p = 0; p < P; ++p) {
     const S* const panel = w + p * panel_size;
-    Tiles::zero<0>(), Tiles::zero<1>(), Tiles::zero<2>(), Tiles::zero<3>();
+    TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(),
+        TileRegisters::zero<3>();
     for (int64_t k = 0; k < whole; k += kTileDepth) {
-      add_tiles<NV>(rows, a + k, a_stride, panel + k * NV * VL);
+      multiply_add_tiles<NV>(rows, a + k, a_stride, panel + k * NV * VL);
     }
     if (more > 0) {
       alignas(64) O columns[kTileDepth * NV * VL] = {};
-      std::memcpy(columns, panel + whole * NV * VL, packed_rows<O>(more) * NV * VL * sizeof(O));
-      add_tiles<NV>(rows, rest, kTileDepth, columns);
+      std::memcpy(columns, panel + whole * NV * VL, padded_depth<O>(more) * NV * VL * sizeof(O));
+      multiply_add_tiles<NV>(rows, rest, kTileDepth, columns);
     }
     Sum<S>* const to = result + p * NV * VL;
-    Tiles::store<0>(to, kStride * sizeof *to);
+    TileRegisters::store<0>(to, kStride * sizeof *to);
     if (NV == 2) {
-      Tiles::store<1>(to + VL, kStride * sizeof *to);
+      TileRegisters::store<1>(to + VL, kStride * sizeof *to);
     }
     if (rows > kTileRows) {
-      Tiles::store<2>(to + kTileRows * kStride, kStride * sizeof *to);
+      TileRegisters::store<2>(to + kTileRows * kStride, kStride * sizeof *to);
       if (NV == 2) {
-        Tiles::store<3>(to + kTileRows * kStride + VL, kStride * sizeof *to);
+        TileRegisters::store<3>(to + kTileRows * kStride + VL, kStride * sizeof *to);
       }
     }
   }
-  Tiles::release();
+  TileRegisters::release();
 }
 
 template <class S, class O, int NV>
-static void outer_tile(const Outer<S, O>& o, int64_t rows, const O* left, int64_t left_stride,
-                       int64_t m, int64_t n) {
+static void outer_tile(const OuterProducts<S, O>& o, int64_t rows, const O* left,
+                       int64_t left_stride, int64_t m, int64_t n) {
   alignas(64) Sum<O> acc[RNNFAST_MAX_ROWS * NV * kVector<Sum<O>>];
   prefetch_sums<NV>(o, rows, m, n);
-  accumulate_rows<O, O, 1, NV>(rows, left, left_stride, o.q + n * packed_rows<O>(o.K), 0, o.K, acc);
+  accumulate_rows<O, O, 1, NV>(rows, left, left_stride, o.q + n * padded_depth<O>(o.K), 0, o.K,
+                               acc);
   add_up<NV>(o, rows, m, n, acc);
 }
 
 // Rows [m, m + rows) of the sums: columns of p, which become rows of a left factor.
-template <class S, class O> static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
+template <class S, class O>
+static void outer_rows(const OuterProducts<S, O>& o, int64_t rows, int64_t m) {
   using C = Sum<O>;
   constexpr int64_t kStride = kOuterRows + kTileDepth;
   alignas(64) O left[RNNFAST_MAX_ROWS * kStride];
@@ -92,8 +96,8 @@ template <class S, class O> static void outer_rows(const Outer<S, O>& o, int64_t
       alignas(64) C both[kTileRows * kTileRows];
       for (int64_t j = 0; j < kTileRows; ++j) {
         const O* const from = o.p + (k + 2 * j) * o.p_stride + m + i;
-        const V<C> first = k + 2 * j < o.K ? load_as_sum<O>(from) : V<C>{};
-        const V<C> second = k + 2 * j + 1 < o.K ? load_as_sum<O>(from + o.p_stride) : V<C>{};
+        const Vec<C> first = k + 2 * j < o.K ? load_as_sum<O>(from) : Vec<C>{};
+        const Vec<C> second = k + 2 * j + 1 < o.K ? load_as_sum<O>(from + o.p_stride) : Vec<C>{};
         store<C>(both + j * kTileRows, pairs(first, second));
       }
       transpose_block<C>(both, kTileRows * sizeof(C), reinterpret_cast<C*>(left + i * kStride + k),

@@ -23,13 +23,13 @@ static void dropout(const S* x, int64_t begin, int64_t end, uint64_t seed, uint3
     half[i] = element % 2 * 32;
   }
   for (int64_t i = begin; i < end; i += VL, state += VL / 2 * kGamma) {
-    const V<C> v = load_edge<S>(x + i, end - i) * scale;
+    const Vec<C> v = load_edge<S>(x + i, end - i) * scale;
     typename Lanes<C>::Bits kept;
     if constexpr (std::is_same_v<C, float>) { // both halves are there, side by side
       kept = (typename Lanes<float>::Unsigned)mix(state) >= dropped;
     } else {
       kept = (mix(state) >> half & 0xFFFFFFFF) >= dropped;
     }
-    store_edge<S>(out + i, end - i, (V<C>)((typename Lanes<C>::Bits)v & kept));
+    store_edge<S>(out + i, end - i, (Vec<C>)((typename Lanes<C>::Bits)v & kept));
   }
 }

@@ -2,9 +2,9 @@
 
 // x^(-1/2) of a positive number, to some roundings: a guess from the bits, then Newton's steps.
 // Shorter than a root and a division, which together keep one unit busy for the whole update.
-RNNFAST_INLINE V<float> inverse_root(V<float> x) {
+RNNFAST_INLINE Vec<float> inverse_root(Vec<float> x) {
   using Bits = typename Lanes<float>::Bits;
-  V<float> y = (V<float>)(0x5F375A86 - ((Bits)x >> 1));
+  Vec<float> y = (Vec<float>)(0x5F375A86 - ((Bits)x >> 1));
 #pragma GCC unroll 3
   for (int i = 0; i < 3; ++i) {
     y = y * (1.5f - (0.5f * x * y) * y);
@@ -12,12 +12,12 @@ RNNFAST_INLINE V<float> inverse_root(V<float> x) {
   return y;
 }
 
-// n elements of a vector and of its context's, at most a V<float> of them.
+// n elements of a vector and of its context's, at most a Vec<float> of them.
 RNNFAST_INLINE void glove_step(float* w, float* c, float* w_squares, float* c_squares, int64_t n,
                                float g, float lr) {
-  const V<float> old_w = load_edge<float>(w, n), old_c = load_edge<float>(c, n);
-  const V<float> s_w = load_edge<float>(w_squares, n), s_c = load_edge<float>(c_squares, n);
-  const V<float> g_w = g * old_c, g_c = g * old_w;
+  const Vec<float> old_w = load_edge<float>(w, n), old_c = load_edge<float>(c, n);
+  const Vec<float> s_w = load_edge<float>(w_squares, n), s_c = load_edge<float>(c_squares, n);
+  const Vec<float> g_w = g * old_c, g_c = g * old_w;
   store_edge<float>(w, n, old_w - lr * g_w * inverse_root(s_w));
   store_edge<float>(c, n, old_c - lr * g_c * inverse_root(s_c));
   store_edge<float>(w_squares, n, s_w + g_w * g_w);
@@ -29,7 +29,7 @@ template <class T>
 static T glove_update(T* __restrict word, T* __restrict context, int64_t D, T log_x, T weight,
                       T lr) {
   constexpr int VL = kVector<T>;
-  V<T> sums{};
+  Vec<T> sums{};
   int64_t d = 0;
   for (; d + VL <= D; d += VL) {
     sums += load<T>(word + d) * load<T>(context + d);

@@ -9,14 +9,15 @@
 #include "glove-inl.h"
 #include "outer-inl.h"
 
-template <class S, class O> constexpr Kernels<S, O> table() {
-  return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>, pack_rows<S, O>, widen_row<S, O>,
-          narrow_row<S>,   exponentials<Sum<S>>, step<S, O>, outer<S, O>,     dropout<S>};
+template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
+  return {kVector<Sum<S>>,      kPanel<Sum<S>>, pack<S, O>,           pack_rows<S, O>,
+          widen_row<S, O>,      narrow_row<S>,  exponentials<Sum<S>>, fused_product<S, O>,
+          outer_products<S, O>, dropout<S>};
 }
 
-template <class = void> constexpr Tables tables() {
-  return {table<float, float>(), table<double, double>(), table<bfloat16, float>(),
-          table<float16, float>(), glove_update<float>};
+template <class = void> constexpr KernelSet kernel_set() {
+  return {vector_kernels<float, float>(), vector_kernels<double, double>(),
+          vector_kernels<bfloat16, float>(), vector_kernels<float16, float>(), glove_update<float>};
 }
 
 #undef RNNFAST_INLINE

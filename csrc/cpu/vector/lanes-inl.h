@@ -5,7 +5,7 @@ template <class T> struct Lanes;
 template <> struct Lanes<float> {
   typedef uint16_t Half __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2), may_alias));
   typedef uint32_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
-  typedef float V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
+  typedef float Vec __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(4)));
   typedef int32_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   static constexpr int kTaylor = 7, kMantissa = 23;
@@ -16,7 +16,7 @@ template <> struct Lanes<float> {
   static constexpr float kLeastExponent = -87.0f; // of a normal number
 };
 template <> struct Lanes<double> {
-  typedef double V __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
+  typedef double Vec __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef double Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(8)));
   typedef int64_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef uint64_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
@@ -31,29 +31,29 @@ template <> struct Lanes<double> {
 template <class T> constexpr int kVector = RNNFAST_VECTOR_BYTES / sizeof(T);
 template <class T> constexpr int kPanel = 2 * kVector<T>;
 
-template <class T> using V = typename Lanes<T>::V;
+template <class T> using Vec = typename Lanes<T>::Vec;
 
 #define RNNFAST_INLINE static inline __attribute__((always_inline))
 
 // Makes GCC hold a loaded vector in a register. Left alone it folds the load into every
 // multiply-add that uses it, and a tile of two or three rows is then bound by its loads.
-template <class T> RNNFAST_INLINE void keep_in_register([[maybe_unused]] V<T>& v) {
+template <class T> RNNFAST_INLINE void keep_in_register([[maybe_unused]] Vec<T>& v) {
 #if defined(__x86_64__) && !defined(RNNFAST_EMULATED)
   __asm__("" : "+v"(v));
 #endif
 }
 
-template <class T> RNNFAST_INLINE V<T> load(const T* p) {
+template <class T> RNNFAST_INLINE Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename Lanes<T>::Loose*>(p);
 }
-template <class T> RNNFAST_INLINE void store(T* p, V<T> v) {
+template <class T> RNNFAST_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Lanes<T>::Loose*>(p) = v;
 }
 
 // A vector of 16-bit elements as float.
-template <class S> RNNFAST_INLINE V<float> widen(typename Lanes<float>::Half half) {
+template <class S> RNNFAST_INLINE Vec<float> widen(typename Lanes<float>::Half half) {
   if constexpr (std::is_same_v<S, bfloat16>) {
-    return (V<float>)(__builtin_convertvector(half, typename Lanes<float>::Unsigned) << 16);
+    return (Vec<float>)(__builtin_convertvector(half, typename Lanes<float>::Unsigned) << 16);
   } else {
 #if defined(RNNFAST_WIDEN_F16)
     return RNNFAST_WIDEN_F16(half);
@@ -62,15 +62,15 @@ template <class S> RNNFAST_INLINE V<float> widen(typename Lanes<float>::Half hal
     const Bits bits = (Bits) __builtin_convertvector(half, typename Lanes<float>::Unsigned);
     const Bits magnitude = (bits & 0x7FFF) << 13;
     // The exponent moved to float's place, then scaled from bias 15 to bias 127.
-    const Bits scaled = (Bits)((V<float>)magnitude * 0x1p112f);
+    const Bits scaled = (Bits)((Vec<float>)magnitude * 0x1p112f);
     const Bits special = magnitude >= 0x0F800000; // infinity or NaN
-    return (V<float>)(scaled | (special & 0x7F800000) | ((bits & 0x8000) << 16));
+    return (Vec<float>)(scaled | (special & 0x7F800000) | ((bits & 0x8000) << 16));
 #endif
   }
 }
 
 // Rounded to nearest, ties to even.
-template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(V<float> v) {
+template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(Vec<float> v) {
   using Bits = typename Lanes<float>::Bits;
   using Unsigned = typename Lanes<float>::Unsigned;
   using Half = typename Lanes<float>::Half;
@@ -91,7 +91,7 @@ template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(V<float> v)
 #else
     const Bits normal = (magnitude + 0xFFF + ((magnitude >> 13) & 1) - (112 << 23)) >> 13;
     // Under 2^-14 the last digit is worth 2^-24 always, as it is in a float from 0.5 on.
-    const Bits subnormal = (Bits)((V<float>)magnitude + 0.5f) - 0x3F000000;
+    const Bits subnormal = (Bits)((Vec<float>)magnitude + 0.5f) - 0x3F000000;
     const Bits small = magnitude < 0x38800000, large = magnitude >= 0x477FF000;
     Bits result = (small & subnormal) | (~small & normal);
     result = (large & 0x7C00) | (~large & result);
@@ -103,7 +103,7 @@ template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(V<float> v)
 }
 
 // Elements of type S in memory, a vector of Sum<S> in registers.
-template <class S> RNNFAST_INLINE V<Sum<S>> load_as_sum(const S* p) {
+template <class S> RNNFAST_INLINE Vec<Sum<S>> load_as_sum(const S* p) {
   if constexpr (std::is_same_v<S, Sum<S>>) {
     return load<S>(p);
   } else {
@@ -112,7 +112,7 @@ template <class S> RNNFAST_INLINE V<Sum<S>> load_as_sum(const S* p) {
     return widen<S>(half);
   }
 }
-template <class S> RNNFAST_INLINE void store_sum(S* p, V<Sum<S>> v) {
+template <class S> RNNFAST_INLINE void store_sum(S* p, Vec<Sum<S>> v) {
   if constexpr (std::is_same_v<S, Sum<S>>) {
     store<S>(p, v);
   } else {
@@ -122,7 +122,7 @@ template <class S> RNNFAST_INLINE void store_sum(S* p, V<Sum<S>> v) {
 }
 
 // The n elements at p, or the first vector of them; zeros past the end.
-template <class S> RNNFAST_INLINE V<Sum<S>> load_edge(const S* p, int64_t n) {
+template <class S> RNNFAST_INLINE Vec<Sum<S>> load_edge(const S* p, int64_t n) {
   if (n >= kVector<Sum<S>>) {
     return load_as_sum<S>(p);
   }
@@ -131,7 +131,7 @@ template <class S> RNNFAST_INLINE V<Sum<S>> load_edge(const S* p, int64_t n) {
   return load_as_sum<S>(edge);
 }
 
-template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, V<Sum<S>> v) {
+template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, Vec<Sum<S>> v) {
   if (n >= kVector<Sum<S>>) {
     store_sum<S>(p, v);
   } else {
@@ -141,9 +141,9 @@ template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, V<Sum<S>> v) 
   }
 }
 
-template <bool kWhole, class S> RNNFAST_INLINE V<Sum<S>> load_part(const S* p, int64_t n) {
+template <bool kWhole, class S> RNNFAST_INLINE Vec<Sum<S>> load_part(const S* p, int64_t n) {
   return kWhole ? load_as_sum<S>(p) : load_edge<S>(p, n);
 }
-template <bool kWhole, class S> RNNFAST_INLINE void store_part(S* p, int64_t n, V<Sum<S>> v) {
+template <bool kWhole, class S> RNNFAST_INLINE void store_part(S* p, int64_t n, Vec<Sum<S>> v) {
   kWhole ? store_sum<S>(p, v) : store_edge<S>(p, n, v);
 }

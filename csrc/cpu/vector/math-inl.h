@@ -3,13 +3,13 @@
 
 // exp y = power (1 + small), power = 2^n and small = exp r - 1, |r| <= ln 2 / 2.
 template <class T> struct Exponential {
-  V<T> power, small;
+  Vec<T> power, small;
 };
-template <class T> RNNFAST_INLINE Exponential<T> exponential(V<T> y) {
+template <class T> RNNFAST_INLINE Exponential<T> exponential(Vec<T> y) {
   using L = Lanes<T>;
-  const V<T> shifted = y * T(1.44269504088896340736) + L::kMagic; // low bits: round(y / ln 2)
-  const V<T> n = shifted - L::kMagic;
-  const V<T> r = (y - n * L::kLn2Hi) - n * L::kLn2Lo;
+  const Vec<T> shifted = y * T(1.44269504088896340736) + L::kMagic; // low bits: round(y / ln 2)
+  const Vec<T> n = shifted - L::kMagic;
+  const Vec<T> r = (y - n * L::kLn2Hi) - n * L::kLn2Lo;
   // exp r - 1 = r + r^2 (1/2! + r/3! + ...)
   T factorial = 1;
   T inverse[L::kTaylor + 1];
@@ -18,40 +18,40 @@ template <class T> RNNFAST_INLINE Exponential<T> exponential(V<T> y) {
     factorial *= T(i);
     inverse[i] = T(1) / factorial;
   }
-  V<T> q = V<T>{} + inverse[L::kTaylor];
+  Vec<T> q = Vec<T>{} + inverse[L::kTaylor];
 #pragma GCC unroll 16
   for (int i = L::kTaylor - 1; i >= 2; --i) {
     q = q * r + inverse[i];
   }
-  const V<T> power = (V<T>)(((typename L::Bits)shifted << L::kMantissa) + L::kOne);
+  const Vec<T> power = (Vec<T>)(((typename L::Bits)shifted << L::kMantissa) + L::kOne);
   return {power, (q * r) * r + r};
 }
 
 // tanh |x| = (e - 1) / (e + 1) with e = exp 2|x|, and e - 1 computed as such, so that small x keep
 // all their digits. Largest error seen: 1.99 units in the last place in float32, 2.39 in float64;
 // NaN stays NaN.
-template <class T> RNNFAST_INLINE V<T> tanh(V<T> x) {
+template <class T> RNNFAST_INLINE Vec<T> tanh(Vec<T> x) {
   using L = Lanes<T>;
   using Bits = typename L::Bits;
   const Bits sign = (Bits)x & L::kSign;
-  V<T> y = (V<T>)((Bits)x ^ sign);
-  y = y > L::kSaturated ? V<T>{} + L::kSaturated : y;
+  Vec<T> y = (Vec<T>)((Bits)x ^ sign);
+  y = y > L::kSaturated ? Vec<T>{} + L::kSaturated : y;
   const Exponential<T> e = exponential<T>(y + y);
-  const V<T> e1 = e.power * e.small + (e.power - T(1));
-  const V<T> result = e1 / (e1 + T(2));
-  return (V<T>)((Bits)result | sign);
+  const Vec<T> e1 = e.power * e.small + (e.power - T(1));
+  const Vec<T> result = e1 / (e1 + T(2));
+  return (Vec<T>)((Bits)result | sign);
 }
 
-template <class T, Activation A> RNNFAST_INLINE V<T> activate(V<T> v, V<T> h) {
+template <class T, Activation A> RNNFAST_INLINE Vec<T> activate(Vec<T> v, Vec<T> h) {
   switch (A) {
   case Activation::kTanh:
     return tanh<T>(v);
   case Activation::kRelu:
-    return v < T(0) ? V<T>{} : v; // NaN stays NaN
+    return v < T(0) ? Vec<T>{} : v; // NaN stays NaN
   case Activation::kTanhGrad:
     return v * (T(1) - h * h);
   case Activation::kReluGrad:
-    return h <= T(0) ? V<T>{} : v;
+    return h <= T(0) ? Vec<T>{} : v;
   case Activation::kIdentity:
     break;
   }
@@ -59,8 +59,8 @@ template <class T, Activation A> RNNFAST_INLINE V<T> activate(V<T> v, V<T> h) {
 }
 
 // The vector of a row of n elements that begins at element c; minus infinity past the end.
-template <class T> RNNFAST_INLINE V<T> load_or_lowest(const T* row, int64_t c, int64_t n) {
-  V<T> v = load<T>(row + c);
+template <class T> RNNFAST_INLINE Vec<T> load_or_lowest(const T* row, int64_t c, int64_t n) {
+  Vec<T> v = load<T>(row + c);
   if (n - c < kVector<T>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kVector<T>; ++i) {
@@ -73,9 +73,9 @@ template <class T> RNNFAST_INLINE V<T> load_or_lowest(const T* row, int64_t c, i
 template <class T> static void exponentials(T* row, int64_t n, T* max, T* sum) {
   constexpr int VL = kVector<T>;
   const T lowest = -T(__builtin_inf());
-  V<T> largest = V<T>{} + lowest;
+  Vec<T> largest = Vec<T>{} + lowest;
   for (int64_t c = 0; c < n; c += VL) {
-    const V<T> x = load_or_lowest<T>(row, c, n);
+    const Vec<T> x = load_or_lowest<T>(row, c, n);
     largest = x > largest ? x : largest;
   }
   T most = lowest;
@@ -85,11 +85,11 @@ template <class T> static void exponentials(T* row, int64_t n, T* max, T* sum) {
   }
   *max = most;
   const T shift = most == lowest ? T(0) : most;
-  V<T> sums = {};
+  Vec<T> sums = {};
   for (int64_t c = 0; c < n; c += VL) {
-    const V<T> x = load_or_lowest<T>(row, c, n) - shift;
+    const Vec<T> x = load_or_lowest<T>(row, c, n) - shift;
     const Exponential<T> e = exponential<T>(x);
-    const V<T> result = x < Lanes<T>::kLeastExponent ? V<T>{} : e.power * e.small + e.power;
+    const Vec<T> result = x < Lanes<T>::kLeastExponent ? Vec<T>{} : e.power * e.small + e.power;
     sums += result;
     store<T>(row + c, result);
   }

@@ -3,14 +3,14 @@
 // Sums of outer products, [rows, NV vectors], are added to those from row m and column n on. Blocks
 // of K are added up one by one, which is also more accurate than a single long sum.
 template <int NV, class S, class O>
-RNNFAST_INLINE void add_up(const Outer<S, O>& o, int64_t rows, int64_t m, int64_t n,
+RNNFAST_INLINE void add_up(const OuterProducts<S, O>& o, int64_t rows, int64_t m, int64_t n,
                            const Sum<O>* sums) {
   using C = Sum<O>;
   constexpr int VL = kVector<C>;
   C* const out = o.out + m * o.N + n;
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < NV * VL && n + j < o.N; j += VL) {
-      V<C> v = load<C>(sums + i * NV * VL + j);
+      Vec<C> v = load<C>(sums + i * NV * VL + j);
       if (o.add) {
         v += load_edge<C>(out + i * o.N + j, o.N - n - j);
       }
@@ -21,7 +21,8 @@ RNNFAST_INLINE void add_up(const Outer<S, O>& o, int64_t rows, int64_t m, int64_
 
 // Those to be added to may be as far away as memory.
 template <int NV, class S, class O>
-RNNFAST_INLINE void prefetch_sums(const Outer<S, O>& o, int64_t rows, int64_t m, int64_t n) {
+RNNFAST_INLINE void prefetch_sums(const OuterProducts<S, O>& o, int64_t rows, int64_t m,
+                                  int64_t n) {
   using C = Sum<O>;
   const C* const out = o.out + m * o.N + n;
   for (int i = 0; o.add && i < rows; ++i) {
@@ -31,7 +32,7 @@ RNNFAST_INLINE void prefetch_sums(const Outer<S, O>& o, int64_t rows, int64_t m,
   }
 }
 
-#if !defined(RNNFAST_TILES)
+#if !defined(RNNFAST_TILE_REGISTERS)
 // The same for a tile of outer products: p has the elements, or pairs, of a row side by side, q is
 // packed. The sums leave the registers through `result` here too: a store that may end inside a
 // vector calls memcpy, and with that in sight GCC keeps accumulators in memory.
@@ -41,16 +42,16 @@ __attribute__((noinline)) static void accumulate_outer(const O* __restrict p, in
                                                        Sum<O>* __restrict result) {
   using C = Sum<O>;
   constexpr int VL = kVector<C>;
-  V<C> acc[MR][NV];
+  Vec<C> acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
-      acc[i][j] = V<C>{};
+      acc[i][j] = Vec<C>{};
     }
   }
   for (int64_t k = 0; k < K; k += kPair<O>, p += p_stride, q += NV * VL * kPair<O>) {
-    V<C> b[NV];
+    Vec<C> b[NV];
     load_packed<O, O, NV>(q, b);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
@@ -71,10 +72,11 @@ __attribute__((noinline)) static void accumulate_outer(const O* __restrict p, in
 
 // MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m.
 template <class S, class O, int MR, int NV>
-static void outer_tile(const Outer<S, O>& o, const O* p, int64_t p_stride, int64_t m, int64_t n) {
+static void outer_tile(const OuterProducts<S, O>& o, const O* p, int64_t p_stride, int64_t m,
+                       int64_t n) {
   alignas(64) Sum<O> acc[MR * NV * kVector<Sum<O>>];
   prefetch_sums<NV>(o, MR, m, n);
-  accumulate_outer<O, MR, NV>(p, p_stride, o.q + n * packed_rows<O>(o.K), o.K, acc);
+  accumulate_outer<O, MR, NV>(p, p_stride, o.q + n * padded_depth<O>(o.K), o.K, acc);
   add_up<NV>(o, MR, m, n, acc);
 }
 
@@ -82,7 +84,7 @@ static void outer_tile(const Outer<S, O>& o, const O* p, int64_t p_stride, int64
 // moved together: spread over as many pages as K they would miss the cache again and again. Pairs
 // have to be made anyway.
 template <class S, class O, int MR = RNNFAST_MAX_ROWS>
-static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
+static void outer_rows(const OuterProducts<S, O>& o, int64_t rows, int64_t m) {
   if constexpr (MR > 1) {
     if (rows < MR) {
       return outer_rows<S, O, MR - 1>(o, rows, m);
@@ -118,7 +120,7 @@ static void outer_rows(const Outer<S, O>& o, int64_t rows, int64_t m) {
 #include "amx-inl.h"
 #endif
 
-template <class S, class O> static void outer(const Outer<S, O>& o) {
+template <class S, class O> static void outer_products(const OuterProducts<S, O>& o) {
   const int64_t blocks = (o.M + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
   for (int64_t block = 0, m = 0; block < blocks; ++block) {
     const int64_t rows = (o.M - m) / (blocks - block);

@@ -12,7 +12,7 @@ template <class S, class O> constexpr bool kWidened = sizeof(S) < sizeof(O);
 template <class S, class O> constexpr int panel_width(int64_t columns) {
   return kWidened<S, O> || columns > kVector<Sum<S>> ? kPanel<Sum<S>> : kVector<Sum<S>>;
 }
-template <class O> constexpr int64_t packed_rows(int64_t K) {
+template <class O> constexpr int64_t padded_depth(int64_t K) {
   return (K + kPair<O> - 1) / kPair<O> * kPair<O>;
 }
 // Where in a panel element j of row k is.
@@ -31,9 +31,9 @@ template <class S, class O> constexpr int64_t packed_at(int64_t k, int64_t j, in
 }
 
 // Of two rows of bfloat16 the elements of each lane side by side, as products of pairs take them.
-RNNFAST_INLINE V<float> pairs(V<float> first, V<float> second) {
+RNNFAST_INLINE Vec<float> pairs(Vec<float> first, Vec<float> second) {
   using Unsigned = typename Lanes<float>::Unsigned;
-  return (V<float>)((Unsigned)first >> 16 | (Unsigned)second);
+  return (Vec<float>)((Unsigned)first >> 16 | (Unsigned)second);
 }
 
 // The vectors at `from`, `stride` bytes from one to the next, as many as each has lanes: the i-th
@@ -41,7 +41,7 @@ RNNFAST_INLINE V<float> pairs(V<float> first, V<float> second) {
 template <class T>
 RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int64_t to_stride) {
   constexpr int VL = kVector<T>;
-  V<T> rows[VL];
+  Vec<T> rows[VL];
 #pragma GCC unroll 16
   for (int i = 0; i < VL; ++i) {
     std::memcpy(&rows[i], static_cast<const char*>(from) + i * stride, sizeof rows[i]);
@@ -57,7 +57,7 @@ RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int
 #pragma GCC unroll 16
     for (int i = 0; i < VL; ++i) {
       if ((i & step) == 0) {
-        const V<T> a = rows[i], b = rows[i + step];
+        const Vec<T> a = rows[i], b = rows[i + step];
         rows[i] = __builtin_shuffle(a, b, low);
         rows[i + step] = __builtin_shuffle(a, b, high);
       }
@@ -70,7 +70,7 @@ RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int
 }
 
 // Panel p holds columns [p * kPanel, ...); its elements are where packed_at says, and begin at
-// packed + column * packed_rows. The last is one vector wide where that is enough.
+// packed + column * padded_depth. The last is one vector wide where that is enough.
 template <class S, class O>
 static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
                  int64_t col_end, S* packed) {
@@ -78,7 +78,7 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   constexpr int64_t kLine = 64 / sizeof(S), kWide = kPanel<C>;
   for (int64_t c = col_begin; c < col_end; c += kWide) {
     const int64_t used = N - c < kWide ? N - c : kWide;
-    const int64_t width = panel_width<S, O>(used), depth = packed_rows<O>(K);
+    const int64_t width = panel_width<S, O>(used), depth = padded_depth<O>(K);
     S* to = packed + c * depth;
     if (used < width || K < depth) {
       std::memset(static_cast<void*>(to), 0, depth * width * sizeof(S));
@@ -90,7 +90,7 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
         for (int64_t k = 0; k < k_done; k += 2) {
           for (int64_t j = 0; j < j_done; j += kVector<C>) {
             const S* const from = w + k * N + c + j;
-            const V<C> both = pairs(load_as_sum<S>(from), load_as_sum<S>(from + N));
+            const Vec<C> both = pairs(load_as_sum<S>(from), load_as_sum<S>(from + N));
             store<C>(reinterpret_cast<C*>(to + packed_at<S, O>(k, j, width)), both);
           }
         }
@@ -130,22 +130,22 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
-// The right factors of Outer are packed as they are multiplied: as O. Eight rows at a time, for one
-// alone would go to as many places, all in the same cache sets, as there are panels.
+// The right factors of OuterProducts are packed as they are multiplied: as O. Eight rows at a time,
+// for one alone would go to as many places, all in the same cache sets, as there are panels.
 template <class S, class O>
 static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
   using C = Sum<S>;
   constexpr int64_t VL = kVector<C>, kRows = 8;
-  const int64_t depth = packed_rows<O>(K);
+  const int64_t depth = padded_depth<O>(K);
   for (int64_t k0 = 0; k0 < K; k0 += kRows) {
     for (int64_t c = 0; c < N; c += VL) {
       const int64_t panel = c / kPanel<C> * kPanel<C>;
       const int64_t width = panel_width<O, O>(N - panel);
       for (int64_t k = k0; k < K && k < k0 + kRows; k += kPair<O>) {
-        V<C> v = rows[k] != nullptr ? load_edge<S>(rows[k] + c, N - c) : V<C>{};
+        Vec<C> v = rows[k] != nullptr ? load_edge<S>(rows[k] + c, N - c) : Vec<C>{};
         if constexpr (kPair<O> == 2) {
           const S* const other = k + 1 < K ? rows[k + 1] : nullptr;
-          v = pairs(v, other != nullptr ? load_edge<S>(other + c, N - c) : V<C>{});
+          v = pairs(v, other != nullptr ? load_edge<S>(other + c, N - c) : Vec<C>{});
         }
         O* const to = packed + panel * depth + packed_at<O, O>(k, c - panel, width);
         store<C>(reinterpret_cast<C*>(to), v);

@@ -2,7 +2,7 @@
 // of K.
 
 // The NV vectors of a packed row, or pair of rows, as the multiply-add takes them.
-template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, V<Sum<S>>* b) {
+template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, Vec<Sum<S>>* b) {
   constexpr int VL = kVector<Sum<S>>;
   if constexpr (!kWidened<S, O>) {
 #pragma GCC unroll 16
@@ -20,7 +20,7 @@ template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, 
     using Unsigned = typename Lanes<float>::Unsigned;
     const Unsigned both = (Unsigned)load<float>(reinterpret_cast<const float*>(w));
     if constexpr (std::is_same_v<S, bfloat16>) {
-      b[0] = (V<float>)(both << 16), b[1] = (V<float>)(both & 0xFFFF0000);
+      b[0] = (Vec<float>)(both << 16), b[1] = (Vec<float>)(both & 0xFFFF0000);
     } else {
       using Half = typename Lanes<float>::Half;
       b[0] = widen<S>(__builtin_convertvector(both & 0xFFFF, Half));
@@ -30,7 +30,8 @@ template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, 
 }
 
 // sum + a b, for every lane with the same element, or pair, of a.
-template <class O> RNNFAST_INLINE V<Sum<O>> multiply_add(V<Sum<O>> sum, const O* a, V<Sum<O>> b) {
+template <class O>
+RNNFAST_INLINE Vec<Sum<O>> multiply_add(Vec<Sum<O>> sum, const O* a, Vec<Sum<O>> b) {
   if constexpr (kPair<O> == 1) {
     return sum + *a * b;
   } else {
@@ -48,16 +49,16 @@ __attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t 
                                                  int64_t K, Sum<S>* __restrict result) {
   using C = Sum<S>;
   constexpr int VL = kVector<C>;
-  V<C> acc[MR][P * NV];
+  Vec<C> acc[MR][P * NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < P * NV; ++j) {
-      acc[i][j] = V<C>{};
+      acc[i][j] = Vec<C>{};
     }
   }
   for (int64_t k = 0; k < K; k += kPair<O>) {
-    V<C> b[P * NV];
+    Vec<C> b[P * NV];
 #pragma GCC unroll 16
     for (int j = 0; j < P; ++j) {
       load_packed<S, O, NV>(w + j * panel_size, b + j * NV);
@@ -90,7 +91,7 @@ __attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t 
 // latency of the multiply-add.
 constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
-#if !defined(RNNFAST_TILES)
+#if !defined(RNNFAST_TILE_REGISTERS)
 template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
 RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                                     int64_t panel_size, int64_t K, Sum<S>* result) {

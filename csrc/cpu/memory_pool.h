@@ -13,11 +13,11 @@
 namespace rnnfast {
 
 // Keeps the blocks that are given back, up to 64 MiB, the latest ones.
-class Pool {
+class MemoryPool {
 public:
-  Pool() = default;
-  Pool(const Pool&) = delete;
-  ~Pool() { shrink(0); }
+  MemoryPool() = default;
+  MemoryPool(const MemoryPool&) = delete;
+  ~MemoryPool() { shrink(0); }
 
   // The smallest block kept that is large enough and not wastefully large, or a new one; `size`
   // becomes the block's.
@@ -68,8 +68,8 @@ public:
   }
 
   // Of the thread that calls.
-  static Pool& of_thread() {
-    thread_local Pool pool;
+  static MemoryPool& of_thread() {
+    thread_local MemoryPool pool;
     return pool;
   }
 
@@ -100,7 +100,7 @@ private:
 
 // One for all threads, any of which may give back what another took. Nobody waits for its lock, for
 // a fork may leave it locked for ever.
-class SharedPool {
+class ProcessMemoryPool {
 public:
   void* take(size_t& size) {
     if (size >= kLeast) {
@@ -109,7 +109,7 @@ public:
         return pool_.take(size);
       }
     }
-    return Pool::fresh(size);
+    return MemoryPool::fresh(size);
   }
   void give(void* data, size_t size) noexcept {
     if (size >= kLeast) {
@@ -124,7 +124,7 @@ public:
 private:
   static constexpr size_t kLeast = size_t(1) << 15; // below it malloc asks nothing of the system
   std::mutex mutex_;
-  Pool pool_;
+  MemoryPool pool_;
 };
 
 } // namespace rnnfast
