@@ -1,11 +1,12 @@
-// Dropout (Srivastava et al. 2014): elements are zeroed with probability p, all others multiplied
-// by 1 / (1 - p) for the same expectation.
+// The contract of dropout (Srivastava et al. 2014): each element is set to zero with probability p
+// and otherwise multiplied by 1 / (1 - p), so that its expectation stays the same.
 //
-// One number of 32 bits decides over an element: of the i-th, counted from 0, it is the lower half,
-// for odd i the upper half, of output i / 2 of the generator SplitMix64 (Steele et al. 2014) from
-// `seed`. Such numbers need no state, so the same seed drops the same elements of the gradient.
+// A random number of 32 bits decides about each element. For element i it is one half of output
+// floor(i / 2) of the generator SplitMix64 (Steele et al. 2014) that starts from `seed`: the lower
+// half for even i, the upper half for odd i. The number depends on i and `seed` only. So a backward
+// pass drops the same elements by calling dropout on the gradient with the same seed.
 //
-// Letters: n elements, one after another. Threads as in rnn.h.
+// Threads, checks and lifetime are those of rnn.h.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,15 @@
 namespace rnnfast {
 
 template <class T> struct Dropout {
-  int64_t n;  // at least 0
-  const T* x; // [n]
-  uint64_t seed;
-  double p; // in [0, 1], taken to the nearest multiple of 2^-32
-  T* out;   // [n], written; does not overlap x
-  int threads;
+  int64_t n;     // the number of elements, at least 0
+  const T* x;    // [n], read
+  uint64_t seed; // every value is valid
+  double p;      // in [0, 1]; rounded to the nearest multiple of 2^-32
+  T* out;        // [n], written; must not overlap x
+  int threads;   // the most threads that may run; less than 1 counts as 1
 };
 
+// These functions report no errors.
 void dropout(const Dropout<float>&);
 void dropout(const Dropout<double>&);
 void dropout(const Dropout<bfloat16>&);

@@ -1,18 +1,22 @@
-// The element types of tensors that C++17 does not have.
+// The 16-bit element types of tensors, which C++17 does not have.
 #pragma once
 
 #include <cstdint>
 
 namespace rnnfast {
 
-// Elements of 16 bits, for storage: all arithmetic on them is in float. (Where the CPU has a
-// product of bfloat16 pairs, the factors of the matrix products are bfloat16, among them the state
-// from one step to the next; their sums are float, and subnormal factors count as zeros.)
+// Both types are storage formats. The kernels compute in float and round every result to the
+// nearest value of the format, ties to even.
+//
+// Where the CPU multiplies pairs of bfloat16 (AVX512-BF16, AMX), the kernels for bfloat16 use that
+// instruction. The factors of the matrix products are then bfloat16, including the hidden state
+// that one time step hands to the next, and subnormal bfloat16 numbers become zeros. The sums are
+// float.
 struct bfloat16 {
-  uint16_t bits;
+  uint16_t bits; // the upper half of a float
 };
 struct float16 {
-  uint16_t bits;
+  uint16_t bits; // IEEE 754 binary16
 };
 
 } // namespace rnnfast

@@ -1,19 +1,24 @@
-// Word vectors from co-occurrence counts (GloVe; Pennington, Socher & Manning 2014): one epoch of
-// AdaGrad on
+// The contract of GloVe (Pennington, Socher & Manning 2014), which learns word vectors from counts
+// of co-occurrences: one epoch of AdaGrad on
 //
 //   J = sum_n weight_n (w_i . c_j + b_i + d_j - log_x_n)^2,   i = row_n, j = column_n
 //
-// where w and b belong to words, c and d to contexts. Of one entry, half the gradient is what is
-// used, as in the authors' code:  g = weight (w . c + b + d - log_x),  w -= lr g c / sqrt(s) and
-// then s += (g c)^2, element by element, s being the sum of squares so far; so do the others.
+// Each word i has a vector w_i and a bias b_i, each context j a vector c_j and a bias d_j. An entry
+// n uses half of its gradient, as the authors' code does. With
 //
-// Threads. Words and contexts are dealt out to P blocks each, entry n belonging to block
-// (i mod P, j mod P). A round takes P blocks of entries that have neither words nor contexts in
-// common, (p, (p + shift) mod P) for all p, and threads share these. So no two write the same
-// vector, the result does not depend on their number, and what a block needs stays in cache.
+//   g = weight (w . c + b + d - log_x)
 //
-// Letters: N entries, V words, D elements of a vector. Matrices are dense, row by row; nothing
-// overlaps.
+// and the sums of squares s so far, each element of w becomes w - lr g c / sqrt(s), and then s
+// grows by (g c)^2. The other parameters are updated in the same way.
+//
+// Threads. Words and contexts are divided into P blocks each, and entry n belongs to block
+// (i mod P, j mod P). A round processes the P blocks of entries (p, (p + shift) mod P), which have
+// neither a word nor a context in common, and the threads share these blocks. So two threads never
+// write the same vector, the result does not depend on the number of threads, and the vectors of a
+// block stay in cache.
+//
+// Letters: N entries, V words, D elements of a vector. Notation, checks and lifetime are those of
+// rnn.h. Memory that a call writes must not overlap any other memory of the call.
 #pragma once
 
 #include <cstdint>
@@ -22,21 +27,25 @@ namespace rnnfast {
 
 struct Glove {
   int64_t N, V, D, P;    // each at least 1
-  const int64_t* starts; // [P * P + 1]: block (p, q) is [starts[p * P + q], starts[p * P + q + 1])
-  const int64_t* shifts; // [P]: those of the rounds, each of 0 .. P - 1 once
-  const int64_t* row;    // [N]
-  const int64_t* column; // [N]
-  const float* log_x;    // [N]
-  const float* weight;   // [N]
-  float* words;          // [V, 2, D + 1]: w and b, then their sums of squares; updated
-  float* contexts;       // [V, 2, D + 1]: c and d, then theirs; updated
-  float lr;
-  int threads;
+  const int64_t* starts; // [P * P + 1], read: the entries [starts[p * P + q], starts[p * P + q +
+                         // 1]) belong to block (p, q). Rises from 0 to N
+  const int64_t* shifts; // [P], read: the shift of each round. Contains each of 0 .. P - 1 once
+  const int64_t* row;    // [N], read: the word of each entry, in [0, V)
+  const int64_t* column; // [N], read: the context of each entry, in [0, V)
+  const float* log_x;    // [N], read: the logarithm of each count
+  const float* weight;   // [N], read
+  float* words;          // [V, 2, D + 1], updated: w and b of a word, then their sums of squares,
+                         // which must be positive
+  float* contexts;       // [V, 2, D + 1], updated: c and d of a context, then their sums of squares
+  float lr;              // the learning rate
+  int threads;           // the most threads that may run
 };
 
-// Returns J, each term as it was before the update with it. Throws, before anything is written,
-// std::out_of_range for an entry that is not in the block where it stands or not in [0, V), and
-// std::invalid_argument for starts or shifts that are not as above.
+// Return J, in which each term has its value from before the update by its entry.
+//
+// Errors, before anything is written:
+// - std::invalid_argument: `starts` or `shifts` is not as described above.
+// - std::out_of_range: a word or a context is not in [0, V) or not in the block of its entry.
 double glove_epoch(const Glove&);
 
 } // namespace rnnfast

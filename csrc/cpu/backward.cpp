@@ -1,20 +1,28 @@
-// Back-propagation through time, in blocks of a few steps, backward in time. Of each block first
-// the recurrence, down to dpre, shared out over threads and buffers as forward.cpp says; then,
-// while dpre is in cache, the products over its rows: dx by rows, dW_ih, dW_hh and db by rows of W.
-// Layers go through a block one below the other and hand on dx in cache too. Every sum runs over
-// the rows in the same order, whatever the number of threads.
+// Back-propagation through time. It goes backward through blocks of a few time steps:
+//
+// 1. The recurrence computes dpre for the steps of the block. The rows are divided over the threads
+//    as in forward.cpp.
+// 2. While dpre is in cache, the products over all rows of the block follow: dx, for which the
+//    threads divide the rows, and dW_ih, dW_hh and db, for which they divide the rows of W.
+//
+// All layers of a stack with one direction go through a block before the next block begins. Each
+// hands its dx to the layer below in a buffer that is in cache, too.
+//
+// Every sum runs over the rows in the same order for any number of threads, so the results do not
+// depend on that number.
 #include "parallel.h"
 #include "work.h"
 
 namespace rnnfast {
 namespace {
 
-// A block has about so many bytes of dpre: it stays in cache, and is worth a meeting of the
-// threads.
+// A block has about this many bytes of dpre. So dpre stays in cache, and the work of a block is
+// long compared with the barriers at its end.
 constexpr int64_t kDpreBytes = 1 << 18;
 
-// The computed steps of one direction, cut into blocks. A block has at least as many rows as the
-// products take at a time, for each time costs a pass over their sums.
+// The steps of one direction in the order of computation, divided into blocks. A block may have at
+// least kOuterRows rows, which OuterProducts adds up at a time: every addition costs a pass over
+// the gradients of the weights.
 class StepBlocks {
 public:
   StepBlocks(const Schedule& schedule, int64_t row_bytes) : of_time_(schedule.count()) {
@@ -32,10 +40,13 @@ public:
     first_.push_back(schedule.count());
   }
 
+  // The number of blocks.
   int64_t count() const { return static_cast<int64_t>(first_.size()) - 1; }
-  // Block k holds the steps [first(k), first(k + 1)); from count() on there are none.
+  // Block k holds the computed steps [first(k), first(k + 1)). For k >= count() there are none.
   int64_t first(int64_t k) const { return first_[std::min(k, count())]; }
+  // The block of time step t.
   int64_t of_time(int64_t t) const { return of_time_[t]; }
+  // The most rows that a block has.
   int64_t most_rows() const { return most_rows_; }
 
 private:
@@ -43,12 +54,14 @@ private:
   int64_t most_rows_ = 0;
 };
 
-// One direction of one layer. Its buffers for a block are the caller's. For the types see isa.h.
+// One direction of one layer. The caller owns the buffers for a block. isa.h explains the types S
+// and O.
 template <class S, class O> class BackwardLayer {
   using C = Sum<S>;
 
 public:
-  // For `most_threads` threads at most. `hands_on`: dx goes to a buffer, for the layer below.
+  // Allocates for up to `most_threads` threads. `hands_on`: dx goes to a buffer, which the layer
+  // below reads.
   BackwardLayer(const Shape& shape, const Backward<S>& call, int most_threads, bool hands_on)
       : shape_(shape), call_(call), kernels_(current_kernels<S, O>()),
         schedule_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
@@ -57,7 +70,8 @@ public:
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
     w_ih_ = allocate<S>(dx_ ? kernels_.packed_size(H, I) : 0);
     state_ = allocate<O>(shape.B * ld_);
-    if constexpr (!std::is_same_v<S, C>) { // sums of many blocks, rounded once
+    if constexpr (!std::is_same_v<S, C>) {
+      // The gradients of 16-bit weights are summed over all blocks in float and rounded once.
       dw_ih_ = allocate<C>(call.dw_ih != nullptr ? H * I : 0);
       dw_hh_ = allocate<C>(call.dw_hh != nullptr ? H * H : 0);
       db_ = allocate<C>(call.db != nullptr ? H : 0);
@@ -69,6 +83,7 @@ public:
   const StepBlocks& blocks() const { return blocks_; }
   bool wants_dx() const { return dx_; }
 
+  // Pack this thread's part of the weights.
   void pack(int thread, int threads) {
     pack_part(kernels_, call_.w_hh, false, shape_.H, shape_.H, thread, threads, w_hh_.get());
     if (dx_) {
@@ -76,16 +91,17 @@ public:
     }
   }
 
-  // The rows of block k, in the order in which those of h lie in memory as far as this gives long
-  // runs of them.
+  // The rows of block k. They are numbered sequence by sequence if the rows of a sequence are
+  // adjacent in h and there are many of them, because the products then read long runs of memory.
   BlockRows block_rows(int64_t k) const {
     const int64_t steps = blocks_.first(k + 1) - blocks_.first(k);
     const bool batch_major = call_.h.step < call_.h.row && steps > shape_.B;
     return BlockRows(shape_, schedule_, blocks_.first(k), blocks_.first(k + 1), batch_major);
   }
 
-  // Down to `dpre` [rows of block k, ld], and to dh0 in its last step. `dy`: what the layer above
-  // has handed on, `dy_ld` from row to row; nullptr: the caller's dy.
+  // The recurrence through block k: compute dpre, [rows of the block, ld_], and in the last step of
+  // a row also dh0. `dy` is what the layer above has handed on, with `dy_ld` elements from row to
+  // row; nullptr: the caller's dy is read.
   void recur(int64_t k, const S* dy, int64_t dy_ld, O* dpre, int thread, int threads) {
     const int64_t H = shape_.H, i0 = blocks_.first(k), i1 = blocks_.first(k + 1);
     const BlockRows rows = block_rows(k);
@@ -99,7 +115,8 @@ public:
       if (active == 0) {
         continue;
       }
-      // Rows at their first step have no product yet, and dh_n in its place.
+      // Rows that begin at this step have no dpre of a step before. dh_n takes the place of the
+      // product. `first` is true for these rows.
       const int64_t continuing = std::min(rnnfast::active(schedule_, share, i - 1), active);
       for (const bool first : {false, true}) {
         const int64_t begin = first ? continuing : 0, end = first ? active : continuing;
@@ -130,7 +147,7 @@ public:
         kernels_.fused_product(product);
       }
       barriers_[share.group].wait(share.members);
-      if (call_.dh0 != nullptr && after < active) { // rows at their last step
+      if (call_.dh0 != nullptr && after < active) { // this is the last step of some rows
         const int64_t r = share.r0 + after;
         FusedProduct<S, O> product{};
         product.rows = active - after, product.K = H, product.N = H;
@@ -142,7 +159,8 @@ public:
         kernels_.fused_product(product);
       }
     }
-    // The next block may have another place for dpre, and other shares.
+    // The next block may use a different buffer for dpre and have different shares, so the dpre of
+    // the last step is copied to where each of them finds it.
     for (int64_t b = 0; b < rnnfast::active(schedule_, share, i1 - 1); ++b) {
       const O* const last = rows.at(dpre, ld_, schedule_.time(i1 - 1), share.r0 + b);
       const int64_t end = share.c1 == H ? round_up(H, kernels_.vector) : share.c1;
@@ -150,10 +168,12 @@ public:
     }
   }
 
-  // dx = dpre W_ih of the rows of block k: to `handed`, `handed_ld` from row to row, or else to the
-  // caller's. Both directions of a layer write there, one first and the other adding to it: which
-  // is first depends on where their blocks lie. `opposite` is the other or nullptr, which goes
-  // first in the same block if this one is `second`.
+  // Compute dx = dpre W_ih for this thread's rows of block k. dx goes to `handed`, with `handed_ld`
+  // elements from row to row, or to the caller's dx if `handed` is nullptr.
+  //
+  // The two directions of a layer have the same dx. For each time step, the direction whose block
+  // comes first writes dx, and the other direction adds to it. `opposite` is the other direction,
+  // or nullptr. If a time step is in block k of both, the direction that is not `second` is first.
   void input_gradient(int64_t k, const O* dpre, S* handed, int64_t handed_ld,
                       const BackwardLayer* opposite, bool second, int thread, int threads) const {
     const BlockRows rows = block_rows(k);
@@ -171,7 +191,7 @@ public:
         product.rows = end - n, product.out = handed + n * handed_ld,
         product.out_stride = handed_ld;
       } else {
-        // As many rows as lie evenly spaced in dx.
+        // One product takes as many rows as lie evenly spaced in dx.
         BlockRows::Row row = rows[n];
         const bool add = adds(row.t);
         product.out = schedule_.at(call_.dx, row.t, row.b);
@@ -190,9 +210,10 @@ public:
     }
   }
 
-  // Adds up what block k gives to the gradients of the weights: this thread's rows of dW_ih and
-  // dW_hh, elements of db, columns of dtable. Each thread packs the right factors for itself, into
-  // `q`, kOuterRows rows: another's copy would have to come from another core's cache.
+  // Add the part of block k to the gradients of the weights: to this thread's rows of dW_ih and
+  // dW_hh, elements of db and columns of dtable. Each thread packs the right factors for itself
+  // into `q`, which has kOuterRows rows, because a shared copy would have to come from the cache of
+  // a different core.
   void weight_gradients(int64_t k, const O* dpre, O* q, int thread, int threads) const {
     const BlockRows rows = block_rows(k);
     const int64_t H = shape_.H, I = call_.I;
@@ -245,7 +266,8 @@ public:
   }
 
 private:
-  // Where a gradient is added up: in the caller's tensor, if that keeps all digits.
+  // Where a gradient is summed: in the caller's tensor if its elements have the type of the sums,
+  // otherwise in a buffer of this object.
   static C* sums(S* gradient, const Buffer<C>& own) {
     if constexpr (std::is_same_v<S, C>) {
       return gradient;
@@ -254,7 +276,7 @@ private:
     }
   }
 
-  // The state before this row's step; nullptr for zeros.
+  // The state before this row, h_{t-1} in the order of the forward pass. nullptr stands for zeros.
   const S* previous(BlockRows::Row row) const {
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
@@ -264,7 +286,7 @@ private:
     return call_.h0 != nullptr ? call_.h0 + row.b * shape_.H : nullptr;
   }
 
-  // Each row of dpre is added to its token's.
+  // Add each row of dpre to the row of dtable that belongs to its token.
   void table_gradient(const BlockRows& rows, BlockRows::Row row, const OuterProducts<S, O>& o,
                       int64_t m0) const {
     const int64_t H = shape_.H;
@@ -285,18 +307,18 @@ private:
   const Backward<S>& call_;
   const VectorKernels<S, O>& kernels_;
   Schedule schedule_;
-  int64_t ld_; // elements from row to row of the buffers
+  int64_t ld_; // elements from row to row in the buffers
   StepBlocks blocks_;
-  bool dx_;                               // wanted
+  bool dx_;                               // whether dx is computed
   Buffer<S> w_hh_, w_ih_;                 // packed
-  Buffer<O> state_;                       // [B, ld]: dpre of the last step of a block
-  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // unless the caller's tensors hold C
-  std::unique_ptr<Barrier[]> barriers_;   // of each group
+  Buffer<O> state_;                       // [B, ld_]: dpre of the last step of a block
+  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // used if the elements of the caller's tensors are not C
+  std::unique_ptr<Barrier[]> barriers_;   // one of each group
 };
 
-// Layers with one direction each, the highest first, that hand on dx from one to the next; or the
-// directions of one layer. `at_once` of them go through a block at the same time, the others one
-// after the other.
+// What goes through each block together: either all layers of a stack with one direction, which
+// hand dx from one to the next and of which the highest comes first, or both directions of one
+// layer. `at_once` of them go through a block at the same time, and the rest one after the other.
 template <class S, class O> class BackwardStack {
 public:
   BackwardStack(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
@@ -338,8 +360,9 @@ public:
   }
 
 private:
-  // Of block k in the layers [first, first + at_once). Threads that have done their products go on
-  // to the next recurrence while others still read dpre: they take turns with two of it.
+  // The recurrence of the layers [first, first + at_once_) through block k. A thread that has
+  // finished its products begins the next recurrence while other threads still read dpre, so there
+  // are two buffers for dpre, which take turns.
   void recur(int64_t k, size_t first, int turn, int thread, int threads) {
     const Team team(thread, threads, at_once_);
     const S* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
@@ -350,6 +373,7 @@ private:
     }
   }
 
+  // The products of the same layers over block k.
   void products(int64_t k, size_t first, int turn, int thread, int threads) {
     for (int n = 0; n < at_once_; ++n) {
       const BackwardLayer<S, O>& layer = *layers_[first + n];
@@ -357,7 +381,7 @@ private:
         continue;
       }
       if (n > 0) {
-        all_.wait(threads); // its own rows may be the other direction's too
+        all_.wait(threads); // the other direction may have written the same rows of dx
       }
       S* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
       const BackwardLayer<S, O>* const opposite =
@@ -366,7 +390,7 @@ private:
                            threads);
     }
     if (!directions_ && layers_.size() > 1) {
-      all_.wait(threads); // what is handed on is complete
+      all_.wait(threads); // the dx that is handed on is complete
     }
     O* const q = q_.get() + thread * q_size_;
     for (int n = 0; n < at_once_; ++n) {
@@ -376,15 +400,16 @@ private:
 
   bool directions_;
   int at_once_;
-  int64_t ld_; // elements from row to row of dpre and of what is handed on
+  int64_t ld_; // elements from row to row of dpre and of the dx that is handed on
   std::vector<std::unique_ptr<BackwardLayer<S, O>>> layers_;
-  Buffer<O> dpre_[2][2]; // of each of those at once, in turn: [rows of a block, ld]
-  Buffer<O> q_;          // of each thread: [kOuterRows, I or H], packed
-  int64_t q_size_;
-  Buffer<S> handed_; // [rows of a block, ld]
+  Buffer<O> dpre_[2][2]; // for each layer at once, two that take turns: [rows of a block, ld_]
+  Buffer<O> q_;          // for each thread: a packed right factor, [kOuterRows, I or H]
+  int64_t q_size_;       // elements of q_ for one thread
+  Buffer<S> handed_;     // the dx that is handed on: [rows of a block, ld_]
   Barrier all_;
 };
 
+// Return the number of multiply-adds of a call.
 template <class S> double multiply_adds(const Shape& shape, const Backward<S>& call, bool dx) {
   const Schedule schedule(shape, call.reverse);
   const int64_t I = (dx ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);

@@ -1,4 +1,4 @@
-// Each thread's share of the elements; what becomes of one is in dropout-inl.h.
+// Dropout: divides the elements over the threads. The arithmetic is in vector/dropout-inl.h.
 #include "../api/dropout.h"
 
 #include "parallel.h"
@@ -7,9 +7,9 @@
 namespace rnnfast {
 namespace {
 
-// Shares are whole numbers of so many elements, which all vectors divide.
+// The share of a thread is a multiple of this many elements, which is a multiple of every vector.
 constexpr int64_t kBlock = 1024;
-// An element takes as long as so many multiply-adds.
+// An element takes as long as this many multiply-adds.
 constexpr double kElementWork = 8;
 
 template <class T> void run(const Dropout<T>& call) {

@@ -1,32 +1,36 @@
-// The recurrence forward in time; the arithmetic of a step is in tile-inl.h.
+// The recurrence forward in time. The arithmetic of a step is in vector/tile-inl.h.
 //
-// Work is split over `groups` of rows, each computed by `members` threads that split the hidden
-// columns. Rows are independent, so groups never meet; members exchange h_t through a barrier
-// a step and exist only where there are too few rows to go round. There, the two directions of a
-// layer run side by side, and so do layers, each a block of steps behind the one below.
+// The rows of the batch are divided over groups of threads. Rows are independent, so groups never
+// wait for one another. If there are fewer rows than the threads need, a group has several members,
+// which divide the hidden columns of their rows and meet at a barrier after each step, because each
+// needs the whole of h_t. In that case the two directions of a layer also run at the same time, and
+// so do several layers, each a block of steps behind the layer below.
 //
-// The state between steps lives in two compact buffers that alternate (`state`), not in the
-// caller's tensor: its rows are padded, so that they fall into different cache sets whatever the
-// caller's strides, and hold h0 before the first step of a row.
+// The hidden state lies in two buffers that alternate from step to step (`state_`), not in the
+// caller's tensor. The rows of the buffers are padded, so that they fall into different cache sets
+// whatever the caller's strides are, and they hold h0 before the first step of a row.
 #include "parallel.h"
 #include "work.h"
 
 namespace rnnfast {
 namespace {
 
-// The input projection runs over this many rows at a time, a few steps ahead of the recurrence:
-// long enough to use each panel of W_ih well, short enough to stay in cache until it is read.
+// The input projection W_ih x + b is computed for this many rows at a time, ahead of the
+// recurrence. So many rows use each panel of W_ih often enough while it is in cache, and so few
+// that the result is still in cache when the recurrence reads it.
 constexpr int64_t kBlockRows = 128;
-// Layers that run side by side begin so many blocks apart that the wait is a small part of T.
+// If layers run at the same time, each is a block behind the layer below. A block then has 1/16 of
+// the rows of the sequence, so that a layer waits for its first block during a small part of T
+// only, but at least 16 rows and at most kBlockRows.
 constexpr int64_t kPipelineBlocks = 16, kPipelineRows = 16;
 
-// One direction of one layer, computed by a team of threads. For the types see isa.h.
+// One direction of one layer, computed by a team of threads. isa.h explains the types S and O.
 template <class S, class O> class ForwardLayer {
   using C = Sum<S>;
 
 public:
-  // Buffers for a team of `most_threads` threads at most. `below`: the layer that writes x
-  // meanwhile.
+  // Allocates buffers for a team of up to `most_threads` threads. `below` is the layer that writes
+  // x while this layer runs; nullptr: x is complete.
   ForwardLayer(const Shape& shape, const Forward<S>& call, int most_threads, bool pipelined,
                const ForwardLayer* below)
       : shape_(shape), call_(call), below_(below), kernels_(current_kernels<S, O>()),
@@ -37,7 +41,8 @@ public:
                         : kBlockRows),
         x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
-    // A row is in the shares of all members of its group, and members exist only for few rows.
+    // Each thread has a block of its own, also the members of a group, which have the same rows. A
+    // group with several members has fewer than 2 * kGroupRows rows.
     const int64_t rows = most_threads * (kBlockRows + 2 * kGroupRows) + B;
     w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
@@ -55,10 +60,12 @@ public:
     }
   }
 
+  // The work of one thread of the team.
   void run(int thread, int threads) {
     const int64_t B = shape_.B, H = shape_.H;
     for (int other = thread + threads; other < most_threads_; other += threads) {
-      done_[other].set(shape_.T); // nobody waits for threads that were not granted
+      // The runtime has not granted this thread, so the layer above must not wait for it.
+      done_[other].set(shape_.T);
     }
     pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
     pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
@@ -67,14 +74,15 @@ public:
         if (call_.h0 != nullptr) {
           kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
-          std::fill_n(state.get() + r * ld_, ld_, O{}); // pairs read one element past H
+          // The padding is filled too: a product of pairs reads one element after H if H is odd.
+          std::fill_n(state.get() + r * ld_, ld_, O{});
         }
       }
     }
     barriers_[0].wait(threads);
     const Share share(schedule_, 0, shape_.T, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
-      int64_t before = 0; // rows of the blocks of the threads before this one
+      int64_t before = 0; // the rows of the blocks of the threads with lower numbers
       for (int other = 0; other < thread; ++other) {
         const Share theirs(schedule_, 0, shape_.T, H, kernels_.panel, other, threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
@@ -82,11 +90,12 @@ public:
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * pre_ld_,
             done_[thread]);
     }
-    done_[thread].set(shape_.T); // also where there was no share
+    done_[thread].set(shape_.T); // also if this thread had no share
   }
 
 private:
-  // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
+  // Compute W_ih x + b_ih + b_hh for the rows of `share` in the steps [i0, i1) and store them one
+  // after another in `pre`. `x` is the buffer of this thread for the inputs.
   void project(const Share& share, int64_t i0, int64_t i1, O* x, C* pre) const {
     if (below_ != nullptr) {
       for (int other = 0; other < below_->most_threads_; ++other) {
@@ -119,7 +128,8 @@ private:
     }
   }
 
-  // The share's rows through all steps; `x` and `pre` are its own blocks.
+  // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
+  // block.
   void recur(const Share& share, O* x, C* pre, Progress& done) {
     const int64_t H = shape_.H, T_ = shape_.T;
     const int64_t block = std::max<int64_t>(1, block_rows_ / (share.r1 - share.r0));
@@ -146,7 +156,7 @@ private:
         product.out_stride = call_.h.row;
         kernels_.fused_product(product);
         for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          const S* const last = product.out + r * product.out_stride; // its last step
+          const S* const last = product.out + r * product.out_stride; // the last step of this row
           std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
         }
         barriers_[1 + share.group].wait(share.members);
@@ -162,21 +172,21 @@ private:
   const VectorKernels<S, O>& kernels_;
   Schedule schedule_;
   int most_threads_;
-  int64_t I_; // columns of the input product
-  int64_t block_rows_;
-  int64_t x_ld_, ld_, pre_ld_; // elements from row to row of the buffers
+  int64_t I_;                  // the depth of the input projection; 0 with tokens
+  int64_t block_rows_;         // the rows of a block
+  int64_t x_ld_, ld_, pre_ld_; // elements from row to row in x_blocks_, state_ and pre_blocks_
   Buffer<S> w_ih_, w_hh_;      // packed
   Buffer<C> bias_;             // b_ih + b_hh
-  Buffer<O> state_[2];         // [B, ld]
-  Buffer<O> x_blocks_;
-  Buffer<C> pre_blocks_;
-  std::unique_ptr<Barrier[]> barriers_; // of the team, then of each group
-  std::unique_ptr<Progress[]> done_;    // of each thread
+  Buffer<O> state_[2];         // [B, ld_], the state before and after a step
+  Buffer<O> x_blocks_;         // for each thread: the inputs of a block
+  Buffer<C> pre_blocks_;       // for each thread: the input projections of a block
+  std::unique_ptr<Barrier[]> barriers_; // one of the team, then one of each group
+  std::unique_ptr<Progress[]> done_;    // for each thread: the steps that it has done
 };
 
 template <class S, class O = S>
 void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<S>* stack) {
-  double work = 0; // multiply-adds
+  double work = 0; // in multiply-adds
   for (int64_t n = 0; n < layers * directions; ++n) {
     const Schedule schedule(shape, stack[n].reverse);
     if (stack[n].tokens.data != nullptr) {

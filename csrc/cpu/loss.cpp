@@ -1,11 +1,14 @@
-// Blocks of rows, and of each its logits in tiles: all its rows by some classes. A tile becomes
-// exponentials while it is in the innermost caches, relative to the largest logit of each row in
-// it; once the last tile has given a row's sum, a second walk scales them to dlogits and multiplies
-// them by W. For this the logits of one block are kept. To compute them twice instead would be a
-// fourth product of the size of the other three.
+// The linear layer with cross-entropy. It goes through blocks of rows, and computes the logits of a
+// block slice by slice, where a slice is all rows of the block by a few classes.
 //
-// Threads share the rows of a block, then, for dW and db, the classes, so that every sum runs in
-// one order whatever their number.
+// First, each slice is replaced by its exponentials while it is in the inner caches. They are
+// relative to the largest logit that the row has in the slice. The last slice completes the sum of
+// each row. Then a second pass scales the exponentials to dlogits and multiplies these by W. For
+// that the exponentials of one block are kept. Computing the logits twice instead would be a fourth
+// product of the size of the other three.
+//
+// The threads divide the rows of a block and, for dW and db, the classes. So every sum runs in the
+// same order for any number of threads.
 #include "../api/loss.h"
 
 #include <limits>
@@ -16,19 +19,20 @@
 namespace rnnfast {
 namespace {
 
-// Classes of a tile. kThreadRows of it, and its part of W in a packed form, share L2.
+// The classes of a slice. kThreadRows rows of a slice and its part of the packed W fit into L2
+// together.
 constexpr int64_t kSliceClasses = 512;
 
-// A block has about so many bytes of logits: beside W they stay in L3.
+// A block has about this many bytes of logits, which stay in L3 together with W.
 constexpr int64_t kLogitsBytes = int64_t(1) << 24;
-// But not fewer rows, for every block costs a pass over dW.
+// A block never has fewer rows than this, because every block costs a pass over dW.
 constexpr int64_t kLeastRows = 64;
-// Rows that a thread takes at a time: while it goes through them, a tile of W stays in L2.
+// The rows that a thread takes at a time. While it goes through them, a slice of W stays in L2.
 constexpr int64_t kThreadRows = 128;
 
 template <class T> class BlockwiseLoss {
 public:
-  // For `most_threads` threads at most.
+  // Allocates for up to `most_threads` threads.
   BlockwiseLoss(const LinearCrossEntropy<T>& call, int most_threads)
       : c_(call), kernels_(current_kernels<T>()),
         slices_((call.V + kSliceClasses - 1) / kSliceClasses),
@@ -46,6 +50,7 @@ public:
     q_ = allocate<T>(call.dw != nullptr ? most_threads * q_size_ : 0);
   }
 
+  // The work of one thread.
   void run(int thread, int threads) {
     for (int64_t k = thread; k < slices_; k += threads) {
       const T* const w = c_.w + first(k) * c_.H;
@@ -69,7 +74,7 @@ public:
         barrier_.wait(threads);
         weight_gradients(n0, rows, thread, threads);
       }
-      barrier_.wait(threads); // the next block overwrites the logits, and has other shares
+      barrier_.wait(threads); // the next block overwrites the logits and is divided differently
     }
   }
 
@@ -78,15 +83,17 @@ private:
     const int64_t rows = std::max(kLogitsBytes / row_bytes, kLeastRows);
     return std::min(N, rows < kOuterRows ? rows : rows / kOuterRows * kOuterRows);
   }
+  // The classes of a slice are [first, first + width).
   int64_t first(int64_t slice) const { return slice * kSliceClasses; }
   int64_t width(int64_t slice) const { return std::min(kSliceClasses, c_.V - first(slice)); }
-  // Row r of a tile. Without gradients all tiles are one.
+  // Row r of a slice. Without gradients nothing is kept, so all slices share their memory.
   T* at(int64_t slice, int64_t r) const {
     return logits_.get() + ((gradients_ ? slice : 0) * most_rows_ + r) * ld_;
   }
 
-  // Of the rows [r0, r1) of the block that begins at row n0, as in what follows. Leaves
-  // exp(logits - max_), and in max_ what makes them probabilities.
+  // This function and the two after it work on the rows [r0, r1) of the block that begins at row
+  // n0. This one computes the losses. It leaves exp(logits - maximum of the slice) in place of the
+  // logits, and in `max_` the factors that make them probabilities.
   void losses(int64_t n0, int64_t r0, int64_t r1) {
     for (int64_t k = 0; k < slices_; ++k) {
       FusedProduct<T> product{};
@@ -120,6 +127,7 @@ private:
     }
   }
 
+  // Turn the exponentials into dlogits and compute dx.
   void input_gradient(int64_t n0, int64_t r0, int64_t r1) {
     for (int64_t k = 0; k < slices_; ++k) {
       for (int64_t r = r0; r < r1; ++r) {
@@ -145,7 +153,7 @@ private:
     }
   }
 
-  // Adds what the block's rows give to this thread's classes.
+  // Add the part of all `rows` of the block to dw and db of this thread's classes.
   void weight_gradients(int64_t n0, int64_t rows, int thread, int threads) {
     T* const q = q_.get() + thread * q_size_;
     const int64_t begin = c_.V * thread / threads, end = c_.V * (thread + 1) / threads;
@@ -177,16 +185,16 @@ private:
 
   const LinearCrossEntropy<T>& c_;
   const VectorKernels<T>& kernels_;
-  int64_t slices_;
-  int64_t ld_; // elements from row to row of a tile
-  bool gradients_;
-  int64_t most_rows_;           // of a block
-  int64_t up_size_, down_size_; // of a tile's part of W
-  Buffer<T> up_, down_;         // W packed for the logits and for dx, tile by tile
-  Buffer<T> logits_;            // [tiles, rows of a block, ld]
-  Buffer<T> max_, sum_;         // of the rows of a block, in each tile: [rows, tiles]
-  Buffer<T> q_;                 // of each thread: the rows of x in a block, packed
-  int64_t q_size_;
+  int64_t slices_;              // the number of slices
+  int64_t ld_;                  // elements from row to row of a slice
+  bool gradients_;              // whether any gradient is wanted
+  int64_t most_rows_;           // the rows of a block; the last block may have fewer
+  int64_t up_size_, down_size_; // elements of up_ and down_ for one slice
+  Buffer<T> up_, down_;         // W packed for the logits and for dx, slice by slice
+  Buffer<T> logits_;            // [slices, rows of a block, ld_]
+  Buffer<T> max_, sum_;         // for each row of a block and each slice: [rows, slices]
+  Buffer<T> q_;                 // for each thread: kOuterRows packed rows of x
+  int64_t q_size_;              // elements of q_ for one thread
   Barrier barrier_;
 };
 
@@ -194,7 +202,8 @@ template <class T> double run(const LinearCrossEntropy<T>& call) {
   for (int64_t n = 0; n < call.N; ++n) {
     if (call.target[n] < 0 || call.target[n] >= call.V) {
       throw std::out_of_range("target " + std::to_string(call.target[n]) + " is not in [0, " +
-                              std::to_string(call.V) + "), the classes of linear_weight");
+                              std::to_string(call.V) +
+                              "), the range of the classes that linear_weight has");
     }
   }
   const int wanted = threads_for(call.threads, double(call.N) * double(call.H) * double(call.V));

@@ -1,5 +1,5 @@
-// Blocks of memory that are used again. One fresh from the system costs a page fault for every 4
-// KiB, as much time as the arithmetic of a short call.
+// Memory that is used again. Memory that is fresh from the operating system costs a page fault for
+// every 4 KiB, which takes as long as the arithmetic of a short call.
 #pragma once
 
 #include <cstddef>
@@ -12,15 +12,16 @@
 
 namespace rnnfast {
 
-// Keeps the blocks that are given back, up to 64 MiB, the latest ones.
+// Keeps blocks of memory that are given back, up to 64 MiB in all. When there is no room, the
+// blocks that came back first are freed. Not safe for several threads at once.
 class MemoryPool {
 public:
   MemoryPool() = default;
   MemoryPool(const MemoryPool&) = delete;
   ~MemoryPool() { shrink(0); }
 
-  // The smallest block kept that is large enough and not wastefully large, or a new one; `size`
-  // becomes the block's.
+  // Return the smallest kept block of at least `size` and at most 2 * `size` bytes, or a new block,
+  // and set `size` to the size of the block. Throws std::bad_alloc.
   void* take(size_t& size) {
     auto best = blocks_.rend();
     for (auto it = blocks_.rbegin(); it != blocks_.rend(); ++it) {
@@ -46,28 +47,32 @@ public:
         blocks_.push_back({data, size});
         kept_ += size;
         return;
-      } catch (const std::bad_alloc&) { // then it is not kept
+      } catch (const std::bad_alloc&) {
+        // There is no memory to note the block, so it is freed.
       }
     }
     std::free(data);
   }
 
+  // Return a new block whose address is a multiple of 64 and round `size` up to a multiple of 64.
+  // Throws std::bad_alloc.
   static void* fresh(size_t& size) {
     size = (size + 63) / 64 * 64;
-    const size_t huge = size / kHugePage * kHugePage; // no more, so that no page is half unused
+    // Only whole huge pages, so that no page is half unused.
+    const size_t huge = size / kHugePage * kHugePage;
     void* data = nullptr;
     if (posix_memalign(&data, huge > 0 ? kHugePage : 64, size) != 0) {
       throw std::bad_alloc();
     }
 #if defined(MADV_HUGEPAGE)
     if (huge > 0) {
-      madvise(data, huge, MADV_HUGEPAGE); // a hint: no harm if it is not taken
+      madvise(data, huge, MADV_HUGEPAGE); // a hint, which the system may ignore
     }
 #endif
     return data;
   }
 
-  // Of the thread that calls.
+  // The pool of the calling thread.
   static MemoryPool& of_thread() {
     thread_local MemoryPool pool;
     return pool;
@@ -75,7 +80,9 @@ public:
 
 private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr size_t kMost = 0; // so that blocks have exactly the size that was asked for
+  // Nothing is kept, so that every block has the size that was asked for and AddressSanitizer sees
+  // an access past its end.
+  static constexpr size_t kMost = 0;
 #else
   static constexpr size_t kMost = size_t(64) << 20;
 #endif
@@ -98,8 +105,9 @@ private:
   size_t kept_ = 0;
 };
 
-// One for all threads, any of which may give back what another took. Nobody waits for its lock, for
-// a fork may leave it locked for ever.
+// A pool for all threads of the process: a thread may give back a block that a different thread has
+// taken. No thread waits for the lock, because a fork may leave it locked for ever in the child. If
+// the lock is taken, the block comes from the system or returns to it.
 class ProcessMemoryPool {
 public:
   void* take(size_t& size) {
@@ -122,7 +130,8 @@ public:
   }
 
 private:
-  static constexpr size_t kLeast = size_t(1) << 15; // below it malloc asks nothing of the system
+  // Smaller blocks are left to malloc, which does not ask the system for them.
+  static constexpr size_t kLeast = size_t(1) << 15;
   std::mutex mutex_;
   MemoryPool pool_;
 };

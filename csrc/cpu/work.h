@@ -1,4 +1,4 @@
-// How the work of a call is laid out: its buffers, and each thread's share of it.
+// How the work of a call is laid out: its buffers, and the share of each thread.
 #pragma once
 
 #include <algorithm>
@@ -17,13 +17,17 @@
 
 namespace rnnfast {
 
-// Multiply-adds, 10 microseconds of them, for which it pays to wake a thread.
+// The number of multiply-adds that makes waking a thread worth its time. They take about 10
+// microseconds.
 constexpr double kThreadWork = 5e5;
-// With fewer rows than this for each thread, threads share rows and split columns...
+// If there are fewer rows than this for each thread, several threads form a group: its members
+// compute the same rows and divide the columns...
 constexpr int64_t kGroupRows = 4;
-// ...if a step has at least this many multiply-adds for each, to pay for the barrier.
+// ...provided that a step has at least this many multiply-adds for each member. With less work the
+// barrier that the members need at each step costs more than they save.
 constexpr double kMemberWork = 1 << 13;
-// A W_hh that is larger is better split over threads than held whole by each.
+// A W_hh of more bytes does not fit into the cache of one core. It is then faster to divide its
+// columns over the threads than to let each thread read all of it.
 constexpr int64_t kTogetherBytes = 1 << 19;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
@@ -46,34 +50,39 @@ inline float to_sum(float16 v) {
   return v.bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
-// Work space, taken and given back by the thread that makes the call.
+// Work space. The thread that makes the call takes it from its pool and gives it back.
 template <class T> struct GiveBack {
   size_t size;
   void operator()(T* p) const { MemoryPool::of_thread().give(p, size); }
 };
 template <class T> using Buffer = std::unique_ptr<T[], GiveBack<T>>;
 
+// Return a buffer of at least `count` elements, which are not initialised. Throws std::bad_alloc.
 template <class T> Buffer<T> allocate(int64_t count) {
   size_t size = std::max<size_t>(64, round_up(count * sizeof(T), 64));
   void* const data = MemoryPool::of_thread().take(size);
   return Buffer<T>(static_cast<T*>(data), GiveBack<T>{size});
 }
 
-// Elements from a row of a compact buffer to the next: whole vectors plus one cache line, so that
-// powers of two do not put every row into the same cache set.
+// The distance from row to row of a buffer with n columns, in elements. It is a whole number of
+// vectors plus one cache line, so that with a power of two the rows do not all fall into the same
+// cache set.
 template <class T> int64_t row_stride(int64_t n) {
   return round_up(n, 64 / sizeof(T)) + 64 / sizeof(T);
 }
 
-// How many threads to ask for, given the multiply-adds of the work.
+// Return how many of at most `most` threads to use for `work` multiply-adds.
 inline int threads_for(int most, double work) {
   return work < 2 * kThreadWork
              ? 1
              : static_cast<int>(std::min<double>(std::max(most, 1), work / kThreadWork));
 }
 
-// out[m] (+)= sum over k of p[k, m], of what OuterProducts names so; by sums of a few rows, for
-// accuracy.
+// Sum the rows of the left factor of an OuterProducts, which gives the gradient of a bias:
+//
+//   out[m] (+)= sum over k of p[k, m]
+//
+// A few rows at a time are summed, because a single long sum would be less accurate.
 template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S>* out) {
   constexpr int64_t kColumns = 64, kRows = 32;
   for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
@@ -92,9 +101,9 @@ template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S
   }
 }
 
-// How many parts of a stack to compute at the same time: both directions of a layer, or layers one
-// behind the other. More than one only where the rows do not go round, and while each thread's
-// share of the cache holds a whole W_hh.
+// Return how many parts of a stack to compute at the same time: both directions of a layer, or
+// several layers, each a few steps behind the layer below. It is more than one only if there are
+// too few rows for all threads and if a whole W_hh fits into the cache of each core.
 template <class T> int64_t at_once(const Shape& shape, int64_t layers, int64_t directions) {
   const int64_t threads = std::max(shape.threads, 1);
   const int64_t groups = std::clamp<int64_t>(shape.B / kGroupRows, 1, threads);
@@ -104,11 +113,13 @@ template <class T> int64_t at_once(const Shape& shape, int64_t layers, int64_t d
   return directions > 1 ? directions : std::min(layers, threads / groups);
 }
 
-// Threads that work as several teams at once: of which team one is, and as which of its members.
+// The threads of a call form several teams that work at the same time. This is the place of one
+// thread: its team, its number in that team, and the number of threads of that team.
 struct Team {
   int index, thread, threads;
 
-  // With fewer threads than teams, every thread is in all of them: one after another.
+  // With fewer threads than teams there is nothing to divide: all threads do the work of one team
+  // after the other, so that `thread` and `threads` keep their values.
   Team(int thread, int threads, int teams) : index(0), thread(thread), threads(threads) {
     if (threads >= teams) {
       while (begin(index + 1, threads, teams) <= thread) {
@@ -125,12 +136,14 @@ private:
   }
 };
 
-// One thread's share: rows [r0, r1) and hidden columns [c0, c1), both perhaps empty.
+// The share of one thread in the work of a recurrence: rows [r0, r1) and hidden columns [c0, c1),
+// either of which may be empty. The threads of a group have the same rows; its members divide the
+// columns.
 struct Share {
   int group, member, members;
   int64_t r0, r1, c0, c1;
 
-  // Of the steps [i0, i1).
+  // The share of `thread` in the computed steps [i0, i1).
   Share(const Schedule& schedule, int64_t i0, int64_t i1, int64_t H, int64_t panel, int thread,
         int threads) {
     const int64_t B = schedule.widest(i0, i1);
@@ -154,12 +167,12 @@ struct Share {
   }
 };
 
-// The rows of `share` at computed step i.
+// Return how many rows of `share` exist at the i-th computed step. They are its first ones.
 inline int64_t active(const Schedule& schedule, const Share& share, int64_t i) {
   return std::clamp<int64_t>(schedule.rows_at(i) - share.r0, 0, share.r1 - share.r0);
 }
 
-// Each thread's part of packing a K x H matrix.
+// Pack the part of a [K, H] matrix that belongs to `thread`.
 template <class S, class O>
 void pack_part(const VectorKernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
                int thread, int threads, S* packed) {

@@ -7,8 +7,9 @@
 
 #include "../isa.h"
 
-// Linux gives a process tiles that asks for them (its Documentation/arch/x86/xstate.rst), for good
-// and with larger frames of signals: not before they are chosen.
+// Linux lets a process use the tile registers after the process has asked for them; see its
+// Documentation/arch/x86/xstate.rst. The permission cannot be given back and makes the frames of
+// signals larger, so `enable` asks for it only when AMX is chosen.
 constexpr int kSupported = 0x1021, kRequestPermission = 0x1023, kTileData = 18;
 
 static bool available() {

@@ -1,5 +1,5 @@
-// The tile registers, by number. Not the intrinsics: those take no template's number, and do not
-// say that they read and write memory.
+// The tile registers, by number. The compiler's intrinsics do not accept the argument of a template
+// as the number and do not tell the compiler that they read and write memory.
 struct TileRegisters {
   static void configure(const unsigned char* config) {
     __asm__ volatile("ldtilecfg (%0)" ::"r"(config) : "memory");

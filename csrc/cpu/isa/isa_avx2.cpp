@@ -1,4 +1,4 @@
-// 32-byte vectors, 16 registers: a tile of 6 rows by 2 vectors.
+// AVX2: 16 registers of 32 bytes, so a tile has 6 rows by 2 vectors.
 #if defined(__x86_64__)
 #include "../isa.h"
 
@@ -10,7 +10,8 @@ static bool available() {
          __builtin_cpu_supports("f16c");
 }
 
-// Nothing from a header may be compiled past this line: the linker could keep that copy for all.
+// No header may be included after this line. The linker keeps one copy of an inline function, and
+// if that copy used these instructions, CPUs without them would crash.
 #pragma GCC target("avx2,fma,f16c")
 #define RNNFAST_VECTOR_BYTES 32
 #define RNNFAST_MAX_ROWS 6

@@ -1,4 +1,4 @@
-// 64-byte vectors, 32 registers: a tile of 12 rows by 2 vectors.
+// AVX-512: 32 registers of 64 bytes, so a tile has 12 rows by 2 vectors.
 #if defined(__x86_64__)
 #include "../isa.h"
 
@@ -10,7 +10,8 @@ static bool available() {
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 
-// Nothing from a header may be compiled past this line: the linker could keep that copy for all.
+// No header may be included after this line. The linker keeps one copy of an inline function, and
+// if that copy used these instructions, CPUs without them would crash.
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 12

@@ -1,4 +1,4 @@
-// The baseline of the compiler: 16-byte vectors, SSE2 on x86-64 and NEON on AArch64.
+// The baseline of the compiler: 16-byte vectors. That is SSE2 on x86-64 and NEON on AArch64.
 #include "../isa.h"
 
 #include <cstring>

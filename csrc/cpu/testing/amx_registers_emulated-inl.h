@@ -1,5 +1,6 @@
-// As Intel's manual says: the elements of a pair are multiplied each into a sum of its own, the two
-// are added at the end, and subnormals are zeros.
+// Tile registers that compute what Intel's manual defines: the first and the second elements of the
+// pairs are multiplied and summed separately, the two sums are added at the end, and subnormal
+// numbers count as zeros.
 struct TileRegisters {
   struct Tile {
     int rows, row_bytes;

@@ -1,4 +1,5 @@
-// The tiles of isa_amx.cpp in plain C++, so that their logic is tested where there are none.
+// isa_amx.cpp with tile registers in plain C++, so that its logic is also tested on CPUs without
+// AMX.
 #include "../isa.h"
 
 #if defined(RNNFAST_AMX)
@@ -7,6 +8,8 @@
 
 static bool available() { return rnnfast::kAvx512Bf16.available(); }
 
+// No header may be included after this line. The linker keeps one copy of an inline function, and
+// if that copy used these instructions, CPUs without them would crash.
 #pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 32

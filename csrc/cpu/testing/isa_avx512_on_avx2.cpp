@@ -1,4 +1,4 @@
-// The 64-byte tile compiled for AVX2, so that its logic is tested where there is no AVX-512.
+// The tile of AVX-512 compiled for AVX2, so that its logic is also tested on CPUs without AVX-512.
 #if defined(__x86_64__)
 #include "../isa.h"
 
@@ -6,10 +6,11 @@
 
 static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// Nothing from a header may be compiled past this line: the linker could keep that copy for all.
+// No header may be included after this line. The linker keeps one copy of an inline function, and
+// if that copy used these instructions, CPUs without them would crash.
 #pragma GCC target("avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
-#define RNNFAST_EMULATED // a vector is two registers
+#define RNNFAST_EMULATED // a vector takes two registers
 #define RNNFAST_MAX_ROWS 12
 namespace rnnfast::avx512_on_avx2 {
 #include "../vector/isa-inl.h"

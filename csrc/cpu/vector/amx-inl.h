@@ -1,16 +1,21 @@
-// The products of tile-inl.h by tiles, for the files that have them in `TileRegisters`: eight
-// registers of 16 rows of 64 bytes. 0 to 3 are sums, of two times 16 rows by two vectors of
-// columns, 4 and 5 have pairs of the left factor, 6 and 7 those of the right one. 32 of K at a time
-// are added to the sums, so here too a row's result does not depend on the rows and columns it was
-// computed with.
+// The products of product-inl.h and outer-inl.h for AMX, which has eight tile registers of 16 rows
+// of 64 bytes. The file that includes this one defines them as `TileRegisters`.
+//
+//   registers 0 to 3  sums, for two times 16 rows by two vectors of columns
+//   registers 4, 5    pairs of the left factor, for two times 16 rows
+//   registers 6, 7    pairs of the right factor, for two vectors of columns
+//
+// A multiplication adds the products of 32 elements of K to the sums. So here, too, the result of a
+// row does not depend on the rows and columns that it is computed with.
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
 
+// Set the sizes of the tile registers for a product of `rows` rows.
 static void configure_tiles(int64_t rows) {
   const int64_t first = rows < kTileRows ? rows : kTileRows;
-  unsigned char config[64] = {1}; // the palette
+  unsigned char config[64] = {1}; // palette 1: eight tiles of 1 KiB
   for (int t = 0; t < 8; ++t) {
-    config[16 + 2 * t] = 64; // bytes a row
+    config[16 + 2 * t] = 64; // the bytes of a row
     const int64_t tile_rows = t >= 6                       ? kTileRows
                               : t == 2 || t == 3 || t == 5 ? rows - first
                                                            : first;
@@ -19,9 +24,10 @@ static void configure_tiles(int64_t rows) {
   TileRegisters::configure(config);
 }
 
+// Add the products of 32 elements of K to the sums.
 template <int NV, class O>
 static void multiply_add_tiles(int64_t rows, const O* a, int64_t a_stride, const O* w) {
-  constexpr int64_t kPairs = 2 * kTileRows; // elements of a row of w, 16 columns
+  constexpr int64_t kPairs = 2 * kTileRows; // the elements of a row of w for 16 columns
   TileRegisters::load<4>(a, a_stride * sizeof(O));
   TileRegisters::load<6>(w, NV * kPairs * sizeof(O));
   TileRegisters::multiply_add<0, 4, 6>();
@@ -38,6 +44,7 @@ static void multiply_add_tiles(int64_t rows, const O* a, int64_t a_stride, const
   }
 }
 
+// The counterpart of accumulate_rows in product-inl.h.
 template <class S, class O, int P, int NV>
 static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                             int64_t panel_size, int64_t K, Sum<S>* result) {
@@ -75,6 +82,7 @@ static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S*
   TileRegisters::release();
 }
 
+// Compute `rows` rows from m on by NV vectors of columns from n on.
 template <class S, class O, int NV>
 static void outer_tile(const OuterProducts<S, O>& o, int64_t rows, const O* left,
                        int64_t left_stride, int64_t m, int64_t n) {
@@ -85,14 +93,16 @@ static void outer_tile(const OuterProducts<S, O>& o, int64_t rows, const O* left
   add_up<NV>(o, rows, m, n, acc);
 }
 
-// Rows [m, m + rows) of the sums: columns of p, which become rows of a left factor.
+// Compute the rows [m, m + rows) of the sums. The columns of p are transposed to the rows of a left
+// factor.
 template <class S, class O>
 static void outer_rows(const OuterProducts<S, O>& o, int64_t rows, int64_t m) {
   using C = Sum<O>;
   constexpr int64_t kStride = kOuterRows + kTileDepth;
   alignas(64) O left[RNNFAST_MAX_ROWS * kStride];
   for (int64_t k = 0; k < o.K; k += kTileDepth) {
-    for (int64_t i = 0; i < rows; i += kTileRows) { // reads past the columns, in the rows' padding
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      // This may read after the last column, where the rows of p have padding.
       alignas(64) C both[kTileRows * kTileRows];
       for (int64_t j = 0; j < kTileRows; ++j) {
         const O* const from = o.p + (k + 2 * j) * o.p_stride + m + i;

@@ -1,20 +1,21 @@
-// Dropout of elements; dropout.h in the folder above says which. Part of tile-inl.h.
+// Dropout of elements. api/dropout.h defines which elements are dropped.
 
-using Counters = typename Lanes<double>::Unsigned; // of 64 bits
+using Counters = typename Lanes<double>::Unsigned; // a vector of 64-bit numbers
 
-// The outputs of SplitMix64 in these states.
+// Return the outputs of SplitMix64 for a vector of states.
 RNNFAST_INLINE Counters mix(Counters z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
   return z ^ (z >> 31);
 }
 
+// See VectorKernels::dropout.
 template <class S>
 static void dropout(const S* x, int64_t begin, int64_t end, uint64_t seed, uint32_t dropped,
                     Sum<S> scale, S* out) {
   using C = Sum<S>;
   constexpr int VL = kVector<C>, kCounters = kVector<double>;
-  constexpr uint64_t kGamma = 0x9E3779B97F4A7C15; // from state to state
+  constexpr uint64_t kGamma = 0x9E3779B97F4A7C15; // the step from state to state
   Counters state{};
   [[maybe_unused]] Counters half{};
   for (int i = 0; i < kCounters; ++i) {
@@ -25,7 +26,7 @@ static void dropout(const S* x, int64_t begin, int64_t end, uint64_t seed, uint3
   for (int64_t i = begin; i < end; i += VL, state += VL / 2 * kGamma) {
     const Vec<C> v = load_edge<S>(x + i, end - i) * scale;
     typename Lanes<C>::Bits kept;
-    if constexpr (std::is_same_v<C, float>) { // both halves are there, side by side
+    if constexpr (std::is_same_v<C, float>) { // the two halves of an output are in adjacent lanes
       kept = (typename Lanes<float>::Unsigned)mix(state) >= dropped;
     } else {
       kept = (mix(state) >> half & 0xFFFFFFFF) >= dropped;

@@ -1,7 +1,8 @@
-// One update of GloVe; glove.h in the folder above says which. Part of tile-inl.h.
+// The update by one entry of GloVe, which api/glove.h defines.
 
-// x^(-1/2) of a positive number, to some roundings: a guess from the bits, then Newton's steps.
-// Shorter than a root and a division, which together keep one unit busy for the whole update.
+// Return x^(-1/2) of positive numbers, exact up to a few roundings: a first guess from the bits,
+// then three steps of Newton's method. A square root and a division would be slower, because both
+// occupy the same unit of the CPU for the whole update.
 RNNFAST_INLINE Vec<float> inverse_root(Vec<float> x) {
   using Bits = typename Lanes<float>::Bits;
   Vec<float> y = (Vec<float>)(0x5F375A86 - ((Bits)x >> 1));
@@ -12,7 +13,8 @@ RNNFAST_INLINE Vec<float> inverse_root(Vec<float> x) {
   return y;
 }
 
-// n elements of a vector and of its context's, at most a Vec<float> of them.
+// Update n elements of the vectors of a word and a context, where n is at most the elements of a
+// Vec<float>.
 RNNFAST_INLINE void glove_step(float* w, float* c, float* w_squares, float* c_squares, int64_t n,
                                float g, float lr) {
   const Vec<float> old_w = load_edge<float>(w, n), old_c = load_edge<float>(c, n);
@@ -24,7 +26,7 @@ RNNFAST_INLINE void glove_step(float* w, float* c, float* w_squares, float* c_sq
   store_edge<float>(c_squares, n, s_c + g_c * g_c);
 }
 
-// word, context [2, D + 1]. Returns the entry's term of J.
+// Update `word` and `context`, each [2, D + 1], and return the term of the entry in J.
 template <class T>
 static T glove_update(T* __restrict word, T* __restrict context, int64_t D, T log_x, T weight,
                       T lr) {

@@ -1,5 +1,7 @@
-// Vectors of RNNFAST_VECTOR_BYTES bytes, as GCC's and Clang's vector extensions have them: how they
-// are loaded, stored and converted between 16-bit elements and float.
+// Vectors of RNNFAST_VECTOR_BYTES bytes: their types, and how they are loaded, stored and converted
+// between 16-bit elements and float.
+
+// The vector types of an element type, and the constants of its arithmetic in math-inl.h.
 
 template <class T> struct Lanes;
 template <> struct Lanes<float> {
@@ -11,9 +13,9 @@ template <> struct Lanes<float> {
   static constexpr int kTaylor = 7, kMantissa = 23;
   static constexpr int32_t kOne = 0x3F800000, kSign = INT32_MIN;
   static constexpr float kMagic = 12582912.0f; // 1.5 * 2^23
-  static constexpr float kSaturated = 10.0f;   // tanh is 1 to the last bit from 9.02
+  static constexpr float kSaturated = 10.0f;   // from 9.02 on, tanh rounds to 1
   static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
-  static constexpr float kLeastExponent = -87.0f; // of a normal number
+  static constexpr float kLeastExponent = -87.0f; // below it, exp is not a normal number
 };
 template <> struct Lanes<double> {
   typedef double Vec __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
@@ -23,11 +25,12 @@ template <> struct Lanes<double> {
   static constexpr int kTaylor = 13, kMantissa = 52;
   static constexpr int64_t kOne = 0x3FF0000000000000, kSign = INT64_MIN;
   static constexpr double kMagic = 6755399441055744.0; // 1.5 * 2^52
-  static constexpr double kSaturated = 20.0;           // tanh is 1 to the last bit from 19.07
+  static constexpr double kSaturated = 20.0;           // from 19.07 on, tanh rounds to 1
   static constexpr double kLn2Hi = 0x1.62e42fefap-1, kLn2Lo = 0x1.cf79abc9e3b3ap-40;
   static constexpr double kLeastExponent = -708.0;
 };
 
+// The elements of a vector, and the columns of a packed panel.
 template <class T> constexpr int kVector = RNNFAST_VECTOR_BYTES / sizeof(T);
 template <class T> constexpr int kPanel = 2 * kVector<T>;
 
@@ -35,8 +38,8 @@ template <class T> using Vec = typename Lanes<T>::Vec;
 
 #define RNNFAST_INLINE static inline __attribute__((always_inline))
 
-// Makes GCC hold a loaded vector in a register. Left alone it folds the load into every
-// multiply-add that uses it, and a tile of two or three rows is then bound by its loads.
+// Make GCC hold a loaded vector in a register. Otherwise GCC repeats the load in every multiply-add
+// that uses the vector, and the loads then limit the speed of a tile of two or three rows.
 template <class T> RNNFAST_INLINE void keep_in_register([[maybe_unused]] Vec<T>& v) {
 #if defined(__x86_64__) && !defined(RNNFAST_EMULATED)
   __asm__("" : "+v"(v));
@@ -50,7 +53,7 @@ template <class T> RNNFAST_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Lanes<T>::Loose*>(p) = v;
 }
 
-// A vector of 16-bit elements as float.
+// Convert a vector of 16-bit elements to float.
 template <class S> RNNFAST_INLINE Vec<float> widen(typename Lanes<float>::Half half) {
   if constexpr (std::is_same_v<S, bfloat16>) {
     return (Vec<float>)(__builtin_convertvector(half, typename Lanes<float>::Unsigned) << 16);
@@ -61,7 +64,8 @@ template <class S> RNNFAST_INLINE Vec<float> widen(typename Lanes<float>::Half h
     using Bits = typename Lanes<float>::Bits;
     const Bits bits = (Bits) __builtin_convertvector(half, typename Lanes<float>::Unsigned);
     const Bits magnitude = (bits & 0x7FFF) << 13;
-    // The exponent moved to float's place, then scaled from bias 15 to bias 127.
+    // The exponent is moved to the place where float has it. The product changes its bias from 15
+    // to 127.
     const Bits scaled = (Bits)((Vec<float>)magnitude * 0x1p112f);
     const Bits special = magnitude >= 0x0F800000; // infinity or NaN
     return (Vec<float>)(scaled | (special & 0x7F800000) | ((bits & 0x8000) << 16));
@@ -69,7 +73,7 @@ template <class S> RNNFAST_INLINE Vec<float> widen(typename Lanes<float>::Half h
   }
 }
 
-// Rounded to nearest, ties to even.
+// Round a vector of floats to 16-bit elements, to nearest, ties to even.
 template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(Vec<float> v) {
   using Bits = typename Lanes<float>::Bits;
   using Unsigned = typename Lanes<float>::Unsigned;
@@ -90,7 +94,8 @@ template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(Vec<float> 
     return RNNFAST_NARROW_F16(v);
 #else
     const Bits normal = (magnitude + 0xFFF + ((magnitude >> 13) & 1) - (112 << 23)) >> 13;
-    // Under 2^-14 the last digit is worth 2^-24 always, as it is in a float from 0.5 on.
+    // Below 2^-14 the last digit of a float16 is always 2^-24, which is also the last digit of a
+    // float between 0.5 and 1. So adding 0.5 rounds to that digit.
     const Bits subnormal = (Bits)((Vec<float>)magnitude + 0.5f) - 0x3F000000;
     const Bits small = magnitude < 0x38800000, large = magnitude >= 0x477FF000;
     Bits result = (small & subnormal) | (~small & normal);
@@ -102,7 +107,7 @@ template <class S> RNNFAST_INLINE typename Lanes<float>::Half narrow(Vec<float> 
   }
 }
 
-// Elements of type S in memory, a vector of Sum<S> in registers.
+// Load elements of type S to a vector of Sum<S>, and store such a vector as elements of type S.
 template <class S> RNNFAST_INLINE Vec<Sum<S>> load_as_sum(const S* p) {
   if constexpr (std::is_same_v<S, Sum<S>>) {
     return load<S>(p);
@@ -121,7 +126,7 @@ template <class S> RNNFAST_INLINE void store_sum(S* p, Vec<Sum<S>> v) {
   }
 }
 
-// The n elements at p, or the first vector of them; zeros past the end.
+// Load the n elements at p, or a whole vector if there are more. Lanes after the end become zeros.
 template <class S> RNNFAST_INLINE Vec<Sum<S>> load_edge(const S* p, int64_t n) {
   if (n >= kVector<Sum<S>>) {
     return load_as_sum<S>(p);
@@ -131,6 +136,7 @@ template <class S> RNNFAST_INLINE Vec<Sum<S>> load_edge(const S* p, int64_t n) {
   return load_as_sum<S>(edge);
 }
 
+// Store the first n lanes of a vector, or all if n is greater than their number.
 template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, Vec<Sum<S>> v) {
   if (n >= kVector<Sum<S>>) {
     store_sum<S>(p, v);
@@ -141,6 +147,7 @@ template <class S> RNNFAST_INLINE void store_edge(S* p, int64_t n, Vec<Sum<S>> v
   }
 }
 
+// The same, for code that knows at compile time that the vector is whole.
 template <bool kWhole, class S> RNNFAST_INLINE Vec<Sum<S>> load_part(const S* p, int64_t n) {
   return kWhole ? load_as_sum<S>(p) : load_edge<S>(p, n);
 }

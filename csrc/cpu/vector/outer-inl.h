@@ -1,7 +1,7 @@
-// Sums of outer products, which are the gradients of weights.
+// Sums of outer products, which give the gradients of weights; see OuterProducts in isa.h.
 
-// Sums of outer products, [rows, NV vectors], are added to those from row m and column n on. Blocks
-// of K are added up one by one, which is also more accurate than a single long sum.
+// Add a tile of sums, [rows, NV vectors], to `out` from row m and column n on, or write it there if
+// `add` is false. Adding up blocks of K one by one is also more accurate than a single long sum.
 template <int NV, class S, class O>
 RNNFAST_INLINE void add_up(const OuterProducts<S, O>& o, int64_t rows, int64_t m, int64_t n,
                            const Sum<O>* sums) {
@@ -19,7 +19,7 @@ RNNFAST_INLINE void add_up(const OuterProducts<S, O>& o, int64_t rows, int64_t m
   }
 }
 
-// Those to be added to may be as far away as memory.
+// Fetch the part of `out` that a tile is added to. It may be as far away as main memory.
 template <int NV, class S, class O>
 RNNFAST_INLINE void prefetch_sums(const OuterProducts<S, O>& o, int64_t rows, int64_t m,
                                   int64_t n) {
@@ -33,9 +33,10 @@ RNNFAST_INLINE void prefetch_sums(const OuterProducts<S, O>& o, int64_t rows, in
 }
 
 #if !defined(RNNFAST_TILE_REGISTERS)
-// The same for a tile of outer products: p has the elements, or pairs, of a row side by side, q is
-// packed. The sums leave the registers through `result` here too: a store that may end inside a
-// vector calls memcpy, and with that in sight GCC keeps accumulators in memory.
+// Compute a tile of outer products. A row of p has its elements, or pairs, side by side; q is
+// packed. The sums leave the registers through `result`, as in `accumulate`: a store that may end
+// inside a vector calls memcpy, and GCC keeps accumulators in memory in a function that calls
+// memcpy.
 template <class O, int MR, int NV>
 __attribute__((noinline)) static void accumulate_outer(const O* __restrict p, int64_t p_stride,
                                                        const O* __restrict q, int64_t K,
@@ -70,7 +71,7 @@ __attribute__((noinline)) static void accumulate_outer(const O* __restrict p, in
   }
 }
 
-// MR rows of the sums from m on, NV vectors of columns from n on; p begins at column m.
+// Compute MR rows from m on by NV vectors of columns from n on. p begins at its column m.
 template <class S, class O, int MR, int NV>
 static void outer_tile(const OuterProducts<S, O>& o, const O* p, int64_t p_stride, int64_t m,
                        int64_t n) {
@@ -80,9 +81,10 @@ static void outer_tile(const OuterProducts<S, O>& o, const O* p, int64_t p_strid
   add_up<NV>(o, MR, m, n, acc);
 }
 
-// Rows [m, m + rows) of the sums. Where enough columns will use them, their columns of p are first
-// moved together: spread over as many pages as K they would miss the cache again and again. Pairs
-// have to be made anyway.
+// Compute the rows [m, m + rows) of the sums. They use the columns [m, m + rows) of p, which are
+// spread over as many pages as p has rows and would miss the cache again and again. So if enough
+// columns of q use them, they are first copied to a compact buffer. Products of pairs always need
+// that copy to combine two rows of p.
 template <class S, class O, int MR = RNNFAST_MAX_ROWS>
 static void outer_rows(const OuterProducts<S, O>& o, int64_t rows, int64_t m) {
   if constexpr (MR > 1) {

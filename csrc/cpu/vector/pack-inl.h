@@ -1,21 +1,25 @@
 // How the right factor of a product lies in memory, and the functions that copy matrices and rows
-// into that order.
+// into this order. A tile then reads the factor from front to back and no cache line twice.
+//
+// The factor is divided into panels of one or two vectors of columns. A panel holds row after row.
+// If products of pairs are used, it holds pair of rows after pair of rows, with the two elements of
+// a column side by side. If 16-bit elements are widened to float, a row of a panel is one vector
+// that is as wide as the panel, so such panels always have two vectors of columns.
 
-// The elements of O that meet in one multiply-add of one lane.
+// The number of products that one lane adds up in one multiply-add.
 template <class O> constexpr int kPair = std::is_same_v<O, bfloat16> ? 2 : 1;
 
-// How a right factor is packed. Panels of NV vectors of columns; in a panel row by row or, for
-// products of pairs, pair of rows by pair of rows, the two elements of a column side by side. A row
-// of 16-bit elements that are to be widened is one vector of the whole panel's width, so those
-// panels are never narrow.
+// Whether packed elements must be widened before they are multiplied.
 template <class S, class O> constexpr bool kWidened = sizeof(S) < sizeof(O);
+// The columns of a panel for a factor that has `columns` columns from there on.
 template <class S, class O> constexpr int panel_width(int64_t columns) {
   return kWidened<S, O> || columns > kVector<Sum<S>> ? kPanel<Sum<S>> : kVector<Sum<S>>;
 }
+// The rows of a packed factor of K rows: an odd K is padded to whole pairs.
 template <class O> constexpr int64_t padded_depth(int64_t K) {
   return (K + kPair<O> - 1) / kPair<O> * kPair<O>;
 }
-// Where in a panel element j of row k is.
+// The position in a panel of `width` columns at which element j of row k is.
 template <class S, class O> constexpr int64_t packed_at(int64_t k, int64_t j, int64_t width) {
   if (kPair<O> == 2) {
     return (k / 2 * width + j) * 2 + k % 2;
@@ -25,19 +29,21 @@ template <class S, class O> constexpr int64_t packed_at(int64_t k, int64_t j, in
 #else
   constexpr bool interleaved = std::is_same_v<S, bfloat16> && kWidened<S, O>;
 #endif
-  // In the two halves of the lanes of one vector, columns j and j + kVector: widening takes one
-  // operation each.
+  // Columns j and j + kVector are in the two halves of one lane, so that widening the row to two
+  // vectors takes one operation for each.
   return k * width + (interleaved ? j % kVector<Sum<S>> * 2 + j / kVector<Sum<S>> : j);
 }
 
-// Of two rows of bfloat16 the elements of each lane side by side, as products of pairs take them.
+// Combine two rows of bfloat16, widened to float, to pairs: each lane gets the elements of both
+// rows side by side.
 RNNFAST_INLINE Vec<float> pairs(Vec<float> first, Vec<float> second) {
   using Unsigned = typename Lanes<float>::Unsigned;
   return (Vec<float>)((Unsigned)first >> 16 | (Unsigned)second);
 }
 
-// The vectors at `from`, `stride` bytes from one to the next, as many as each has lanes: the i-th
-// lanes of all become the i-th vector of `to`.
+// Transpose a square block of as many vectors as a vector has lanes. The vectors begin `stride`
+// bytes apart at `from`. Lane i of all of them becomes vector i of `to`, whose vectors begin
+// `to_stride` elements apart.
 template <class T>
 RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int64_t to_stride) {
   constexpr int VL = kVector<T>;
@@ -48,7 +54,8 @@ RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int
   }
 #pragma GCC unroll 4
   for (int step = 1; step < VL; step *= 2) {
-    typename Lanes<T>::Bits low{}, high{}; // lanes of b are numbered after those of a
+    // The lanes of b have the numbers after those of a.
+    typename Lanes<T>::Bits low{}, high{};
 #pragma GCC unroll 16
     for (int i = 0; i < VL; ++i) {
       low[i] = i & step ? VL + i - step : i;
@@ -69,8 +76,9 @@ RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int
   }
 }
 
-// Panel p holds columns [p * kPanel, ...); its elements are where packed_at says, and begin at
-// packed + column * padded_depth. The last is one vector wide where that is enough.
+// See VectorKernels::pack. The panel that begins with a column lies at packed + column *
+// padded_depth, and packed_at gives the places of its elements. The last panel has one vector of
+// columns if that is enough.
 template <class S, class O>
 static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin,
                  int64_t col_end, S* packed) {
@@ -83,7 +91,8 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
     if (used < width || K < depth) {
       std::memset(static_cast<void*>(to), 0, depth * width * sizeof(S));
     }
-    int64_t k_done = 0, j_done = 0; // so many rows of so many columns by whole vectors
+    // Vector code packs the first j_done columns of the first k_done rows. The loops pack the rest.
+    int64_t k_done = 0, j_done = 0;
     if (!transpose) {
       if constexpr (kPair<O> == 2) {
         k_done = K / 2 * 2, j_done = used / kVector<C> * kVector<C>;
@@ -117,8 +126,8 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
       }
     }
 #endif
-    // A cache line of each column at a time: with a power of two for K whole columns share a few
-    // cache sets, and a line would be gone before its second element is read.
+    // The loops read one cache line of each column at a time. If K is a power of two, the columns
+    // share a few cache sets, and a line would leave the cache before its second element is read.
     for (int64_t k0 = 0; k0 < K; k0 += kLine) {
       const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
       for (int64_t j = k0 < k_done ? j_done : 0; j < used; ++j) {
@@ -130,8 +139,9 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
   }
 }
 
-// The right factors of OuterProducts are packed as they are multiplied: as O. Eight rows at a time,
-// for one alone would go to as many places, all in the same cache sets, as there are panels.
+// See VectorKernels::pack_rows. The right factors of OuterProducts are packed as O, the type in
+// which they are multiplied. Eight rows are packed at a time, because a single row goes to as many
+// places as there are panels, and these places are in the same cache sets.
 template <class S, class O>
 static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
   using C = Sum<S>;
@@ -154,12 +164,14 @@ static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
   }
 }
 
+// See VectorKernels::widen.
 template <class S, class O> static void widen_row(const S* row, int64_t n, O* operand) {
   for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {
     store_sum<O>(operand + c, load_edge<S>(row + c, n - c));
   }
 }
 
+// See VectorKernels::narrow.
 template <class S> static void narrow_row(const Sum<S>* row, int64_t n, S* out) {
   for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {
     store_edge<S>(out + c, n - c, load_edge<Sum<S>>(row + c, n - c));

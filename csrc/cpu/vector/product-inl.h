@@ -1,7 +1,11 @@
-// The inner loop of a matrix product: a tile of accumulators that stays in registers for the whole
-// of K.
+// The inner loop of a matrix product.
+//
+// A tile is MR rows by P panels of NV vectors. Its accumulators stay in registers for the whole of
+// K. For every element K runs from 0 up, one fused multiply-add at a time, in a tile of any shape.
+// So the result of a row does not depend on the rows and columns that it is computed with, and
+// therefore not on the number of threads.
 
-// The NV vectors of a packed row, or pair of rows, as the multiply-add takes them.
+// Load a packed row, or pair of rows, of NV vectors in the form that multiply_add takes.
 template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, Vec<Sum<S>>* b) {
   constexpr int VL = kVector<Sum<S>>;
   if constexpr (!kWidened<S, O>) {
@@ -29,7 +33,7 @@ template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, 
   }
 }
 
-// sum + a b, for every lane with the same element, or pair, of a.
+// Return sum + a b, where every lane uses the same element, or pair of elements, of a.
 template <class O>
 RNNFAST_INLINE Vec<Sum<O>> multiply_add(Vec<Sum<O>> sum, const O* a, Vec<Sum<O>> b) {
   if constexpr (kPair<O> == 1) {
@@ -41,8 +45,9 @@ RNNFAST_INLINE Vec<Sum<O>> multiply_add(Vec<Sum<O>> sum, const O* a, Vec<Sum<O>>
   }
 }
 
-// GCC keeps the accumulators in registers only if every loop over them is unrolled. Not inlined:
-// each shape of tile gets the whole register file, and can be found in a disassembly.
+// Compute the tile result = a w and store it without gaps. GCC keeps the accumulators in registers
+// only if every loop over them is unrolled. The function is not inlined, so that each shape of tile
+// has all registers and can be found in a disassembly.
 template <class S, class O, int MR, int P, int NV>
 __attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t a_stride,
                                                  const S* __restrict w, int64_t panel_size,
@@ -87,11 +92,12 @@ __attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t 
   }
 }
 
-// How many panels a tile of so many rows takes side by side: enough accumulators to hide the
-// latency of the multiply-add.
+// Return how many panels a tile of `rows` rows takes side by side. A tile with few rows takes more,
+// because only enough accumulators hide the latency of the multiply-add.
 constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 #if !defined(RNNFAST_TILE_REGISTERS)
+// Call accumulate for a number of rows that is known at run time only.
 template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
 RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                                     int64_t panel_size, int64_t K, Sum<S>* result) {
@@ -104,7 +110,7 @@ RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, 
     accumulate<S, O, MR, P, NV>(a, a_stride, w, panel_size, K, result);
   }
 }
-#else // amx-inl.h has it
+#else // amx-inl.h defines the function
 template <class S, class O, int P, int NV>
 static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                             int64_t panel_size, int64_t K, Sum<S>* result);

@@ -1,20 +1,16 @@
-// The fused step, written once: a tile of a matrix product and what becomes of it. Included by
-// every isa_*.cpp inside a namespace of its own, after a target pragma, with RNNFAST_VECTOR_BYTES
-// and RNNFAST_MAX_ROWS set. Plain GCC/Clang vector extensions: the width is the only thing that
-// differs.
-//
-// A tile is MR rows by P panels of NV vectors. Its accumulators live in registers for the whole of
-// K. K always runs from 0 up, one fused multiply-add at a time, whatever the tile: a row's result
-// does not depend on the rows and columns it was computed with, hence not on the number of threads.
+// The fused product, which is the whole arithmetic of a time step: tiles of a matrix product, and
+// an epilogue that adds the bias and applies the activation while the sums of the tile are in
+// cache.
 
 #include "lanes-inl.h"
 #include "math-inl.h"
 #include "pack-inl.h"
 #include "product-inl.h"
 
-// What becomes of the product `acc` [rows, width] of rows [row, row + rows) and columns
-// [col, col + width): addends, activation, and where it goes. kWhole: all these columns exist. Then
-// nothing calls memcpy, and GCC keeps the constants of the activation in registers.
+// Finish a tile `acc`, [rows, width], of the rows [row, row + rows) and the columns
+// [col, col + width): add the addends, apply the activation, and write the result. kWhole means
+// that all these columns exist. Nothing calls memcpy in that case, so that GCC keeps the constants
+// of the activation in registers.
 template <class S, class O, Activation A, bool kWhole>
 static void epilogue(const FusedProduct<S, O>& product, int64_t row, int64_t rows, int64_t col,
                      int64_t width, const Sum<S>* acc) {
@@ -43,7 +39,9 @@ static void epilogue(const FusedProduct<S, O>& product, int64_t row, int64_t row
       if (product.operand != nullptr) {
         O* const operand = product.operand + i * product.operand_stride + c;
         store_sum<O>(operand, v);
-        if (kPair<O> == 2 && n < VL) { // what else is there may be NaN, from 0 times infinity
+        // The lanes after the last column may be NaN, from 0 times infinity. A product of pairs
+        // reads the first of them.
+        if (kPair<O> == 2 && n < VL) {
           operand[n] = O{};
         }
       }
@@ -57,6 +55,7 @@ static void epilogue(const FusedProduct<S, O>& product, int64_t row, int64_t row
   }
 }
 
+// The epilogues of an activation, for tiles whose columns all exist and for tiles at the edge.
 template <class S, class O> struct Epilogue {
   using Function = void (*)(const FusedProduct<S, O>&, int64_t, int64_t, int64_t, int64_t,
                             const Sum<S>*);
@@ -81,8 +80,8 @@ template <class S, class O> static const Epilogue<S, O>& choose_epilogue(Activat
   return kEpilogue<S, O, Activation::kIdentity>;
 }
 
-// What `epilogue` will read of the caller's tensors, fetched while the product is computed: it may
-// be as far away as memory.
+// Fetch what the epilogue will read of the caller's tensors while the product is computed. It may
+// be as far away as main memory.
 template <class S, class O>
 RNNFAST_INLINE void prefetch(const FusedProduct<S, O>& product, int64_t row, int64_t rows,
                              int64_t col, int64_t width) {
@@ -99,8 +98,9 @@ RNNFAST_INLINE void prefetch(const FusedProduct<S, O>& product, int64_t row, int
   }
 }
 
-// Of a FusedProduct that is `far`: what `epilogue` will write, and a block's share of the panels
-// after these, which the first block to use them would have to wait for.
+// Fetch more for a FusedProduct that is `far`: what the epilogue will write, and a part of the
+// panels that come next. Otherwise the first block of rows that uses these panels would wait for
+// them. The `blocks` blocks of rows fetch equal parts.
 template <class S, class O>
 RNNFAST_INLINE void prefetch_far(const FusedProduct<S, O>& product, int64_t row, int64_t rows,
                                  int64_t col, int64_t width, int64_t block, int64_t blocks) {
@@ -118,7 +118,7 @@ RNNFAST_INLINE void prefetch_far(const FusedProduct<S, O>& product, int64_t row,
   }
 }
 
-// Columns [col, col + P panels): all rows, in blocks of nearly equal height.
+// Compute all rows of P panels of columns from `col` on, in blocks of nearly equal height.
 template <class S, class O, int P, int NV>
 static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
                           const Epilogue<S, O>& epilogue) {
@@ -140,6 +140,7 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
   }
 }
 
+// See FusedProduct in isa.h.
 template <class S, class O> static void fused_product(const FusedProduct<S, O>& product) {
   const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product.act);
   constexpr int64_t kWide = kPanel<Sum<S>>;
