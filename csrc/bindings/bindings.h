@@ -24,9 +24,10 @@ void bind_cuda(pybind11::module_& m);
 
 namespace rnnfast {
 
+// Throw std::invalid_argument unless `holds`. `what` says what is wanted and `got` what was given.
 template <class T> void require(bool holds, const char* what, T got) {
   if (!holds) {
-    throw std::invalid_argument(what + (", got " + std::to_string(got)));
+    throw std::invalid_argument(std::string(what) + ", got " + std::to_string(got));
   }
 }
 

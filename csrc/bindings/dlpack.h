@@ -11,7 +11,7 @@
 
 namespace rnnfast {
 
-// The binary layout that DLPack fixes; only what is used here has a type.
+// The binary layout is fixed by DLPack. Members that are not used here are declared as void*.
 namespace dlpack {
 struct DataType {
   uint8_t code, bits;
@@ -44,6 +44,8 @@ struct ExchangeApi {
   void* current_stream;
 };
 
+// Return the functions that torch exchanges tensors with. Throws std::runtime_error if this torch
+// uses a different major version of DLPack.
 inline const ExchangeApi& torchs_api() {
   static const ExchangeApi* const api = [] {
     const pybind11::object capsule =
@@ -55,8 +57,10 @@ inline const ExchangeApi& torchs_api() {
     const auto* const found = static_cast<const ExchangeApi*>(pointer);
     if (found->major != 1 || found->tensor_from_object == nullptr ||
         found->managed_to_object == nullptr) {
-      throw std::runtime_error("this torch exchanges tensors by DLPack " +
-                               std::to_string(found->major) + ", rnnfast wants 1");
+      throw std::runtime_error(
+          "torch must exchange tensors by DLPack 1.2 or a later 1.x, got DLPack " +
+          std::to_string(found->major) + "." + std::to_string(found->minor) +
+          ". Install a version of torch that rnnfast supports");
     }
     return found;
   }();

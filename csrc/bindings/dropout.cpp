@@ -15,7 +15,7 @@ void py_dropout(py::handle x_, py::handle seed_, double p, int threads, py::hand
   const TensorView x("input", x_), seed("seed", seed_), out("out", out_);
   const Dtype dtype = x.dtype();
   if (x.dim() != 1 || dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
-    x.refuse("torch.float32, float64, bfloat16 or float16 (n)");
+    x.refuse("torch.float32, torch.float64, torch.bfloat16 or torch.float16 (n)");
   }
   const int64_t n = x.size(0);
   x.expect_contiguous(dtype, {n});

@@ -18,8 +18,8 @@ using namespace rnnfast;
 
 namespace {
 
-// table [V, H]; `layers` holds a weight [H, H], above the first [H, 2H], and a bias [H] for each;
-// decoder_w [V, H], decoder_b [V].
+// table: [V, H]. layers: for each layer a pair of a weight, [H, H] in layer 0 and [H, 2H] in the
+// layers above, and a bias, [H]. decoder_w: [V, H]. decoder_b: [V].
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
                                     py::handle decoder_w_, py::handle decoder_b_, bool relu,
                                     double temperature, int64_t top_k, double top_p, int64_t stop,
@@ -27,18 +27,20 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
   const TensorView table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
   if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1) {
-    table.refuse("(V, H)");
+    table.refuse("(V, H) with V and H at least 1");
   }
   const int64_t V = table.size(0), H = table.size(1);
   table.expect_contiguous(Dtype::kFloat32, {V, H});
   decoder_w.expect_contiguous(Dtype::kFloat32, {V, H});
   decoder_b.expect_contiguous(Dtype::kFloat32, {V});
-  require(!layers.empty(), "there must be at least 1 layer", layers.size());
-  require(temperature >= 0 && std::isfinite(temperature), "temperature must be finite and >= 0",
-          temperature);
+  require(!layers.empty(), "layers must have at least 1 layer", layers.size());
+  require(temperature >= 0 && std::isfinite(temperature),
+          "temperature must be finite and at least 0", temperature);
   require(top_k >= 1, "top_k must be at least 1", top_k);
   require(top_p > 0 && top_p <= 1, "top_p must be in (0, 1]", top_p);
-  require(stop >= -1 && stop < V, "stop must be a token in [0, V), or -1", stop);
+  const std::string wanted =
+      "stop must be a token in [0, " + std::to_string(V) + "), or -1 for none";
+  require(stop >= -1 && stop < V, wanted.c_str(), stop);
   LanguageModel model{V,
                       H,
                       relu,

@@ -11,8 +11,8 @@ using namespace rnnfast;
 
 namespace {
 
-// starts [P * P + 1], shifts [P]; row, column, log_x, weight [N]; words, contexts [V, 2, D + 1].
-// Returns the sum of the entries' terms.
+// starts: [P * P + 1]. shifts: [P]. row, column, log_x and weight: [N]. words and contexts:
+// [V, 2, D + 1]. Returns the sum of the terms of all entries.
 double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, py::handle column_,
                       py::handle log_x_, py::handle weight_, py::handle words_,
                       py::handle contexts_, double lr, int threads) {
@@ -20,13 +20,13 @@ double py_glove_epoch(py::handle starts_, py::handle shifts_, py::handle row_, p
       column("column", column_), log_x("log_x", log_x_), weight("weight", weight_),
       words("words", words_), contexts("contexts", contexts_);
   if (words.dim() != 3 || words.size(0) < 1 || words.size(1) != 2 || words.size(2) < 2) {
-    words.refuse("(V, 2, D + 1)");
+    words.refuse("(V, 2, D + 1) with V and D at least 1");
   }
   if (shifts.dim() != 1 || shifts.size(0) < 1) {
-    shifts.refuse("(P)");
+    shifts.refuse("(P) with P at least 1");
   }
   if (row.dim() != 1 || row.size(0) < 1) {
-    row.refuse("(N)");
+    row.refuse("(N) with N at least 1");
   }
   require(threads >= 1, "threads must be at least 1", threads);
   const int64_t V = words.size(0), D = words.size(2) - 1, P = shifts.size(0), N = row.size(0);

@@ -36,8 +36,9 @@ void run_cross_entropy(const TensorView& x, const TensorView& w, const TensorVie
   }
 }
 
-// With `scale` the loss is one number, the losses' sum times it, and the gradients are of that;
-// else it is [N], and the gradients are for `dloss`, [N].
+// With `scale`, `loss` is one number, which is the sum of the losses times `scale`, and the
+// gradients are those of this number. Without it, `loss` is [N] and the gradients are for `dloss`,
+// [N].
 void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, py::handle b_,
                              py::handle dloss_, std::optional<double> scale, int threads,
                              py::handle loss_, py::handle dx_, py::handle dw_, py::handle db_) {
@@ -47,11 +48,11 @@ void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, p
   const Dtype dtype = x.dtype();
   if ((dtype != Dtype::kFloat32 && dtype != Dtype::kFloat64) || x.dim() != 2 || x.size(0) < 1 ||
       x.size(1) < 1) {
-    x.refuse("torch.float32 or float64 (N, H), neither of them 0");
+    x.refuse("torch.float32 or torch.float64 (N, H) with N and H at least 1");
   }
   const int64_t N = x.size(0), H = x.size(1);
   if (w.dim() != 2 || w.size(0) < 1) {
-    w.refuse("(V, H)");
+    w.refuse("(V, H) with V at least 1");
   }
   const int64_t V = w.size(0);
   x.expect(dtype, {N, H});
@@ -69,7 +70,9 @@ void py_linear_cross_entropy(py::handle x_, py::handle w_, py::handle target_, p
     dloss.expect(dtype, {N});
   }
   if (scale ? bool(dloss) : !dloss && (dx || dw || db)) {
-    throw std::invalid_argument("dloss must be given for gradients without scale, and only there");
+    throw std::invalid_argument(scale ? "dloss must be None if there is a scale, got a tensor"
+                                      : "dloss must be a tensor if a gradient is wanted and there "
+                                        "is no scale, got None");
   }
   if (dx) {
     dx.expect_contiguous(dtype, {N, H});

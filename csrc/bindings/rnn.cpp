@@ -15,12 +15,13 @@ using namespace rnnfast;
 
 namespace {
 
-// The arguments that forward and backward share. Letters as in rnn.h; L layers, D directions.
-// Weights are contiguous; the first w_ih of tokens is given transposed, a table [I, H].
+// The arguments that forward and backward have in common. The letters are those of api/rnn.h. All
+// weights are contiguous. If the input is one-hot, the W_ih of layer 0 is given transposed, as a
+// table [I, H].
 class RnnArguments {
 public:
   Shape shape;
-  int64_t L, D, I; // I of the first layer
+  int64_t L, D, I; // I is the input size of layer 0
   bool one_hot, batch_first, bias;
   Dtype dtype;
   TensorView x, h0;
@@ -31,16 +32,18 @@ public:
     const int64_t per = bias ? 4 : 2, count = int64_t(weights.size());
     D = L < 1 ? 0 : count / (L * per);
     if (D < 1 || D > 2 || D * L * per != count) {
-      throw std::invalid_argument("weights must be " + std::to_string(per) +
-                                  " tensors for each layer and direction, got " +
-                                  std::to_string(count) + " for " + std::to_string(L) + " layers");
+      throw std::invalid_argument(
+          "weights must have " + std::to_string(per) +
+          " tensors for each layer and for each of 1 or 2 directions, got " +
+          std::to_string(count) + " tensors for " + std::to_string(L) + " layers");
     }
     require(threads >= 1, "threads must be at least 1", threads);
     one_hot = x.dtype() == Dtype::kInt64;
     const TensorView batch_sizes("batch_sizes", batch_sizes_);
     packed_ = bool(batch_sizes);
     if (x.dim() + one_hot != (packed_ ? 2 : 3)) {
-      x.refuse(packed_ ? "(N, I), or int64 (N)" : "(T, B, I), or int64 (T, B)");
+      x.refuse(packed_ ? "(N, I), or int64 (N) for one-hot input"
+                       : "(T, B, I), or int64 (T, B) for one-hot input");
     }
     shape.relu = relu, shape.threads = std::min(threads, usable_cpus()),
     shape.batch_sizes = batch_sizes.data<int64_t>();
@@ -50,17 +53,17 @@ public:
       shape.T = x.size(batch_first), shape.B = x.size(!batch_first);
     }
     if (shape.T < 1 || shape.B < 1) {
-      x.refuse("of at least one step and one row");
+      x.refuse("of at least one time step and one row");
     }
 
     const TensorView w_hh("weight_hh", weights[1]);
     if (w_hh.dim() != 2 || w_hh.size(1) < 1) {
-      w_hh.refuse("(H, H)");
+      w_hh.refuse("(H, H) with H at least 1");
     }
     shape.H = w_hh.size(1);
     dtype = one_hot ? w_hh.dtype() : x.dtype();
     if (dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
-      (one_hot ? w_hh : x).refuse("of torch.float32, float64, bfloat16 or float16");
+      (one_hot ? w_hh : x).refuse("torch.float32, torch.float64, torch.bfloat16 or torch.float16");
     }
     const TensorView first("weight_ih", weights[0]);
     I = !one_hot ? x.size(-1) : first.dim() == 2 ? first.size(0) : 0;
@@ -85,37 +88,40 @@ public:
     }
   }
 
-  // Input size of the n-th direction of the stack.
+  // The input size of direction n of the stack, counted through all layers.
   int64_t inputs(int64_t n) const { return n < D ? I : D * shape.H; }
+  // Whether direction n reads a table.
   bool has_table(int64_t n) const { return one_hot && n < D; }
 
-  // The elements of an [L * D, B, H] tensor that belong to the n-th direction.
+  // The part of an [L * D, B, H] tensor that belongs to direction n.
   template <class T> T* state(const TensorView& t, int64_t n) const {
     return t.data<T>(n * shape.B * shape.H);
   }
-  // What the n-th direction wrote or writes of its layer's outputs.
+  // The columns of the output of a layer that belong to direction n.
   template <class T> Sequence<T> direction_columns(const TensorView& t, int64_t n) const {
     return sequence<T>(t, n % D * shape.H);
   }
+  // A tensor that is laid out as the input is, from the column `offset` on.
   template <class T> Sequence<T> sequence(const TensorView& t, int64_t offset = 0) const {
     return !t ? Sequence<T>{nullptr, 0, 0}
            : packed_
                ? Sequence<T>{t.data<T>(offset), 0, t.stride(0)}
                : Sequence<T>{t.data<T>(offset), t.stride(batch_first), t.stride(!batch_first)};
   }
-  // A tensor of rows of `width`, laid out as x is.
+  // Throw unless `t` has a row of `width` elements for every row of the input.
   const TensorView& expect_rows(const TensorView& t, int64_t width) const {
     return packed_ ? t.expect(dtype, {x.size(0), width})
                    : t.expect(dtype, {x.size(0), x.size(1), width});
   }
+  // The outputs of all layers.
   std::vector<TensorView> outputs(const py::list& list) const {
     std::vector<TensorView> outs;
     for (py::handle object : list) {
       outs.push_back(expect_rows(TensorView("out", object), D * shape.H));
     }
     if (int64_t(outs.size()) != L) {
-      throw std::invalid_argument("outs must be one for each of " + std::to_string(L) +
-                                  " layers, got " + std::to_string(outs.size()));
+      throw std::invalid_argument("outs must have one tensor for each of " + std::to_string(L) +
+                                  " layers, got " + std::to_string(outs.size()) + " tensors");
     }
     return outs;
   }
@@ -129,7 +135,7 @@ private:
   void check(const TensorView& batch_sizes) {
     if (batch_sizes.dtype() != Dtype::kInt64 || batch_sizes.dim() != 1 ||
         batch_sizes.size(0) == 0) {
-      batch_sizes.refuse("torch.int64 (T)");
+      batch_sizes.refuse("torch.int64 (T) with T at least 1");
     }
     batch_sizes.expect_contiguous(Dtype::kInt64, {batch_sizes.size(0)});
     shape.T = batch_sizes.size(0), shape.B = shape.batch_sizes[0];
@@ -137,7 +143,9 @@ private:
     for (int64_t t = 0; t < shape.T; ++t) {
       sum += shape.batch_sizes[t];
       if (shape.batch_sizes[t] < 1 || (t > 0 && shape.batch_sizes[t] > shape.batch_sizes[t - 1])) {
-        throw std::runtime_error("batch_sizes must be positive and never increase");
+        throw std::runtime_error("batch_sizes must be positive and never increase, got " +
+                                 std::to_string(shape.batch_sizes[t]) + " at time step " +
+                                 std::to_string(t));
       }
     }
     if (sum != x.size(0)) {
@@ -185,11 +193,15 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
                  [&](auto element) { run_forward<decltype(element)>(call, outputs, last); });
 }
 
-// What the backward reads and writes besides: None is not wanted.
+// What only the backward pass reads and writes. A gradient that is None is not computed.
 struct Gradients {
   TensorView dy, dh_n, dx, dh0;
-  std::vector<TensorView> outs, between; // `between`: of layers between, two directions wide
-  // Of each direction, or empty. The two biases have the same gradient, but not one tensor.
+  std::vector<TensorView> outs;
+  // For two directions: the gradients that a layer hands to the layer below, in up to two tensors
+  // that take turns, because one is read while the next is written.
+  std::vector<TensorView> between;
+  // One for each direction, or empty. The gradients of the two biases are equal, but torch needs a
+  // tensor of its own for each.
   std::vector<TensorView> dw_ih, dw_hh, db, same_db;
 };
 
@@ -253,11 +265,16 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
     g.between.push_back(call.expect_rows(TensorView("between", object), width));
   }
   const int64_t per = bias ? 4 : 2;
-  if ((dw.size() != 0 && int64_t(dw.size()) != n * per) ||
-      int64_t(between.size()) != (call.D == 1 ? 0 : std::min<int64_t>(2, call.L - 1))) {
-    throw std::invalid_argument("dw and between must fit the layers, got " +
-                                std::to_string(dw.size()) + " and " +
-                                std::to_string(between.size()));
+  if (dw.size() != 0 && int64_t(dw.size()) != n * per) {
+    throw std::invalid_argument("dw must have no tensor or one for each of " +
+                                std::to_string(n * per) + " weights, got " +
+                                std::to_string(dw.size()));
+  }
+  const int64_t handed = call.D == 1 ? 0 : std::min<int64_t>(2, call.L - 1);
+  if (int64_t(between.size()) != handed) {
+    throw std::invalid_argument("between must have " + std::to_string(handed) + " tensors for " +
+                                std::to_string(call.L) + " layers of " + std::to_string(call.D) +
+                                " directions, got " + std::to_string(between.size()));
   }
   for (int64_t i = 0; i < n && dw.size() != 0; ++i) {
     const int64_t rows = call.has_table(i) ? call.inputs(i) : H;

@@ -15,6 +15,7 @@
 
 namespace rnnfast {
 
+// The dtypes that a kernel may take.
 enum class Dtype { kInt64, kFloat32, kFloat64, kBfloat16, kFloat16, kOther };
 
 inline const char* name_of(Dtype dtype) {
@@ -32,7 +33,7 @@ inline const char* name_of(Dtype dtype) {
   case Dtype::kOther:
     break;
   }
-  return "another dtype";
+  return "a dtype that no kernel takes";
 }
 
 inline std::string name_of(const std::vector<int64_t>& shape) {
@@ -48,6 +49,8 @@ inline std::string name_of(const std::vector<int64_t>& shape) {
 class TensorView {
 public:
   TensorView() = default;
+  // `name` is the name of the argument in messages, and must outlive the view. Throws
+  // std::runtime_error if the tensor is not on a device of this type or has no memory.
   TensorView(const char* name, pybind11::handle object, int32_t device = dlpack::kCpu)
       : name_(name) {
     if (object.is_none()) {
@@ -55,12 +58,14 @@ public:
     }
     read(object);
     if (tensor_.device_type != device) {
-      throw std::runtime_error(std::string(name) + " must be on " +
-                               (device == dlpack::kCpu ? "cpu" : "cuda") + " like the kernels");
+      throw std::runtime_error(std::string(name) + " must be on " + device_name(device) +
+                               ", where this kernel runs, got a tensor on " +
+                               device_name(tensor_.device_type));
     }
     int64_t* const end = tensor_.shape + tensor_.ndim;
     if (tensor_.data == nullptr && std::find(tensor_.shape, end, 0) == end) {
-      throw std::runtime_error(std::string(name) + " must have memory, its storage was freed");
+      throw std::runtime_error(std::string(name) +
+                               " must have memory, but its storage has been freed");
     }
     exists_ = true;
   }
@@ -106,6 +111,7 @@ public:
     }
   }
 
+  // Throw std::runtime_error, which says what is wanted and what was given.
   [[noreturn]] void refuse(const std::string& wanted) const {
     throw std::runtime_error(std::string(name_) + " must be " + wanted + ", got " +
                              name_of(dtype()) + " " + name_of(shape()));
@@ -120,10 +126,10 @@ public:
     }
     if (!fits || this->dtype() != dtype) {
       refuse(std::string(name_of(dtype)) + " " + name_of(std::vector<int64_t>(shape)) +
-             " to fit the rest");
+             " to fit the rest of the arguments");
     }
     if (dim() > 1 && size(-1) > 1 && stride(-1) != 1) {
-      refuse("of contiguous rows");
+      refuse_strides("adjacent elements in each row");
     }
     return *this;
   }
@@ -133,7 +139,7 @@ public:
     int64_t stride = 1;
     for (int64_t i = dim() - 1; i >= 0; --i) {
       if (size(i) > 1 && this->stride(i) != stride) {
-        refuse("contiguous");
+        refuse_strides("the strides of a contiguous tensor");
       }
       stride *= size(i);
     }
@@ -141,6 +147,18 @@ public:
   }
 
 private:
+  static std::string device_name(int32_t type) {
+    return type == dlpack::kCpu    ? "cpu"
+           : type == dlpack::kCuda ? "cuda"
+                                   : "a device of DLPack's type " + std::to_string(type);
+  }
+
+  [[noreturn]] void refuse_strides(const std::string& wanted) const {
+    throw std::runtime_error(
+        std::string(name_) + " must have " + wanted + ", got shape " + name_of(shape()) +
+        " with strides " + name_of(std::vector<int64_t>(tensor_.strides, tensor_.strides + dim())));
+  }
+
   void read(pybind11::handle object) {
     if (dlpack::torchs_api().tensor_from_object(object.ptr(), &tensor_) != 0) {
       throw pybind11::error_already_set();

@@ -17,7 +17,8 @@
 
 namespace rnnfast {
 
-// Return a new contiguous torch tensor on the CPU whose elements are not initialised.
+// Return a new contiguous torch tensor on the CPU whose elements are not initialised. Throws
+// std::invalid_argument for a negative size and std::bad_alloc if there is no memory.
 inline pybind11::object new_tensor(const std::vector<int64_t>& shape, dlpack::DataType dtype) {
   // The pool is never destroyed, because tensors may outlive every other object of the module.
   static ProcessMemoryPool& pool = *new ProcessMemoryPool;
