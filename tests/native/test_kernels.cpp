@@ -1,9 +1,11 @@
-// The kernels against three nested loops, without torch or Python, for the sanitizers: every
-// instruction set of this CPU, both dtypes, every layout the contract allows, 1, 3 and 4 threads;
-// the sampler of language models, their loss and dropout, and GloVe.
+// Compares the kernels with plain nested loops, without torch or Python, so that the sanitizers can
+// watch them. The recurrence is tested with every instruction set of this CPU, every element type,
+// every layout that the contract allows, and 1, 3 and 4 threads. The sampler of language models,
+// the linear layer with cross-entropy, dropout and GloVe follow.
 //
-// Inputs lie in blocks of exactly their size, so that AddressSanitizer sees a read too far. What is
-// written lies between guards, and every byte the contract does not give away must stay as it was.
+// Inputs lie in blocks of exactly their size, so that AddressSanitizer sees a read past the end.
+// Outputs lie between guards, and every byte that the contract does not let the kernels write must
+// stay as it was.
 #include "api/dropout.h"
 #include "api/generate.h"
 #include "api/glove.h"
@@ -32,7 +34,8 @@ namespace {
   std::exit(1);
 }
 
-// Elements of every type, in arithmetic; `from` rounds down, which is good enough for test data.
+// `value` converts an element of any type to double. `from` converts back and rounds down, which is
+// good enough for test data.
 double value(double v) { return v; }
 double value(float v) { return v; }
 double value(bfloat16 v) { return to_sum(v); }
@@ -44,7 +47,7 @@ template <> bfloat16 from(double v) {
   std::memcpy(&bits, &single, sizeof bits);
   return {static_cast<uint16_t>(bits >> 16)};
 }
-template <> float16 from(double v) { // in [-2, 2]; what is under 2^-14 becomes 0
+template <> float16 from(double v) { // v is in [-2, 2]; |v| < 2^-14 becomes 0
   int exponent;
   const double digits = std::frexp(std::abs(v), &exponent);
   const unsigned magnitude =
@@ -63,8 +66,8 @@ struct Case {
   int64_t T, B, I, H;
   Layout layout;
   bool reverse = false, relu = false, bias = true, h0 = true, tokens = false;
-  bool dy = true, dh_n = true;                      // given
-  bool dh0 = true, dx = true, dw = true, db = true; // wanted
+  bool dy = true, dh_n = true;                      // which gradients are given
+  bool dh0 = true, dx = true, dw = true, db = true; // which gradients are wanted
 
   bool packed() const { return layout == Layout::kPacked || layout == Layout::kPackedStrided; }
 
@@ -79,10 +82,10 @@ struct Case {
   }
 };
 
-// The same numbers on every machine and in every run.
+// Gives the same numbers on every machine and in every run.
 struct Random {
   uint64_t state = 1;
-  double operator()() { // uniform in [-1, 1)
+  double operator()() { // uniformly distributed in [-1, 1)
     state = state * 6364136223846793005u + 1442695040888963407u;
     return double(int64_t(state) >> 11) / double(int64_t(1) << 52);
   }
@@ -95,10 +98,12 @@ struct Random {
   }
 };
 
-// Rows of `width` in memory: which elements they are, and how many there are up to the last.
+// How rows of `width` elements lie in memory: where each begins, and the size of the memory up to
+// the last element.
 struct Rows {
   int64_t step, row, width;
-  std::vector<int64_t> begins; // of row b at step t, [T * B]; -1 where a packed batch has none
+  std::vector<int64_t> begins; // [T * B]: where row b of step t begins; -1 if a packed batch has no
+                               // such row
   int64_t size = 0;
 
   Rows(const Case& c, const std::vector<int64_t>& batch_sizes, int64_t width) : width(width) {
@@ -117,11 +122,11 @@ struct Rows {
       }
     }
     if (c.packed()) {
-      step = std::numeric_limits<int64_t>::max() / 2; // "ignored"
+      step = std::numeric_limits<int64_t>::max() / 2; // the contract says that it is ignored
     }
   }
 
-  // A matrix of nothing but its rows.
+  // A contiguous matrix.
   Rows(int64_t n, int64_t width) : step(0), row(width), width(width), size(n * width) {
     for (int64_t i = 0; i < n; ++i) {
       begins.push_back(i * width);
@@ -129,14 +134,14 @@ struct Rows {
   }
 };
 
-// Memory the kernels write.
+// Memory that the kernels write, between guards.
 template <class T> class Guarded {
 public:
   explicit Guarded(int64_t size) : bytes_((size + 2 * kGuard) * sizeof(T), kPattern), size_(size) {}
 
   T* data() { return reinterpret_cast<T*>(bytes_.data()) + kGuard; }
 
-  // Takes the rows out, and fails if anything else has changed.
+  // Return the rows, and fail if any other byte has changed.
   std::vector<T> take(const Rows& rows, const std::string& what) {
     std::vector<char> left = bytes_;
     std::vector<T> values;
@@ -148,8 +153,8 @@ public:
     }
     for (size_t i = 0; i < left.size(); ++i) {
       if (left[i] != kPattern) {
-        fail(what + ": wrote outside, element " + std::to_string(int64_t(i / sizeof(T)) - kGuard) +
-             " of " + std::to_string(size_));
+        fail(what + ": the kernel wrote outside its output, at element " +
+             std::to_string(int64_t(i / sizeof(T)) - kGuard) + " of " + std::to_string(size_));
       }
     }
     return values;
@@ -183,7 +188,7 @@ template <class T> struct Inputs {
       }
     }
     for (size_t i = 0; c.tokens && i < x_rows.begins.size(); ++i) {
-      if (x_rows.begins[i] >= 0) { // the same input twice, as tokens and as unit vectors
+      if (x_rows.begins[i] >= 0) { // the input is given both as tokens and as unit vectors
         const int64_t token = int64_t((random() + 1) / 2 * double(c.I));
         tokens[token_rows.begins[i]] = token;
         std::fill_n(x.begin() + x_rows.begins[i], c.I, T{});
@@ -201,7 +206,8 @@ template <class T> struct Inputs {
   }
 };
 
-// Rows of sequences that exist, step by step; empty where it was not wanted.
+// The outputs and gradients, with only the rows that exist, step by step. What was not wanted is
+// empty.
 template <class T> struct Results {
   std::vector<T> h, h_n, dh0, dx, dw_ih, dw_hh, db, dtable;
 
@@ -222,7 +228,8 @@ template <class T> bool same(const Results<T>& a, const Results<T>& b) {
   return true;
 }
 
-// Nested loops in double. The gradients are those at the outputs the kernels gave, as theirs are.
+// The recurrence in nested loops of double. The gradients are computed from the outputs of the
+// kernels, because the kernels do the same.
 template <class T> class Naive {
 public:
   Naive(const Case& c, const Inputs<T>& in) : c_(c), in_(in), h_(c.T * c.B * c.H) {
@@ -305,7 +312,7 @@ private:
     return std::count_if(in_.batch_sizes.begin(), in_.batch_sizes.end(),
                          [b](int64_t rows) { return rows > b; });
   }
-  // Of the i-th computed step of row b.
+  // The time step that is computed i-th for row b.
   int64_t time(int64_t b, int64_t i) const { return c_.reverse ? length(b) - 1 - i : i; }
   int64_t at(int64_t t, int64_t b) const { return (t * c_.B + b) * c_.H; }
   double before(int64_t b, int64_t i, int64_t k) const {
@@ -352,7 +359,7 @@ Results<T> run(const Case& c, const Inputs<T>& in, int threads, const std::strin
   Results<T> results;
   results.h = h.take(rows, name + " h");
   results.h_n = h_n.take(states, name + " h_n");
-  // What the backward reads lies in a block of its own size too.
+  // The outputs are copied to a block of exactly their size, because the backward pass reads them.
   const std::vector<T> outputs(h.data(), h.data() + rows.size);
   Backward<T> g{};
   g.reverse = c.reverse, g.I = c.I;
@@ -395,10 +402,12 @@ void compare(const std::vector<T>& found, const std::vector<double>& expected,
   for (double e : expected) {
     scale = std::max(scale, std::abs(e));
   }
-  // The loops sum in another order. The rule that is really asked of the kernels is in Python.
+  // The loops sum in a different order, so a loose tolerance is enough here. The tests in Python
+  // hold the kernels to the rule that really matters, which is in tests/rule.py.
   const double tolerance = kTolerance<T> * (1 + scale);
   if (found.size() != expected.size()) {
-    fail(name + ": " + std::to_string(found.size()) + " values");
+    fail(name + ": got " + std::to_string(found.size()) + " values, expected " +
+         std::to_string(expected.size()));
   }
   for (size_t i = 0; i < found.size(); ++i) {
     if (!(std::abs(value(found[i]) - expected[i]) <= tolerance)) {
@@ -424,7 +433,7 @@ template <class T> void check(const Case& c, const char* type) {
         compare(*found, *gradients.all()[i].second, name + " " + what);
       }
     }
-    for (int threads : {3, 4}) { // an odd share, and groups of several threads
+    for (int threads : {3, 4}) { // unequal shares, and groups of several threads
       if (!same(run(c, in, threads, name), one)) {
         fail(name + ": " + std::to_string(threads) + " threads give other bits than one");
       }
@@ -433,7 +442,7 @@ template <class T> void check(const Case& c, const char* type) {
   set_isa("");
 }
 
-// Several callers at once, each with threads of its own.
+// Several threads call the kernels at the same time, and each call has threads of its own.
 void check_concurrent_calls(const Case& c) {
   const Inputs<float> in(c);
   const Results<float> expected = run(c, in, 1, "alone");
@@ -446,12 +455,12 @@ void check_concurrent_calls(const Case& c) {
     caller.join();
   }
   if (std::count(equal.begin(), equal.end(), 0) > 0) {
-    fail("calls from several threads disturb one another");
+    fail("calls from several threads at the same time change the results");
   }
 }
 
-// Layers and directions that run at the same time must give the bits of one thread: layers
-// one behind the other, and both directions with a shared dx.
+// Layers that run at the same time, each a few steps behind the layer below, and both directions of
+// a layer, which share dx, must give the same bits as one thread.
 void check_stacks() {
   for (int64_t directions : {1, 2}) {
     for (int64_t B : {1, 3}) {
@@ -503,7 +512,7 @@ void check_stacks() {
   }
 }
 
-// A token out of range must be noticed before anything is written, forward and backward.
+// The forward and the backward pass must refuse a token that is out of range before they write.
 void check_wrong_tokens() {
   Case c{3, 2, 5, 7, Layout::kTime};
   c.tokens = true, c.dx = false;
@@ -532,7 +541,7 @@ void check_wrong_tokens() {
   }
 }
 
-// The sampler: greedy tokens against nested loops, and draws through every filter.
+// Compare greedy tokens with nested loops, and draw tokens with every kind of filter.
 void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
   Random random;
   const std::vector<float> table = random.array<float>(V * H, 2), b = random.array<float>(H, 0.2);
@@ -555,7 +564,7 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
     for (int64_t n = 0, from = 0; from < 30; from += n) {
       n = std::min<int64_t>(30 - from, n + 1);
       if (greedy.generate(n, drawn.data() + from) != n) {
-        fail(name + ": too few tokens");
+        fail(name + ": the sampler gave too few tokens");
       }
     }
     tokens.insert(tokens.end(), drawn.begin(), drawn.end());
@@ -590,22 +599,22 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
       for (int threads : {1, 3}) {
         Sampler sampler(model, sampling, threads);
         for (int64_t n = 0; n < 30;) {
-          // The first call is always of one thread, the second of all.
+          // The first call always runs on one thread, the second on all.
           const int64_t most = n == 0 ? 5 : 30 - n, m = sampler.generate(most, drawn.data() + n);
           n += m;
           if (m < 1 || (m < most && drawn[n - 1] != sampling.stop)) {
-            fail(name + ": stopped too early");
+            fail(name + ": the sampler stopped too early");
           }
         }
         if (threads == 1) {
           expected = drawn;
         } else if (drawn != expected) {
-          fail(name + ": other tokens with " + std::to_string(threads) + " threads");
+          fail(name + ": " + std::to_string(threads) + " threads give other tokens than one");
         }
       }
       if (*std::min_element(drawn.begin(), drawn.end()) < 0 ||
           *std::max_element(drawn.begin(), drawn.end()) >= V) {
-        fail(name + ": a token out of range");
+        fail(name + ": the sampler drew a token that is out of range");
       }
     }
     const std::vector<int64_t> wrong{0, V};
@@ -619,13 +628,14 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
   decoder_b.assign(V, -std::numeric_limits<float>::infinity());
   try {
     Sampler(model, {1, V, 1, -1, 0}, 1).generate(30, std::vector<int64_t>(30).data());
-    fail("drew a token where there is none to draw");
+    fail("the sampler drew a token although every token is excluded");
   } catch (const std::overflow_error&) {
   }
 }
 
-// Linear map and cross-entropy against nested loops: rows apart, each set of gradients, and targets
-// out of range, before which nothing may be written.
+// Compare the linear layer with cross-entropy with nested loops. The rows of x are not adjacent,
+// and several sets of gradients are wanted. A target that is out of range must be refused before
+// anything is written.
 template <class T> void check_loss(int64_t N, int64_t H, int64_t V) {
   Random random;
   const int64_t pitch = H + 3;
@@ -687,14 +697,15 @@ template <class T> void check_loss(int64_t N, int64_t H, int64_t V) {
         double sum = 0;
         for (int i = 0; i < 4; ++i) {
           if ((i == 0 || wanted >> (i - 1) & 1) && found[i] != expected[i]) {
-            fail(name + ": " + std::to_string(threads) + " threads or fewer gradients, other bits");
+            fail(name + ": the bits depend on the number of threads, here " +
+                 std::to_string(threads) + ", or on the gradients that are wanted");
           }
         }
         for (T l : found[0]) {
           sum += double(l);
         }
         if (sum != total) {
-          fail(name + ": the sum is not that of the losses");
+          fail(name + ": the return value is not the sum of the losses");
         }
       }
     }
@@ -717,7 +728,8 @@ template <class T> void check_loss(int64_t N, int64_t H, int64_t V) {
   set_isa("");
 }
 
-// An epoch of GloVe against plain loops over the rounds, and entries that it must refuse.
+// Compare an epoch of GloVe with plain loops over the rounds, and check that wrong entries are
+// refused.
 void check_glove(int64_t V, int64_t D, int64_t P) {
   Random random;
   const int64_t size = V * 2 * (D + 1);
@@ -743,7 +755,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
     f = std::fabs(f);
   }
   for (std::vector<float>& table : first) {
-    for (int64_t i = 0; i < size; ++i) { // sums of squares are at least the 1 they begin with
+    for (int64_t i = 0; i < size; ++i) { // sums of squares begin with 1, so they are at least 1
       table[i] = i / (D + 1) % 2 == 1 ? 1 + std::fabs(table[i]) : table[i];
     }
   }
@@ -802,7 +814,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
           try {
             if (value != (column[N - 1] + 1) % V || P > 1) {
               glove_epoch(call);
-              fail(name + ": a column out of its block was accepted");
+              fail(name + ": a column that is not in its block was accepted");
             }
           } catch (const std::out_of_range&) {
           }
@@ -811,7 +823,8 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
       }
       const double found_cost = glove_epoch(call);
       if (std::fabs(found_cost - cost) > 1e-4 * cost) {
-        fail(name + ": the cost is " + std::to_string(found_cost));
+        fail(name + ": the cost is " + std::to_string(found_cost) + ", expected " +
+             std::to_string(cost));
       }
       for (int i = 0; i < 2; ++i) {
         const std::vector<float> found = tables[i].take(Rows(1, size), name);
@@ -827,7 +840,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
   set_isa("");
 }
 
-// Against the generator as it is defined, from one state to the next.
+// Compare dropout with SplitMix64 as it is defined, from one state to the next.
 template <class T> void check_dropout(int64_t n, double p) {
   Random random;
   const std::vector<T> x = random.array<T>(n);
@@ -884,9 +897,9 @@ int main() {
   check_stacks();
   check_loss<float>(1, 1, 1);
   check_loss<double>(3, 7, 17);
-  check_loss<float>(5, 65, 1030);   // several tiles
-  check_loss<double>(261, 9, 515);  // more rows than an outer product takes
-  check_loss<float>(70, 3, 131585); // more than one block of rows, one of kLeastRows
+  check_loss<float>(5, 65, 1030);   // several slices of classes
+  check_loss<double>(261, 9, 515);  // more rows than kOuterRows
+  check_loss<float>(70, 3, 131585); // two blocks of rows, the first of kLeastRows
   check_dropout<float>(1, 0.5);
   check_dropout<double>(515, 0.1);
   check_dropout<bfloat16>(33, 0.9);
@@ -909,15 +922,15 @@ int main() {
       {3, 13, 4, 33},
       {2, 33, 3, 65},
       {3, 7, 64, 129},
-      {2, 400, 3, 60},  // more rows a thread than a block of projections holds
-      {40, 1, 3, 257},  // one row: threads split its columns
+      {2, 400, 3, 60},  // a thread has more rows than a block of input projections
+      {40, 1, 3, 257},  // one row, whose columns the threads divide
       {23, 13, 3, 200}, // several groups of several threads, over more than one block of steps
   };
   // clang-format on
   int cases = 0;
   for (const auto& [T, B, I, H] : sizes) {
     for (Layout layout : kLayouts) {
-      // The options take every value many times, without all combinations.
+      // The options take each of their values many times, but not in all combinations.
       const unsigned bits = 0x9E3779B9u * unsigned(++cases);
       const auto bit = [bits](int i) { return (bits >> (31 - i) & 1) != 0; };
       Case c{T, B, I, H, layout};
@@ -926,7 +939,8 @@ int main() {
       c.tokens = I > 0 && bit(11);
       c.dh0 = bit(6), c.dx = !c.tokens && bit(7), c.dw = bit(9), c.db = bit(10);
       check<float>(c, "float");
-      // The other types take turns: Python has them all, here it is about what memory they touch.
+      // The other types take turns. The tests in Python check the results of all types; this test
+      // checks what memory the kernels touch.
       switch (bits % 3) {
       case 0:
         check<double>(c, "double");
