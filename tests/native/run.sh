@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile the kernels with test_kernels.cpp in three ways and run each:
+# Compile the CPU kernels with the tests in cpu/ in three ways and run each:
 #
 # - with OpenMP, under AddressSanitizer and UndefinedBehaviorSanitizer;
 # - without threads, under the same sanitizers;
@@ -23,7 +23,7 @@ check() {
   local name=$1 start=$SECONDS
   shift
   mkdir "$temporary/$name"
-  printf '%s\n' csrc/cpu/{,*/}*.cpp tests/native/test_kernels.cpp |
+  printf '%s\n' csrc/cpu/{,*/}*.cpp tests/native/cpu/*.cpp |
     xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
       _ {} "${CXX:-c++}" "${flags[@]}" "$@"
   "${CXX:-c++}" "$@" -pthread "$temporary/$name"/*.o -o "$temporary/$name/test"
