@@ -6,7 +6,7 @@
 //    threads divide the rows, and dW_ih, dW_hh and db, for which they divide the rows of W.
 //
 // All layers of a stack with one direction go through a block before the next block begins. Each
-// hands its dx to the layer below in a buffer that is in cache, too.
+// hands its dx to the layer below in a buffer that is in cache.
 //
 // Every sum runs over the rows in the same order for any number of threads, so the results do not
 // depend on that number.

@@ -61,7 +61,7 @@ class Pace {
 public:
   bool together() const { return alone_for_ == 0; }
 
-  // Note that the last call took so many seconds for each token.
+  // Note that the last call took this many `seconds` for each token.
   void took(double seconds) {
     if (alone_for_ > 0) {
       alone_ = seconds;

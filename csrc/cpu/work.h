@@ -20,20 +20,21 @@ namespace rnnfast {
 // The number of multiply-adds that makes waking a thread worth its time. They take about 10
 // microseconds.
 constexpr double kThreadWork = 5e5;
-// If there are fewer rows than this for each thread, several threads form a group: its members
-// compute the same rows and divide the columns...
+// If there are fewer rows than this for each thread, several threads form a group. The members of a
+// group compute the same rows and divide the columns.
 constexpr int64_t kGroupRows = 4;
-// ...provided that a step has at least this many multiply-adds for each member. With less work the
-// barrier that the members need at each step costs more than they save.
+// A group has so few members that a step has at least this many multiply-adds for each of them.
+// With less work the barrier that the members need at each step would cost more than they save.
 constexpr double kMemberWork = 1 << 13;
-// A W_hh of more bytes does not fit into the cache of one core. It is then faster to divide its
-// columns over the threads than to let each thread read all of it.
+// Parts of a stack run at the same time only if W_hh has at most this many bytes. A larger W_hh is
+// better divided over all threads than held whole in the cache of each core.
 constexpr int64_t kTogetherBytes = 1 << 19;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// Convert an element to the type of the sums.
 inline float to_sum(float v) { return v; }
 inline double to_sum(double v) { return v; }
 inline float to_sum(bfloat16 v) {

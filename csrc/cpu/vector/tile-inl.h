@@ -145,8 +145,8 @@ template <class S, class O> static void fused_product(const FusedProduct<S, O>& 
   const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product.act);
   constexpr int64_t kWide = kPanel<Sum<S>>;
   int64_t c = product.col_begin;
-  if (product.col_end - product.col_begin <
-      product.N) { // another thread has just written part of it: fetch it all at once
+  if (product.col_end - product.col_begin < product.N) {
+    // Other threads have just written a part of `a`, so all of it is fetched at once.
     for (int64_t i = 0; i < product.rows; ++i) {
       for (int64_t k = 0; k < product.K; k += 64 / sizeof(O)) {
         __builtin_prefetch(product.a + i * product.a_stride + k);
