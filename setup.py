@@ -1,8 +1,11 @@
-"""Builds rnnfast._C with ninja: one rule for C++, one for CUDA, only what changed.
+"""Build rnnfast._C with ninja, which compiles only what has changed.
 
-RNNFAST_OPENMP=0 builds without threads. RNNFAST_CXXFLAGS is added to the compiler's flags.
-RNNFAST_CUDA=0 builds without the CUDA kernels, RNNFAST_CUDA=1 not without; by default they are
-built where there is an nvcc (NVCC, in CUDA_HOME, or on the PATH).
+These environment variables change the build:
+
+- RNNFAST_OPENMP=0: build without threads.
+- RNNFAST_CXXFLAGS: flags that are added to those of the C++ compiler. CXX names the compiler.
+- RNNFAST_CUDA=0: build without the CUDA kernels. RNNFAST_CUDA=1: fail if they cannot be built. By
+  default they are built if there is an nvcc in NVCC, in CUDA_HOME or on the PATH.
 """
 
 import os
@@ -18,24 +21,32 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-# The order is fixed so that two builds of one source are the same.
-CPU_SOURCES = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-CUDA_SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/bindings.cpp"]
-# Code for these, and for what comes after the last in a form that the driver compiles.
+# The lists are sorted, so that two builds of the same source are the same.
+CUDA_SOURCES = [ROOT / "csrc/bindings/cuda.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+CPU_SOURCES = [
+    source
+    for folder in ("bindings", "cpu")
+    for source in sorted(ROOT.glob(f"csrc/{folder}/**/*.cpp"))
+    if source not in CUDA_SOURCES
+]
+# The kernels are compiled for these architectures. For later architectures the module also contains
+# PTX, which the driver compiles.
 CUDA_ARCHITECTURES = (80, 90)
 
 
 def cxx_flags():
-    # The baseline stays the compiler's own: no -march, so a wheel does not depend on who built it.
-    # No LTO: it could mix code of different instruction sets. fp-contract: multiply-adds are fused
-    # in ISO mode too. psabi: vectors wider than the baseline never cross a call.
+    """Return the flags of the C++ compiler as one string."""
+    # No -march, so that a wheel does not depend on the machine that has built it.
+    # -fno-lto: link-time optimisation could mix code of different instruction sets.
+    # -ffp-contract=fast: multiply-adds are also fused with -std=c++17, where GCC would not do it.
+    # -Wno-psabi: GCC warns about vectors that are passed to functions, but all of ours are inlined.
     flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
     flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto"]
     return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
 
 
 def find_nvcc():
-    """Path of the compiler, or None to build without the CUDA kernels."""
+    """Return the path of nvcc, or None to build without the CUDA kernels."""
     wanted = os.environ.get("RNNFAST_CUDA")
     if wanted == "0":
         return None
@@ -43,11 +54,15 @@ def find_nvcc():
     candidates = [os.environ.get("NVCC"), home and str(Path(home, "bin", "nvcc")), "nvcc"]
     found = next(filter(None, (shutil.which(c) for c in candidates if c)), None)
     if wanted == "1" and found is None:
-        sys.exit("rnnfast: RNNFAST_CUDA=1, but there is no nvcc in NVCC, CUDA_HOME or the PATH")
+        sys.exit(
+            "rnnfast: RNNFAST_CUDA=1 needs nvcc, but there is none in NVCC, in CUDA_HOME or on the "
+            "PATH. Install the CUDA toolkit, or set RNNFAST_CUDA=0 to build without CUDA."
+        )
     return found
 
 
 def nvcc_flags():
+    """Return the flags of nvcc as one string."""
     flags = ["-std=c++17", "-O3", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
     for arch in CUDA_ARCHITECTURES:
         flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
@@ -56,6 +71,7 @@ def nvcc_flags():
 
 
 def ninja_file(output, build_dir, include):
+    """Return the text of the file that tells ninja how to build `output`."""
     nvcc = find_nvcc()
     openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
     lines = [
@@ -72,8 +88,9 @@ def ninja_file(output, build_dir, include):
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        # With nvcc, which knows where its runtime is; linked statically and kept to ourselves: the
-        # module loads where there is no CUDA, and beside another runtime.
+        # nvcc links the module, because it knows where its runtime is. The runtime is linked
+        # statically and its symbols are hidden, so that the module loads on machines without CUDA
+        # and does not collide with the runtime of a different library.
         f"  command = $cxx -shared $in -o $out {openmp}"
         if nvcc is None
         else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"
@@ -84,9 +101,9 @@ def ninja_file(output, build_dir, include):
         obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
         rule = "cuda" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
-        if source.name == "bindings.cpp":
-            # Its own variable: under build isolation pybind11 lies somewhere else each time, which
-            # must not rebuild the kernels.
+        if source.parent.name == "bindings":
+            # A variable of these files alone: under build isolation pybind11 lies in a different
+            # folder each time, which must not rebuild the kernels.
             own = " -DRNNFAST_CUDA" if nvcc else ""
             lines.append(
                 "  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include) + own
@@ -97,13 +114,17 @@ def ninja_file(output, build_dir, include):
 
 
 def escape(path):
+    """Return a path as ninja writes it."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 class NinjaBuild(build_ext):
+    """The command build_ext, which runs ninja."""
+
     def build_extension(self, ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Not build_temp, which is new for every editable install: ninja would rebuild everything.
+        # build_temp is a new folder for every editable install, where ninja would build everything
+        # again.
         build_dir = ROOT.resolve() / "build" / f"ninja-{sys.implementation.cache_tag}"
         output.parent.mkdir(parents=True, exist_ok=True)
         build_dir.mkdir(parents=True, exist_ok=True)
@@ -115,10 +136,11 @@ class NinjaBuild(build_ext):
                 [program, "-C", build_dir, *(["-v"] if self.verbose > 1 else [])], check=True
             )
         except subprocess.CalledProcessError:
-            sys.exit("rnnfast: compiling the kernels failed; the compiler's message is above")
+            sys.exit("rnnfast: the kernels could not be compiled. The message above says why.")
 
 
-# `depends` is what a source distribution is to have besides; ninja finds out by itself.
+# `depends` lists the other files that a source distribution must contain. ninja does not need it,
+# because the compiler tells it which headers a file includes.
 SOURCES, OTHERS = (
     [str(path.relative_to(ROOT)) for path in paths]
     for paths in (CPU_SOURCES, [*CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])

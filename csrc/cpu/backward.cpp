@@ -1,41 +1,52 @@
-// Back-propagation through time, in blocks of a few steps, backward in time. Of each block first
-// the recurrence, down to dpre, shared out over threads and buffers as forward.cpp says; then,
-// while dpre is in cache, the products over its rows: dx by rows, dW_ih, dW_hh and db by rows of W.
-// Layers go through a block one below the other and hand on dx in cache too. Every sum runs over
-// the rows in the same order, whatever the number of threads.
+// Back-propagation through time. It goes backward through blocks of a few time steps:
+//
+// 1. The recurrence computes dpre for the steps of the block. The rows are divided over the threads
+//    as in forward.cpp.
+// 2. While dpre is in cache, the products over all rows of the block follow: dx, for which the
+//    threads divide the rows, and dW_ih, dW_hh and db, for which they divide the rows of W.
+//
+// All layers of a stack with one direction go through a block before the next block begins. Each
+// hands its dx to the layer below in a buffer that is in cache.
+//
+// Every sum runs over the rows in the same order for any number of threads, so the results do not
+// depend on that number.
 #include "parallel.h"
 #include "work.h"
 
 namespace rnnfast {
 namespace {
 
-// A block has about so many bytes of dpre: it stays in cache, and is worth a meeting of the
-// threads.
-constexpr int64_t kBlockBytes = 1 << 18;
+// A block has about this many bytes of dpre. So dpre stays in cache, and the work of a block is
+// long compared with the barriers at its end.
+constexpr int64_t kDpreBytes = 1 << 18;
 
-// The computed steps of one direction, cut into blocks. A block has at least as many rows as the
-// products take at a time, for each time costs a pass over their sums.
-class Blocks {
+// The steps of one direction in the order of computation, divided into blocks. A block may have at
+// least kOuterRows rows, which OuterProducts adds up at a time: every addition costs a pass over
+// the gradients of the weights.
+class StepBlocks {
 public:
-  Blocks(const Steps& steps, int64_t row_bytes) : of_time_(steps.count()) {
-    const int64_t most = std::max(kOuterRows, kBlockBytes / row_bytes);
+  StepBlocks(const Schedule& schedule, int64_t row_bytes) : of_time_(schedule.count()) {
+    const int64_t most = std::max(kOuterRows, kDpreBytes / row_bytes);
     int64_t rows = 0;
-    for (int64_t i = 0; i < steps.count(); ++i) {
-      rows += steps.rows(i);
+    for (int64_t i = 0; i < schedule.count(); ++i) {
+      rows += schedule.rows_at(i);
       if (i == 0 || rows > most) {
         first_.push_back(i);
-        rows = steps.rows(i);
+        rows = schedule.rows_at(i);
       }
       most_rows_ = std::max(most_rows_, rows);
-      of_time_[steps.time(i)] = static_cast<int64_t>(first_.size()) - 1;
+      of_time_[schedule.time(i)] = static_cast<int64_t>(first_.size()) - 1;
     }
-    first_.push_back(steps.count());
+    first_.push_back(schedule.count());
   }
 
+  // The number of blocks.
   int64_t count() const { return static_cast<int64_t>(first_.size()) - 1; }
-  // Block k holds the steps [first(k), first(k + 1)); from count() on there are none.
+  // Block k holds the computed steps [first(k), first(k + 1)). For k >= count() there are none.
   int64_t first(int64_t k) const { return first_[std::min(k, count())]; }
+  // The block of time step t.
   int64_t of_time(int64_t t) const { return of_time_[t]; }
+  // The most rows that a block has.
   int64_t most_rows() const { return most_rows_; }
 
 private:
@@ -43,32 +54,36 @@ private:
   int64_t most_rows_ = 0;
 };
 
-// One direction of one layer. Its buffers for a block are the caller's. For the types see isa.h.
-template <class S, class O> class Layer {
+// One direction of one layer. The caller owns the buffers for a block. isa.h explains the types S
+// and O.
+template <class S, class O> class BackwardLayer {
   using C = Sum<S>;
 
 public:
-  // For `team` threads at most. `hands_on`: dx goes to a buffer, for the layer below.
-  Layer(const Shape& shape, const Backward<S>& call, int team, bool hands_on)
-      : shape_(shape), call_(call), kernels_(rnnfast::kernels<S, O>()),
-        steps_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
-        blocks_(steps_, ld_ * int64_t(sizeof(O))), dx_(hands_on || call.dx.data != nullptr) {
+  // Allocates for up to `most_threads` threads. `hands_on`: dx goes to a buffer, which the layer
+  // below reads.
+  BackwardLayer(const Shape& shape, const Backward<S>& call, int most_threads, bool hands_on)
+      : shape_(shape), call_(call), kernels_(current_kernels<S, O>()),
+        schedule_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
+        blocks_(schedule_, ld_ * int64_t(sizeof(O))), dx_(hands_on || call.dx.data != nullptr) {
     const int64_t H = shape.H, I = call.I;
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
     w_ih_ = allocate<S>(dx_ ? kernels_.packed_size(H, I) : 0);
     state_ = allocate<O>(shape.B * ld_);
-    if constexpr (!std::is_same_v<S, C>) { // sums of many blocks, rounded once
+    if constexpr (!std::is_same_v<S, C>) {
+      // The gradients of 16-bit weights are summed over all blocks in float and rounded once.
       dw_ih_ = allocate<C>(call.dw_ih != nullptr ? H * I : 0);
       dw_hh_ = allocate<C>(call.dw_hh != nullptr ? H * H : 0);
       db_ = allocate<C>(call.db != nullptr ? H : 0);
       dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
     }
-    barriers_.reset(new Barrier[team]);
+    barriers_.reset(new Barrier[most_threads]);
   }
 
-  const Blocks& blocks() const { return blocks_; }
+  const StepBlocks& blocks() const { return blocks_; }
   bool wants_dx() const { return dx_; }
 
+  // Pack this thread's part of the weights.
   void pack(int thread, int threads) {
     pack_part(kernels_, call_.w_hh, false, shape_.H, shape_.H, thread, threads, w_hh_.get());
     if (dx_) {
@@ -76,144 +91,155 @@ public:
     }
   }
 
-  // The rows of block k, in the order in which those of h lie in memory as far as this gives long
-  // runs of them.
-  Rows rows(int64_t k) const {
+  // The rows of block k. They are numbered sequence by sequence if the rows of a sequence are
+  // adjacent in h and there are many of them, because the products then read long runs of memory.
+  BlockRows block_rows(int64_t k) const {
     const int64_t steps = blocks_.first(k + 1) - blocks_.first(k);
     const bool batch_major = call_.h.step < call_.h.row && steps > shape_.B;
-    return Rows(shape_, steps_, blocks_.first(k), blocks_.first(k + 1), batch_major);
+    return BlockRows(shape_, schedule_, blocks_.first(k), blocks_.first(k + 1), batch_major);
   }
 
-  // Down to `dpre` [rows of block k, ld], and to dh0 in its last step. `dy`: what the layer above
-  // has handed on, `dy_ld` from row to row; nullptr: the caller's dy.
+  // The recurrence through block k: compute dpre, [rows of the block, ld_], and in the last step of
+  // a row also dh0. `dy` is what the layer above has handed on, with `dy_ld` elements from row to
+  // row; nullptr: the caller's dy is read.
   void recur(int64_t k, const S* dy, int64_t dy_ld, O* dpre, int thread, int threads) {
     const int64_t H = shape_.H, i0 = blocks_.first(k), i1 = blocks_.first(k + 1);
-    const Rows rows = this->rows(k);
-    const Share share(steps_, i0, i1, H, kernels_.panel, thread, threads);
+    const BlockRows rows = block_rows(k);
+    const Share share(schedule_, i0, i1, H, kernels_.panel, thread, threads);
     if (share.r0 == share.r1 || share.c0 == share.c1) {
       return;
     }
     for (int64_t i = i0; i < i1; ++i) {
-      const int64_t active = rnnfast::active(steps_, share, i),
-                    after = rnnfast::active(steps_, share, i + 1), t = steps_.time(i);
+      const int64_t active = rnnfast::active(schedule_, share, i),
+                    after = rnnfast::active(schedule_, share, i + 1), t = schedule_.time(i);
       if (active == 0) {
         continue;
       }
-      // Rows at their first step have no product yet, and dh_n in its place.
-      const int64_t continuing = std::min(rnnfast::active(steps_, share, i - 1), active);
+      // Rows that begin at this step have no dpre of a step before. dh_n takes the place of the
+      // product. `first` is true for these rows.
+      const int64_t continuing = std::min(rnnfast::active(schedule_, share, i - 1), active);
       for (const bool first : {false, true}) {
         const int64_t begin = first ? continuing : 0, end = first ? active : continuing;
         if (begin == end) {
           continue;
         }
         const int64_t r = share.r0 + begin;
-        Step<S, O> s{};
-        s.rows = end - begin, s.K = first ? 0 : H, s.N = H;
-        s.col_begin = share.c0, s.col_end = share.c1, s.w = w_hh_.get();
+        FusedProduct<S, O> product{};
+        product.rows = end - begin, product.K = first ? 0 : H, product.N = H;
+        product.col_begin = share.c0, product.col_end = share.c1, product.w = w_hh_.get();
         if (i == i0) {
-          s.a = state_.get() + r * ld_, s.a_stride = ld_;
+          product.a = state_.get() + r * ld_, product.a_stride = ld_;
         } else if (!first) {
-          s.a = rows.at(dpre, ld_, steps_.time(i - 1), r), s.a_stride = rows.stride(ld_);
+          product.a = rows.at(dpre, ld_, schedule_.time(i - 1), r),
+          product.a_stride = rows.stride(ld_);
         }
-        s.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
+        product.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
         if (dy != nullptr) {
-          s.addend = rows.at(dy, dy_ld, t, r), s.addend_stride = rows.stride(dy_ld);
+          product.addend = rows.at(dy, dy_ld, t, r), product.addend_stride = rows.stride(dy_ld);
         } else if (call_.dy.data != nullptr) {
-          s.addend = steps_.at(call_.dy, t, r), s.addend_stride = call_.dy.row;
+          product.addend = schedule_.at(call_.dy, t, r), product.addend_stride = call_.dy.row;
         }
         if (first && call_.dh_n != nullptr) {
-          s.addend2 = call_.dh_n + r * H, s.addend2_stride = H;
+          product.addend2 = call_.dh_n + r * H, product.addend2_stride = H;
         }
-        s.h = steps_.at(call_.h, t, r), s.h_stride = call_.h.row;
-        s.operand = rows.at(dpre, ld_, t, r), s.operand_stride = rows.stride(ld_);
-        kernels_.step(s);
+        product.h = schedule_.at(call_.h, t, r), product.h_stride = call_.h.row;
+        product.operand = rows.at(dpre, ld_, t, r), product.operand_stride = rows.stride(ld_);
+        kernels_.fused_product(product);
       }
       barriers_[share.group].wait(share.members);
-      if (call_.dh0 != nullptr && after < active) { // rows at their last step
+      if (call_.dh0 != nullptr && after < active) { // this is the last step of some rows
         const int64_t r = share.r0 + after;
-        Step<S, O> s{};
-        s.rows = active - after, s.K = H, s.N = H;
-        s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = rows.at(dpre, ld_, t, r), s.a_stride = rows.stride(ld_), s.w = w_hh_.get();
-        s.act = Activation::kIdentity;
-        s.out = call_.dh0 + r * H, s.out_stride = H;
-        kernels_.step(s);
+        FusedProduct<S, O> product{};
+        product.rows = active - after, product.K = H, product.N = H;
+        product.col_begin = share.c0, product.col_end = share.c1;
+        product.a = rows.at(dpre, ld_, t, r), product.a_stride = rows.stride(ld_),
+        product.w = w_hh_.get();
+        product.act = Activation::kIdentity;
+        product.out = call_.dh0 + r * H, product.out_stride = H;
+        kernels_.fused_product(product);
       }
     }
-    // The next block may have another place for dpre, and other shares.
-    for (int64_t b = 0; b < rnnfast::active(steps_, share, i1 - 1); ++b) {
-      const O* const last = rows.at(dpre, ld_, steps_.time(i1 - 1), share.r0 + b);
+    // The next block may use a different buffer for dpre and have different shares, so the dpre of
+    // the last step is copied to where each of them finds it.
+    for (int64_t b = 0; b < rnnfast::active(schedule_, share, i1 - 1); ++b) {
+      const O* const last = rows.at(dpre, ld_, schedule_.time(i1 - 1), share.r0 + b);
       const int64_t end = share.c1 == H ? round_up(H, kernels_.vector) : share.c1;
       std::copy(last + share.c0, last + end, state_.get() + (share.r0 + b) * ld_ + share.c0);
     }
   }
 
-  // dx = dpre W_ih of the rows of block k: to `handed`, `handed_ld` from row to row, or else to the
-  // caller's. Both directions of a layer write there, one first and the other adding to it: which
-  // is first depends on where their blocks lie. `opposite` is the other or nullptr, which goes
-  // first in the same block if this one is `second`.
-  void input_gradient(int64_t k, const O* dpre, S* handed, int64_t handed_ld, const Layer* opposite,
-                      bool second, int thread, int threads) const {
-    const Rows rows = this->rows(k);
+  // Compute dx = dpre W_ih for this thread's rows of block k. dx goes to `handed`, with `handed_ld`
+  // elements from row to row, or to the caller's dx if `handed` is nullptr.
+  //
+  // The two directions of a layer have the same dx. For each time step, the direction whose block
+  // comes first writes dx, and the other direction adds to it. `opposite` is the other direction,
+  // or nullptr. If a time step is in block k of both, the direction that is not `second` is first.
+  void input_gradient(int64_t k, const O* dpre, S* handed, int64_t handed_ld,
+                      const BackwardLayer* opposite, bool second, int thread, int threads) const {
+    const BlockRows rows = block_rows(k);
     const auto adds = [&](int64_t t) {
       const int64_t theirs = opposite != nullptr ? opposite->blocks_.of_time(t) : k + 1;
       return theirs < k || (theirs == k && second);
     };
     const int64_t end = rows.count() * (thread + 1) / threads;
     for (int64_t n = rows.count() * thread / threads; n < end;) {
-      Step<S, O> s{};
-      s.K = shape_.H, s.N = call_.I, s.col_end = call_.I;
-      s.a = dpre + n * ld_, s.a_stride = ld_, s.w = w_ih_.get();
-      s.act = Activation::kIdentity;
+      FusedProduct<S, O> product{};
+      product.K = shape_.H, product.N = call_.I, product.col_end = call_.I;
+      product.a = dpre + n * ld_, product.a_stride = ld_, product.w = w_ih_.get();
+      product.act = Activation::kIdentity;
       if (handed != nullptr) {
-        s.rows = end - n, s.out = handed + n * handed_ld, s.out_stride = handed_ld;
+        product.rows = end - n, product.out = handed + n * handed_ld,
+        product.out_stride = handed_ld;
       } else {
-        // As many rows as lie evenly spaced in dx.
-        Rows::Row row = rows[n];
+        // One product takes as many rows as lie evenly spaced in dx.
+        BlockRows::Row row = rows[n];
         const bool add = adds(row.t);
-        s.out = steps_.at(call_.dx, row.t, row.b);
-        for (; n + s.rows < end && add == adds(row.t); ++s.rows, row = rows.after(row)) {
-          const int64_t ahead = steps_.at(call_.dx, row.t, row.b) - s.out;
-          s.out_stride = s.rows == 1 ? ahead : s.out_stride;
-          if (ahead != s.rows * s.out_stride) {
+        product.out = schedule_.at(call_.dx, row.t, row.b);
+        for (; n + product.rows < end && add == adds(row.t);
+             ++product.rows, row = rows.after(row)) {
+          const int64_t ahead = schedule_.at(call_.dx, row.t, row.b) - product.out;
+          product.out_stride = product.rows == 1 ? ahead : product.out_stride;
+          if (ahead != product.rows * product.out_stride) {
             break;
           }
         }
-        s.addend = add ? s.out : nullptr, s.addend_stride = s.out_stride;
+        product.addend = add ? product.out : nullptr, product.addend_stride = product.out_stride;
       }
-      kernels_.step(s);
-      n += s.rows;
+      kernels_.fused_product(product);
+      n += product.rows;
     }
   }
 
-  // Adds up what block k gives to the gradients of the weights: this thread's rows of dW_ih and
-  // dW_hh, elements of db, columns of dtable. Each thread packs the right factors for itself, into
-  // `q`, kOuterRows rows: another's copy would have to come from another core's cache.
+  // Add the part of block k to the gradients of the weights: to this thread's rows of dW_ih and
+  // dW_hh, elements of db and columns of dtable. Each thread packs the right factors for itself
+  // into `q`, which has kOuterRows rows, because a shared copy would have to come from the cache of
+  // a different core.
   void weight_gradients(int64_t k, const O* dpre, O* q, int thread, int threads) const {
-    const Rows rows = this->rows(k);
+    const BlockRows rows = block_rows(k);
     const int64_t H = shape_.H, I = call_.I;
     const int64_t m0 = H * thread / threads, m1 = H * (thread + 1) / threads;
     for (int64_t n0 = 0; n0 < rows.count(); n0 += kOuterRows) {
-      const Rows::Row first = rows[n0];
-      Outer<S, O> o{};
+      const BlockRows::Row first = rows[n0];
+      OuterProducts<S, O> o{};
       o.K = std::min(kOuterRows, rows.count() - n0), o.M = m1 - m0, o.add = k > 0 || n0 > 0;
       o.p = dpre + n0 * ld_ + m0, o.p_stride = ld_, o.q = q;
       const auto add_product = [&](int64_t N, C* out, const auto& right_row) {
         const S* right[kOuterRows];
-        Rows::Row row = first;
+        BlockRows::Row row = first;
         for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
           right[n] = right_row(row);
         }
         kernels_.pack_rows(right, o.K, N, q);
         o.N = N, o.out = out + m0 * N;
-        kernels_.outer(o);
+        kernels_.outer_products(o);
       };
       if (call_.dw_ih != nullptr) {
         add_product(I, sums(call_.dw_ih, dw_ih_),
-                    [&](Rows::Row row) { return steps_.at(call_.x, row.t, row.b); });
+                    [&](BlockRows::Row row) { return schedule_.at(call_.x, row.t, row.b); });
       }
       if (call_.dw_hh != nullptr) {
-        add_product(H, sums(call_.dw_hh, dw_hh_), [&](Rows::Row row) { return previous(row); });
+        add_product(H, sums(call_.dw_hh, dw_hh_),
+                    [&](BlockRows::Row row) { return previous(row); });
       }
       if (call_.db != nullptr) {
         sum_columns(o, sums(call_.db, db_) + m0);
@@ -240,7 +266,8 @@ public:
   }
 
 private:
-  // Where a gradient is added up: in the caller's tensor, if that keeps all digits.
+  // Where a gradient is summed: in the caller's tensor if its elements have the type of the sums,
+  // otherwise in a buffer of this object.
   static C* sums(S* gradient, const Buffer<C>& own) {
     if constexpr (std::is_same_v<S, C>) {
       return gradient;
@@ -249,18 +276,19 @@ private:
     }
   }
 
-  // The state before this row's step; nullptr for zeros.
-  const S* previous(Rows::Row row) const {
+  // The state before this row, h_{t-1} in the order of the forward pass. nullptr stands for zeros.
+  const S* previous(BlockRows::Row row) const {
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
         (shape_.batch_sizes == nullptr || row.b < shape_.batch_sizes[t])) {
-      return steps_.at(call_.h, t, row.b);
+      return schedule_.at(call_.h, t, row.b);
     }
     return call_.h0 != nullptr ? call_.h0 + row.b * shape_.H : nullptr;
   }
 
-  // Each row of dpre is added to its token's.
-  void table_gradient(const Rows& rows, Rows::Row row, const Outer<S, O>& o, int64_t m0) const {
+  // Add each row of dpre to the row of dtable that belongs to its token.
+  void table_gradient(const BlockRows& rows, BlockRows::Row row, const OuterProducts<S, O>& o,
+                      int64_t m0) const {
     const int64_t H = shape_.H;
     C* const dtable = sums(call_.dtable, dtable_);
     for (int64_t token = 0; !o.add && token < call_.I; ++token) {
@@ -268,7 +296,7 @@ private:
     }
     for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
       const O* const from = o.p + n * o.p_stride;
-      C* const to = dtable + *steps_.at(call_.tokens, row.t, row.b) * H + m0;
+      C* const to = dtable + *schedule_.at(call_.tokens, row.t, row.b) * H + m0;
       for (int64_t m = 0; m < o.M; ++m) {
         to[m] += to_sum(from[m]);
       }
@@ -277,29 +305,30 @@ private:
 
   const Shape& shape_;
   const Backward<S>& call_;
-  const Kernels<S, O>& kernels_;
-  Steps steps_;
-  int64_t ld_; // elements from row to row of the buffers
-  Blocks blocks_;
-  bool dx_;                               // wanted
+  const VectorKernels<S, O>& kernels_;
+  Schedule schedule_;
+  int64_t ld_; // elements from row to row in the buffers
+  StepBlocks blocks_;
+  bool dx_;                               // whether dx is computed
   Buffer<S> w_hh_, w_ih_;                 // packed
-  Buffer<O> state_;                       // [B, ld]: dpre of the last step of a block
-  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // unless the caller's tensors hold C
-  std::unique_ptr<Barrier[]> barriers_;   // of each group
+  Buffer<O> state_;                       // [B, ld_]: dpre of the last step of a block
+  Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // used if the elements of the caller's tensors are not C
+  std::unique_ptr<Barrier[]> barriers_;   // one of each group
 };
 
-// Layers with one direction each, the highest first, that hand on dx from one to the next; or the
-// directions of one layer. `at_once` of them go through a block at the same time, the others one
-// after the other.
-template <class S, class O> class Wave {
+// What goes through each block together: either all layers of a stack with one direction, which
+// hand dx from one to the next and of which the highest comes first, or both directions of one
+// layer. `at_once` of them go through a block at the same time, and the rest one after the other.
+template <class S, class O> class BackwardStack {
 public:
-  Wave(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
-       int at_once, int team)
+  BackwardStack(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
+                int at_once, int most_threads)
       : directions_(directions), at_once_(at_once), ld_(row_stride<O>(shape.H)) {
     int64_t I = 0, rows = 0;
     for (const Backward<S>* call : calls) {
       const bool hands_on = !directions && call != calls.back();
-      layers_.push_back(std::make_unique<Layer<S, O>>(shape, *call, team, hands_on));
+      layers_.push_back(
+          std::make_unique<BackwardLayer<S, O>>(shape, *call, most_threads, hands_on));
       I = std::max(I, call->dw_ih != nullptr ? call->I : 0);
       rows = std::max(rows, layers_.back()->blocks().most_rows());
     }
@@ -309,7 +338,7 @@ public:
       }
     }
     q_size_ = kOuterRows * round_up(std::max(I, shape.H), 64 / sizeof(O));
-    q_ = allocate<O>(team * q_size_);
+    q_ = allocate<O>(most_threads * q_size_);
     handed_ = allocate<S>(!directions && calls.size() > 1 ? rows * ld_ : 0);
   }
 
@@ -331,8 +360,9 @@ public:
   }
 
 private:
-  // Of block k in the layers [first, first + at_once). Threads that have done their products go on
-  // to the next recurrence while others still read dpre: they take turns with two of it.
+  // The recurrence of the layers [first, first + at_once_) through block k. A thread that has
+  // finished its products begins the next recurrence while other threads still read dpre, so there
+  // are two buffers for dpre, which take turns.
   void recur(int64_t k, size_t first, int turn, int thread, int threads) {
     const Team team(thread, threads, at_once_);
     const S* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
@@ -343,23 +373,24 @@ private:
     }
   }
 
+  // The products of the same layers over block k.
   void products(int64_t k, size_t first, int turn, int thread, int threads) {
     for (int n = 0; n < at_once_; ++n) {
-      const Layer<S, O>& layer = *layers_[first + n];
+      const BackwardLayer<S, O>& layer = *layers_[first + n];
       if (!layer.wants_dx()) {
         continue;
       }
       if (n > 0) {
-        all_.wait(threads); // its own rows may be the other direction's too
+        all_.wait(threads); // the other direction may have written the same rows of dx
       }
       S* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
-      const Layer<S, O>* const opposite =
+      const BackwardLayer<S, O>* const opposite =
           directions_ && layers_.size() == 2 ? layers_[1 - (first + n)].get() : nullptr;
       layer.input_gradient(k, dpre_[n][turn].get(), handed, ld_, opposite, first + n > 0, thread,
                            threads);
     }
     if (!directions_ && layers_.size() > 1) {
-      all_.wait(threads); // what is handed on is complete
+      all_.wait(threads); // the dx that is handed on is complete
     }
     O* const q = q_.get() + thread * q_size_;
     for (int n = 0; n < at_once_; ++n) {
@@ -369,20 +400,21 @@ private:
 
   bool directions_;
   int at_once_;
-  int64_t ld_; // elements from row to row of dpre and of what is handed on
-  std::vector<std::unique_ptr<Layer<S, O>>> layers_;
-  Buffer<O> dpre_[2][2]; // of each of those at once, in turn: [rows of a block, ld]
-  Buffer<O> q_;          // of each thread: [kOuterRows, I or H], packed
-  int64_t q_size_;
-  Buffer<S> handed_; // [rows of a block, ld]
+  int64_t ld_; // elements from row to row of dpre and of the dx that is handed on
+  std::vector<std::unique_ptr<BackwardLayer<S, O>>> layers_;
+  Buffer<O> dpre_[2][2]; // for each layer at once, two that take turns: [rows of a block, ld_]
+  Buffer<O> q_;          // for each thread: a packed right factor, [kOuterRows, I or H]
+  int64_t q_size_;       // elements of q_ for one thread
+  Buffer<S> handed_;     // the dx that is handed on: [rows of a block, ld_]
   Barrier all_;
 };
 
+// Return the number of multiply-adds of a call.
 template <class S> double multiply_adds(const Shape& shape, const Backward<S>& call, bool dx) {
-  const Steps steps(shape, call.reverse);
+  const Schedule schedule(shape, call.reverse);
   const int64_t I = (dx ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);
   const int64_t H = shape.H + (call.dw_hh != nullptr ? shape.H : 0);
-  return double(steps.total()) * shape.H * double(H + I);
+  return double(schedule.total()) * shape.H * double(H + I);
 }
 
 template <class S, class O = S>
@@ -391,7 +423,7 @@ void backward_any(const Shape& shape, int64_t layers, int64_t directions,
   double work = 0;
   for (int64_t n = 0; n < layers * directions; ++n) {
     if (stack[n].tokens.data != nullptr) {
-      check_tokens(Steps(shape, stack[n].reverse), stack[n].tokens, stack[n].I);
+      check_tokens(Schedule(shape, stack[n].reverse), stack[n].tokens, stack[n].I);
     }
     work += multiply_adds(shape, stack[n], stack[n].dx.data != nullptr || n >= directions);
   }
@@ -399,8 +431,8 @@ void backward_any(const Shape& shape, int64_t layers, int64_t directions,
       directions > 1 ? static_cast<int>(rnnfast::at_once<S>(shape, layers, directions)) : 1;
   const int wanted = threads_for(shape.threads, work * at_once / double(layers * directions));
   const auto run = [&](const std::vector<const Backward<S>*>& calls) {
-    Wave<S, O> wave(shape, calls, directions > 1, at_once, wanted);
-    parallel(wanted, [&](int thread, int threads) { wave.run(thread, threads); });
+    BackwardStack<S, O> stack_work(shape, calls, directions > 1, at_once, wanted);
+    parallel(wanted, [&](int thread, int threads) { stack_work.run(thread, threads); });
   };
   if (directions == 1) {
     std::vector<const Backward<S>*> calls;

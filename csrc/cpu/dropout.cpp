@@ -1,5 +1,5 @@
-// Each thread's share of the elements; what becomes of one is in dropout-inl.h.
-#include "../dropout.h"
+// Dropout: divides the elements over the threads. The arithmetic is in vector/dropout-inl.h.
+#include "../api/dropout.h"
 
 #include "parallel.h"
 #include "work.h"
@@ -7,9 +7,9 @@
 namespace rnnfast {
 namespace {
 
-// Shares are whole numbers of so many elements, which all vectors divide.
+// The share of a thread is a multiple of this many elements, which is a multiple of every vector.
 constexpr int64_t kBlock = 1024;
-// An element takes as long as so many multiply-adds.
+// An element takes as long as this many multiply-adds.
 constexpr double kElementWork = 8;
 
 template <class T> void run(const Dropout<T>& call) {
@@ -18,7 +18,7 @@ template <class T> void run(const Dropout<T>& call) {
     std::fill_n(call.out, call.n, T{});
     return;
   }
-  const Kernels<T, Sum<T>>& kernels = rnnfast::kernels<T, Sum<T>>();
+  const VectorKernels<T, Sum<T>>& kernels = current_kernels<T, Sum<T>>();
   const auto scale = static_cast<Sum<T>>(1 / (1 - dropped * 0x1p-32));
   const int64_t blocks = (call.n + kBlock - 1) / kBlock;
   parallel(threads_for(call.threads, double(call.n) * kElementWork), [&](int thread, int threads) {

@@ -1,41 +1,49 @@
-// The recurrence forward in time; the arithmetic of a step is in tile-inl.h.
+// The recurrence forward in time. The arithmetic of a step is in vector/tile-inl.h.
 //
-// Work is split over `groups` of rows, each computed by `members` threads that split the hidden
-// columns. Rows are independent, so groups never meet; members exchange h_t through a barrier a
-// step and exist only where there are too few rows to go round. There, the two directions of a
-// layer run side by side, and so do layers, each a block of steps behind the one below.
+// The rows of the batch are divided over groups of threads. Rows are independent, so groups never
+// wait for one another. If there are fewer rows than the threads need, a group has several members,
+// which divide the hidden columns of their rows and meet at a barrier after each step, because each
+// needs the whole of h_t. In that case the two directions of a layer also run at the same time, and
+// so do several layers, each a block of steps behind the layer below.
 //
-// The state between steps lives in two compact buffers that alternate (`state`), not in the
-// caller's tensor: its rows are padded, so that they fall into different cache sets whatever the
-// caller's strides, and hold h0 before the first step of a row.
+// The hidden state lies in two buffers that alternate from step to step (`state_`), not in the
+// caller's tensor. The rows of the buffers are padded, so that they fall into different cache sets
+// whatever the caller's strides are, and they hold h0 before the first step of a row.
 #include "parallel.h"
 #include "work.h"
 
 namespace rnnfast {
 namespace {
 
-// The input projection runs over this many rows at a time, a few steps ahead of the recurrence:
-// long enough to use each panel of W_ih well, short enough to stay in cache until it is read.
+// The input projection W_ih x + b is computed for this many rows at a time, ahead of the
+// recurrence. So many rows use each panel of W_ih often enough while it is in cache, and so few
+// that the result is still in cache when the recurrence reads it.
 constexpr int64_t kBlockRows = 128;
-// Layers that run side by side begin so many blocks apart that the wait is a small part of T.
+// If layers run at the same time, each is a block behind the layer below. A block then has 1/16 of
+// the rows of the sequence, so that a layer waits for its first block during a small part of T
+// only, but at least 16 rows and at most kBlockRows.
 constexpr int64_t kPipelineBlocks = 16, kPipelineRows = 16;
 
-// One direction of one layer, computed by a team of threads. For the types see isa.h.
-template <class S, class O> class Layer {
+// One direction of one layer, computed by a team of threads. isa.h explains the types S and O.
+template <class S, class O> class ForwardLayer {
   using C = Sum<S>;
 
 public:
-  // Buffers for a team of `team` threads at most. `below`: the layer that writes x meanwhile.
-  Layer(const Shape& shape, const Forward<S>& call, int team, bool pipelined, const Layer* below)
-      : shape_(shape), call_(call), below_(below), kernels_(rnnfast::kernels<S, O>()),
-        steps_(shape, call.reverse), team_(team), I_(call.tokens.data == nullptr ? call.I : 0),
+  // Allocates buffers for a team of up to `most_threads` threads. `below` is the layer that writes
+  // x while this layer runs; nullptr: x is complete.
+  ForwardLayer(const Shape& shape, const Forward<S>& call, int most_threads, bool pipelined,
+               const ForwardLayer* below)
+      : shape_(shape), call_(call), below_(below), kernels_(current_kernels<S, O>()),
+        schedule_(shape, call.reverse), most_threads_(most_threads),
+        I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
                         : kBlockRows),
         x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
-    // A row is in the shares of all members of its group, and members exist only for few rows.
-    const int64_t rows = team * (kBlockRows + 2 * kGroupRows) + B;
+    // Each thread has a block of its own, also the members of a group, which have the same rows. A
+    // group with several members has fewer than 2 * kGroupRows rows.
+    const int64_t rows = most_threads * (kBlockRows + 2 * kGroupRows) + B;
     w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
     bias_ = allocate<C>(width);
@@ -44,18 +52,20 @@ public:
     for (Buffer<O>& state : state_) {
       state = allocate<O>(B * ld_);
     }
-    barriers_.reset(new Barrier[team + 1]);
-    done_.reset(new Progress[team]);
+    barriers_.reset(new Barrier[most_threads + 1]);
+    done_.reset(new Progress[most_threads]);
     for (int64_t c = 0; c < width; ++c) {
       bias_[c] = (call.b_ih != nullptr && c < H ? to_sum(call.b_ih[c]) : C(0)) +
                  (call.b_hh != nullptr && c < H ? to_sum(call.b_hh[c]) : C(0));
     }
   }
 
+  // The work of one thread of the team.
   void run(int thread, int threads) {
     const int64_t B = shape_.B, H = shape_.H;
-    for (int other = thread + threads; other < team_; other += threads) {
-      done_[other].set(shape_.T); // nobody waits for threads that were not granted
+    for (int other = thread + threads; other < most_threads_; other += threads) {
+      // The runtime has not granted this thread, so the layer above must not wait for it.
+      done_[other].set(shape_.T);
     }
     pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
     pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
@@ -64,59 +74,62 @@ public:
         if (call_.h0 != nullptr) {
           kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
-          std::fill_n(state.get() + r * ld_, ld_, O{}); // pairs read one element past H
+          // The padding is filled too: a product of pairs reads one element after H if H is odd.
+          std::fill_n(state.get() + r * ld_, ld_, O{});
         }
       }
     }
     barriers_[0].wait(threads);
-    const Share share(steps_, 0, shape_.T, H, kernels_.panel, thread, threads);
+    const Share share(schedule_, 0, shape_.T, H, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
-      int64_t before = 0; // rows of the blocks of the threads before this one
+      int64_t before = 0; // the rows of the blocks of the threads with lower numbers
       for (int other = 0; other < thread; ++other) {
-        const Share theirs(steps_, 0, shape_.T, H, kernels_.panel, other, threads);
+        const Share theirs(schedule_, 0, shape_.T, H, kernels_.panel, other, threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
       }
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * pre_ld_,
             done_[thread]);
     }
-    done_[thread].set(shape_.T); // also where there was no share
+    done_[thread].set(shape_.T); // also if this thread had no share
   }
 
 private:
-  // W_ih x + b_ih + b_hh for the share's rows of steps [i0, i1), one after another in `pre`.
+  // Compute W_ih x + b_ih + b_hh for the rows of `share` in the steps [i0, i1) and store them one
+  // after another in `pre`. `x` is the buffer of this thread for the inputs.
   void project(const Share& share, int64_t i0, int64_t i1, O* x, C* pre) const {
     if (below_ != nullptr) {
-      for (int other = 0; other < below_->team_; ++other) {
+      for (int other = 0; other < below_->most_threads_; ++other) {
         below_->done_[other].wait_for(i1);
       }
     }
     int64_t n = 0;
     for (int64_t i = i0; i < i1; ++i) {
-      const int64_t t = steps_.time(i);
-      for (int64_t r = share.r0; r < share.r0 + active(steps_, share, i); ++r, ++n) {
+      const int64_t t = schedule_.time(i);
+      for (int64_t r = share.r0; r < share.r0 + active(schedule_, share, i); ++r, ++n) {
         if (call_.tokens.data == nullptr) {
-          kernels_.widen(steps_.at(call_.x, t, r), I_, x + n * x_ld_);
+          kernels_.widen(schedule_.at(call_.x, t, r), I_, x + n * x_ld_);
           continue;
         }
-        const S* const row = call_.table + *steps_.at(call_.tokens, t, r) * shape_.H;
+        const S* const row = call_.table + *schedule_.at(call_.tokens, t, r) * shape_.H;
         for (int64_t c = share.c0; c < share.c1; ++c) {
           pre[n * pre_ld_ + c] = to_sum(row[c]) + bias_[c];
         }
       }
     }
     if (call_.tokens.data == nullptr) {
-      Step<S, O> s{};
-      s.rows = n, s.K = I_, s.N = shape_.H;
-      s.col_begin = share.c0, s.col_end = share.c1;
-      s.a = x, s.a_stride = x_ld_, s.w = w_ih_.get();
-      s.act = Activation::kIdentity;
-      s.sums_before = bias_.get(), s.sums_before_stride = 0;
-      s.sums = pre, s.sums_stride = pre_ld_;
-      kernels_.step(s);
+      FusedProduct<S, O> product{};
+      product.rows = n, product.K = I_, product.N = shape_.H;
+      product.col_begin = share.c0, product.col_end = share.c1;
+      product.a = x, product.a_stride = x_ld_, product.w = w_ih_.get();
+      product.act = Activation::kIdentity;
+      product.sums_before = bias_.get(), product.sums_before_stride = 0;
+      product.sums = pre, product.sums_stride = pre_ld_;
+      kernels_.fused_product(product);
     }
   }
 
-  // The share's rows through all steps; `x` and `pre` are its own blocks.
+  // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
+  // block.
   void recur(const Share& share, O* x, C* pre, Progress& done) {
     const int64_t H = shape_.H, T_ = shape_.T;
     const int64_t block = std::max<int64_t>(1, block_rows_ / (share.r1 - share.r0));
@@ -125,24 +138,25 @@ private:
       project(share, i0, i1, x, pre);
       const C* before = pre;
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t rows = active(steps_, share, i);
+        const int64_t rows = active(schedule_, share, i);
         if (rows == 0) {
           continue;
         }
         O* const now = state_[i % 2].get() + share.r0 * ld_;
         O* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
-        Step<S, O> s{};
-        s.rows = rows, s.N = H;
-        s.K = i == 0 && call_.h0 == nullptr ? 0 : H;
-        s.col_begin = share.c0, s.col_end = share.c1;
-        s.a = now, s.a_stride = ld_, s.w = w_hh_.get();
-        s.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
-        s.sums_before = before, s.sums_before_stride = pre_ld_;
-        s.operand = next, s.operand_stride = ld_;
-        s.out = steps_.at(call_.h, steps_.time(i), share.r0), s.out_stride = call_.h.row;
-        kernels_.step(s);
-        for (int64_t r = active(steps_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          const S* const last = s.out + r * s.out_stride; // its last step
+        FusedProduct<S, O> product{};
+        product.rows = rows, product.N = H;
+        product.K = i == 0 && call_.h0 == nullptr ? 0 : H;
+        product.col_begin = share.c0, product.col_end = share.c1;
+        product.a = now, product.a_stride = ld_, product.w = w_hh_.get();
+        product.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
+        product.sums_before = before, product.sums_before_stride = pre_ld_;
+        product.operand = next, product.operand_stride = ld_;
+        product.out = schedule_.at(call_.h, schedule_.time(i), share.r0),
+        product.out_stride = call_.h.row;
+        kernels_.fused_product(product);
+        for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
+          const S* const last = product.out + r * product.out_stride; // the last step of this row
           std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
         }
         barriers_[1 + share.group].wait(share.members);
@@ -154,43 +168,43 @@ private:
 
   const Shape& shape_;
   const Forward<S>& call_;
-  const Layer* below_;
-  const Kernels<S, O>& kernels_;
-  Steps steps_;
-  int team_;
-  int64_t I_; // columns of the input product
-  int64_t block_rows_;
-  int64_t x_ld_, ld_, pre_ld_; // elements from row to row of the buffers
+  const ForwardLayer* below_;
+  const VectorKernels<S, O>& kernels_;
+  Schedule schedule_;
+  int most_threads_;
+  int64_t I_;                  // the depth of the input projection; 0 with tokens
+  int64_t block_rows_;         // the rows of a block
+  int64_t x_ld_, ld_, pre_ld_; // elements from row to row in x_blocks_, state_ and pre_blocks_
   Buffer<S> w_ih_, w_hh_;      // packed
   Buffer<C> bias_;             // b_ih + b_hh
-  Buffer<O> state_[2];         // [B, ld]
-  Buffer<O> x_blocks_;
-  Buffer<C> pre_blocks_;
-  std::unique_ptr<Barrier[]> barriers_; // of the team, then of each group
-  std::unique_ptr<Progress[]> done_;    // of each thread
+  Buffer<O> state_[2];         // [B, ld_], the state before and after a step
+  Buffer<O> x_blocks_;         // for each thread: the inputs of a block
+  Buffer<C> pre_blocks_;       // for each thread: the input projections of a block
+  std::unique_ptr<Barrier[]> barriers_; // one of the team, then one of each group
+  std::unique_ptr<Progress[]> done_;    // for each thread: the steps that it has done
 };
 
 template <class S, class O = S>
 void forward_any(const Shape& shape, int64_t layers, int64_t directions, const Forward<S>* stack) {
-  double work = 0; // multiply-adds
+  double work = 0; // in multiply-adds
   for (int64_t n = 0; n < layers * directions; ++n) {
-    const Steps steps(shape, stack[n].reverse);
+    const Schedule schedule(shape, stack[n].reverse);
     if (stack[n].tokens.data != nullptr) {
-      check_tokens(steps, stack[n].tokens, stack[n].I);
+      check_tokens(schedule, stack[n].tokens, stack[n].I);
     }
     const int64_t I = stack[n].tokens.data == nullptr ? stack[n].I : 0;
-    work += double(steps.total()) * shape.H * (shape.H + I);
+    work += double(schedule.total()) * shape.H * (shape.H + I);
   }
   const int64_t width = at_once<S>(shape, layers, directions);
   const int wanted = threads_for(shape.threads, work * double(width) / double(layers * directions));
   const bool pipelined = directions == 1 && width > 1;
   for (int64_t first = 0; first < layers * directions; first += width) {
     const int teams = static_cast<int>(std::min(width, layers * directions - first));
-    std::vector<std::unique_ptr<Layer<S, O>>> wave;
+    std::vector<std::unique_ptr<ForwardLayer<S, O>>> wave;
     for (int n = 0; n < teams; ++n) {
       wave.push_back(
-          std::make_unique<Layer<S, O>>(shape, stack[first + n], wanted, pipelined,
-                                        pipelined && n > 0 ? wave.back().get() : nullptr));
+          std::make_unique<ForwardLayer<S, O>>(shape, stack[first + n], wanted, pipelined,
+                                               pipelined && n > 0 ? wave.back().get() : nullptr));
     }
     parallel(wanted, [&](int thread, int threads) {
       const Team team(thread, threads, teams);

@@ -1,8 +1,8 @@
-// A token is L + 1 products of a single row and a draw. The products take the time that their
-// weights take to come out of the cache, so threads share the columns: the part of each stays in
-// its own cache. They have to meet after every product, which is quick, unless one of them waits
-// for a core.
-#include "../generate.h"
+// Text generation. A token takes L + 1 products of a single row, and a draw. The time of a product
+// is the time in which its weights come out of the cache. So the threads divide the columns, and
+// the part of each thread stays in the cache of its core. They must meet after every product, which
+// is quick unless one of the threads waits for a core.
+#include "../api/generate.h"
 
 #include <algorithm>
 #include <chrono>
@@ -17,7 +17,7 @@
 namespace rnnfast {
 namespace {
 
-// Multiply-adds of a token that are worth a thread.
+// The number of multiply-adds per token that makes an additional thread worth its barriers.
 constexpr int64_t kTokenWork = 1 << 16;
 
 Buffer<float> copy(const float* from, int64_t count) {
@@ -26,22 +26,23 @@ Buffer<float> copy(const float* from, int64_t count) {
   return to;
 }
 
-// A matrix [N, K] as the kernels take it.
-struct Matrix {
+// A matrix [N, K], packed as the right factor of a product.
+struct PackedMatrix {
   int64_t N, K;
   Buffer<float> packed;
 
-  Matrix(const Kernels<float>& kernels, const float* w, int64_t N, int64_t K)
+  PackedMatrix(const VectorKernels<float>& kernels, const float* w, int64_t N, int64_t K)
       : N(N), K(K), packed(allocate<float>(kernels.packed_size(K, N))) {
     kernels.pack(w, true, K, N, 0, N, packed.get());
   }
 };
 
-struct Layer {
-  Matrix w;
+struct SamplerLayer {
+  PackedMatrix w;
   Buffer<float> b; // [H]
-  // What `w` multiplies: the layer's last state [H], then, but for the first layer, the state of
-  // the layer below [H]. Two, in turn: a step must not overwrite what it still reads.
+  // What `w` multiplies: the last hidden state of this layer, [H], followed, except in layer 0, by
+  // the new state of the layer below, [H]. Two buffers take turns, because a step must not
+  // overwrite a state that other threads still read.
   Buffer<float> input[2];
 };
 
@@ -54,12 +55,13 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-// Whether threads shall work together on the next call, by the clock: on busy cores they are many
-// times slower than one alone.
+// Decides whether the next call runs on all threads or on one, from the time that calls took.
+// Threads that wait for one another on busy cores are many times slower than a single thread.
 class Pace {
 public:
   bool together() const { return alone_for_ == 0; }
 
+  // Note that the last call took this many `seconds` for each token.
   void took(double seconds) {
     if (alone_for_ > 0) {
       alone_ = seconds;
@@ -68,12 +70,13 @@ public:
       alone_for_ = patience_ = std::min(2 * patience_, kMostPatience);
       together_for_ = 0;
     } else if (++together_for_ % kTimeAloneEvery == 0) {
-      alone_for_ = patience_ = 1; // when one was timed the caches may have been cold
+      alone_for_ = patience_ = 1; // the caches may have been cold when one thread was timed
     }
   }
 
 private:
-  // Calls between tries together where those are slower, and between looks at one where not.
+  // While all threads together are slower, they are tried again after at most kMostPatience calls.
+  // While they are faster, one thread is timed again after kTimeAloneEvery calls.
   static constexpr int64_t kMostPatience = 1024, kTimeAloneEvery = 64;
   int64_t alone_for_ = 1, patience_ = 1;
   int64_t together_for_ = 0;
@@ -91,30 +94,31 @@ double weight(std::vector<Candidate>::const_iterator first,
 class Sampler::Impl {
 public:
   Impl(const LanguageModel& model, const Sampling& sampling, int threads)
-      : sampling_(sampling), kernels_(kernels<float>()), V_(model.V), H_(model.H),
+      : sampling_(sampling), kernels_(current_kernels<float>()), V_(model.V), H_(model.H),
         act_(model.relu ? Activation::kRelu : Activation::kTanh),
         table_(copy(model.table, V_ * H_)), decoder_w_(kernels_, model.decoder_w, V_, H_),
         decoder_b_(copy(model.decoder_b, V_)), top_(state(0)),
         logits_(allocate<float>(round_up(V_, kernels_.vector))), weights_(V_), candidates_(V_),
         random_(sampling.seed) {
-    for (const LanguageModel::Layer& layer : model.layers) {
+    for (const LanguageModel::LayerWeights& layer : model.layers) {
       const int64_t below = layers_.empty() ? 0 : H_;
-      layers_.push_back({Matrix(kernels_, layer.w, H_, H_ + below),
+      layers_.push_back({PackedMatrix(kernels_, layer.w, H_, H_ + below),
                          copy(layer.b, H_),
                          {state(below), state(below)}});
     }
     int64_t work = V_ * H_;
-    for (const Layer& layer : layers_) {
+    for (const SamplerLayer& layer : layers_) {
       work += layer.w.N * layer.w.K;
     }
-    team_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
+    most_threads_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
   }
 
   void feed(const int64_t* tokens, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       if (tokens[i] < 0 || tokens[i] >= V_) {
         throw std::out_of_range("token " + std::to_string(tokens[i]) + " is not in [0, " +
-                                std::to_string(V_) + "), the vocabulary of this model");
+                                std::to_string(V_) +
+                                "), the range of the vocabulary of this model");
       }
     }
     std::for_each(tokens, tokens + n, [this](int64_t token) { now_ = read(token, now_, 0, 1); });
@@ -124,7 +128,7 @@ public:
     using Clock = std::chrono::steady_clock;
     const Clock::time_point begin = Clock::now();
     int64_t count = 0;
-    parallel(pace_.together() ? team_ : 1, [&](int thread, int threads) {
+    parallel(pace_.together() ? most_threads_ : 1, [&](int thread, int threads) {
       int now = now_;
       for (int64_t i = 0; i < n; ++i) {
         logits(thread, threads);
@@ -146,8 +150,8 @@ public:
       }
     });
     if (count == 0 && n > 0) {
-      throw std::overflow_error("the logits of the next token are not finite: the hidden state has "
-                                "overflowed, or the weights are not finite");
+      throw std::overflow_error("the logits of the next token are not finite: either the hidden "
+                                "state has overflowed, or the weights are not finite");
     }
     if (count > 0) {
       pace_.took(std::chrono::duration<double>(Clock::now() - begin).count() / double(count));
@@ -156,7 +160,8 @@ public:
   }
 
 private:
-  // Zeros, for a `Step::operand` after `before` elements of something else.
+  // Return a buffer of zeros that has room for `before` elements and then for the operand that a
+  // product writes.
   Buffer<float> state(int64_t before) const {
     const int64_t size = before + round_up(H_, kernels_.vector);
     Buffer<float> buffer = allocate<float>(size);
@@ -164,42 +169,46 @@ private:
     return buffer;
   }
 
-  // Of a thread's columns.
-  Step<float> product(const Matrix& w, const float* a, int thread, int threads) const {
+  // Return the product of row `a` with the columns of `w` that belong to this thread.
+  FusedProduct<float> thread_product(const PackedMatrix& w, const float* a, int thread,
+                                     int threads) const {
     const int64_t panel = kernels_.panel, panels = (w.N + panel - 1) / panel;
-    Step<float> s{};
-    s.rows = 1, s.K = w.K, s.N = w.N;
-    s.col_begin = panels * thread / threads * panel;
-    s.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
-    s.a = a, s.w = w.packed.get();
-    return s;
+    FusedProduct<float> product{};
+    product.rows = 1, product.K = w.K, product.N = w.N;
+    product.col_begin = panels * thread / threads * panel;
+    product.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
+    product.a = a, product.w = w.packed.get();
+    return product;
   }
 
-  // This thread's part of one step of every layer, which reads `input[now]`; returns the next now.
+  // This thread's part of one time step of every layer. The layers read `input[now]`. Returns the
+  // `now` of the next step.
   int read(int64_t token, int now, int thread, int threads) {
     for (size_t l = 0; l < layers_.size(); ++l) {
-      Step<float> s = product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
-      s.act = act_;
-      s.sums_before = layers_[l].b.get();
-      s.addend = l == 0 ? table_.get() + token * H_ : nullptr;
-      s.out = layers_[l].input[1 - now].get();
-      s.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
-      kernels_.step(s);
+      FusedProduct<float> product =
+          thread_product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
+      product.act = act_;
+      product.sums_before = layers_[l].b.get();
+      product.addend = l == 0 ? table_.get() + token * H_ : nullptr;
+      product.out = layers_[l].input[1 - now].get();
+      product.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
+      kernels_.fused_product(product);
       barrier_.wait(threads);
     }
     return 1 - now;
   }
 
+  // This thread's part of the logits of the next token.
   void logits(int thread, int threads) {
-    Step<float> s = product(decoder_w_, top_.get(), thread, threads);
-    s.act = Activation::kIdentity;
-    s.sums_before = decoder_b_.get();
-    s.operand = logits_.get();
-    kernels_.step(s);
+    FusedProduct<float> product = thread_product(decoder_w_, top_.get(), thread, threads);
+    product.act = Activation::kIdentity;
+    product.sums_before = decoder_b_.get();
+    product.operand = logits_.get();
+    kernels_.fused_product(product);
     barrier_.wait(threads);
   }
 
-  // The next token, or -1 where the logits have a NaN or no finite maximum.
+  // Draw the next token. Returns -1 if the logits contain a NaN or their maximum is not finite.
   int64_t draw() {
     float max = -std::numeric_limits<float>::infinity();
     int64_t best = 0;
@@ -218,7 +227,7 @@ private:
 
   int64_t draw_by_weight(double max_logit) {
     for (int64_t i = 0; i < V_; ++i) {
-      // Divided, not multiplied by the inverse, which is infinite for a tiny temperature.
+      // The inverse of a tiny temperature would be infinite, so this is a division.
       weights_[i] = std::exp(static_cast<float>((logits_[i] - max_logit) / sampling_.temperature));
     }
     if (sampling_.top_k < V_ || sampling_.top_p < 1) {
@@ -231,14 +240,16 @@ private:
     }
     const double total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
     const double point = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
-    int64_t token = 0; // the first with which the sum is over the point, which is below the total
+    // The token is the first one for which the sum of the weights so far is greater than the point,
+    // which is less than the total.
+    int64_t token = 0;
     for (double sum = weights_[0]; sum <= point && token + 1 < V_; sum += weights_[token]) {
       ++token;
     }
     return token;
   }
 
-  // The least probable token that top_k and top_p leave.
+  // Return the least probable token that top_k and top_p keep.
   Candidate least_kept() {
     for (int64_t i = 0; i < V_; ++i) {
       candidates_[i] = {logits_[i], weights_[i], i};
@@ -250,11 +261,13 @@ private:
     }
     if (sampling_.top_p < 1) {
       const double total = weight(first, last);
-      // All below (1 - p) of the mean together are less than what may be left out. Most of a large
-      // vocabulary is. Half of that, so that roundings do not matter.
+      // All tokens whose weight is less than (1 - p) of the mean weight have less weight together
+      // than top_p leaves out, so they can be removed at once. They are most of a large vocabulary.
+      // Half of (1 - p) is used, so that rounding errors do not matter.
       const double low = (1 - sampling_.top_p) / 2 * total / static_cast<double>(last - first);
       last = std::partition(first, last, [low](const Candidate& c) { return c.weight >= low; });
-      // It is in [first, last), and what is before is kept: halves of halves take linear time.
+      // The token is in [first, last), and every token before `first` is kept. Dividing the range
+      // into halves again and again takes linear time.
       for (double missing = sampling_.top_p * total; last - first > 1;) {
         const auto middle = first + (last - first) / 2;
         std::nth_element(first, middle, last, more_probable);
@@ -270,23 +283,23 @@ private:
   }
 
   const Sampling sampling_;
-  const Kernels<float>& kernels_;
+  const VectorKernels<float>& kernels_;
   const int64_t V_, H_;
   const Activation act_;
   const Buffer<float> table_; // [V, H]
-  const Matrix decoder_w_;
+  const PackedMatrix decoder_w_;
   const Buffer<float> decoder_b_; // [V]
-  std::vector<Layer> layers_;
-  int team_; // threads at most
+  std::vector<SamplerLayer> layers_;
+  int most_threads_;
   Pace pace_;
   Barrier barrier_;
-  int64_t token_ = 0; // the one that was drawn
-  int now_ = 0;       // which `input` the next step reads
-  Buffer<float> top_; // state of the last layer
+  int64_t token_ = 0; // the token that was drawn last
+  int now_ = 0;       // the index of the `input` that the next step reads
+  Buffer<float> top_; // the state of the last layer
   Buffer<float> logits_;
-  std::vector<float> weights_; // [V] probabilities but for a common factor
+  std::vector<float> weights_; // [V], proportional to the probabilities
   std::vector<Candidate> candidates_;
-  std::mt19937_64 random_; // the same numbers from every standard library
+  std::mt19937_64 random_; // gives the same numbers with every standard library
 };
 
 Sampler::Sampler(const LanguageModel& model, const Sampling& sampling, int threads)

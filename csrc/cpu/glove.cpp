@@ -1,9 +1,11 @@
-// Rounds of blocks; the update itself is in glove-inl.h.
-#include "../glove.h"
+// An epoch of GloVe: rounds of blocks, divided over the threads. The update of one entry is in
+// vector/glove-inl.h.
+#include "../api/glove.h"
 
 #include <algorithm>
 #include <atomic>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "isa.h"
@@ -12,7 +14,8 @@
 namespace rnnfast {
 namespace {
 
-constexpr int64_t kAhead = 4; // entries from one whose vectors are being fetched to the one at work
+// The vectors of an entry are fetched into the cache this many entries before they are used.
+constexpr int64_t kAhead = 4;
 
 void check(const Glove& c) {
   const int64_t P = c.P;
@@ -21,13 +24,16 @@ void check(const Glove& c) {
     whole = whole && c.starts[block] <= c.starts[block + 1];
   }
   if (!whole) {
-    throw std::invalid_argument("starts must rise from 0 to the number of entries");
+    throw std::invalid_argument("starts must rise from 0 to the number of entries, " +
+                                std::to_string(c.N) + " without falling in between");
   }
   std::vector<bool> seen(P);
   for (int64_t round = 0; round < P; ++round) {
     const int64_t shift = c.shifts[round];
     if (shift < 0 || shift >= P || seen[shift]) {
-      throw std::invalid_argument("shifts must have each of 0 .. P - 1 once");
+      throw std::invalid_argument("shifts must have each of 0 to " + std::to_string(P - 1) +
+                                  " once, got " + std::to_string(shift) + " in round " +
+                                  std::to_string(round));
     }
     seen[shift] = true;
   }
@@ -37,8 +43,9 @@ void check(const Glove& c) {
         const int64_t i = c.row[n], j = c.column[n];
         if (i < 0 || i >= c.V || i % P != p || j < 0 || j >= c.V || j % P != q) {
           throw std::out_of_range("row and column must be words in [0, " + std::to_string(c.V) +
-                                  ") of their block, got " + std::to_string(i) + " and " +
-                                  std::to_string(j));
+                                  ") of block (" + std::to_string(p) + ", " + std::to_string(q) +
+                                  "), got " + std::to_string(i) + " and " + std::to_string(j) +
+                                  " for entry " + std::to_string(n));
         }
       }
     }
@@ -46,7 +53,7 @@ void check(const Glove& c) {
 }
 
 double run_block(const Glove& c, int64_t begin, int64_t end) {
-  const auto update = current_isa().tables->glove_update;
+  const auto update = current_isa().kernels->glove_update;
   const int64_t pitch = 2 * (c.D + 1);
   double sum = 0;
   for (int64_t n = begin; n < end; ++n) {
@@ -71,12 +78,14 @@ double run_block(const Glove& c, int64_t begin, int64_t end) {
 double glove_epoch(const Glove& c) {
   check(c);
   const int64_t P = c.P;
-  std::vector<double> sums(P); // of the blocks of words: they are added up in one order
+  // The cost is summed for each block of words, and then over these in a fixed order, so that it
+  // does not depend on the threads.
+  std::vector<double> sums(P);
   std::vector<std::atomic<int64_t>> taken(P);
   Barrier barrier;
   parallel(int(std::min<int64_t>(c.threads, P)), [&](int, int threads) {
     for (int64_t round = 0; round < P; ++round) {
-      // Blocks are of uneven size, so whoever is free takes the next.
+      // Blocks differ in size, so a thread that is free takes the next one.
       for (int64_t p; (p = taken[round].fetch_add(1, std::memory_order_relaxed)) < P;) {
         const int64_t* const start = c.starts + p * P + (p + c.shifts[round]) % P;
         sums[p] += run_block(c, start[0], start[1]);

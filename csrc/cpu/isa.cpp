@@ -1,3 +1,4 @@
+// The choice of the instruction set at run time.
 #include "isa.h"
 
 #include <atomic>
@@ -18,8 +19,8 @@ const Isa* find(const std::string& name, const char* source) {
     names += names.empty() ? "" : ", ";
     names += isa->name;
   }
-  throw std::invalid_argument(std::string(source) + ": got '" + name + "', this CPU can run " +
-                              names);
+  throw std::invalid_argument(std::string(source) + " must be one of " + names +
+                              ", which this CPU can run, got '" + name + "'");
 }
 
 } // namespace
@@ -31,7 +32,7 @@ std::vector<const Isa*> available_isas() {
            &kAvx512OnAvx2,
 #if defined(RNNFAST_AMX)
            &kAmxEmulated,
-           &kAmx, // would be last, but has not run on a CPU that has it yet
+           &kAmx, // not last, because it has not run on a CPU that has AMX yet
 #endif
            &kAvx2,
            &kAvx512,
@@ -56,12 +57,14 @@ const Isa& current_isa() {
 
 void set_isa(const std::string& name) {
   const char* env = std::getenv("RNNFAST_ISA");
-  const Isa* isa = !name.empty()                        ? find(name, "isa")
-                   : (env != nullptr && env[0] != '\0') ? find(env, "environment RNNFAST_ISA")
-                                                        : available_isas().back();
+  const Isa* isa = !name.empty() ? find(name, "isa")
+                   : (env != nullptr && env[0] != '\0')
+                       ? find(env, "the environment variable RNNFAST_ISA")
+                       : available_isas().back();
   if (isa->enable != nullptr && !isa->enable()) {
-    throw std::invalid_argument(std::string("isa: the system does not let this process use ") +
-                                isa->name);
+    throw std::invalid_argument(
+        std::string("isa must be one that the operating system lets this process use, got '") +
+        isa->name + "'");
   }
   chosen.store(isa, std::memory_order_release);
 }

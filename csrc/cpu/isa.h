@@ -1,17 +1,19 @@
-// What the vector code offers the time loop, and the choice among its versions.
+// The functions that the vector code offers to the time loops, and the choice of the instruction
+// set that they are compiled for.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "../rnn.h"
+#include "../api/element.h"
 
 namespace rnnfast {
 
+// kTanhGrad and kReluGrad multiply by the derivative, which is computed from the output h.
 enum class Activation { kIdentity, kTanh, kRelu, kTanhGrad, kReluGrad };
 
-// What elements of type S are added up in.
+// The type in which elements of type S are added up.
 template <class S> struct SumOf {
   using Type = S;
 };
@@ -23,71 +25,83 @@ template <> struct SumOf<float16> {
 };
 template <class S> using Sum = typename SumOf<S>::Type;
 
-// Everywhere: S is the type of the caller's tensors, O that of the left factors of the products:
-// Sum<S>, or bfloat16 where the CPU multiplies pairs of them.
+// In all of csrc/cpu, S is the element type of the caller's tensors. O is the element type of the
+// left factors of the products: bfloat16 if the CPU multiplies pairs of bfloat16, otherwise Sum<S>.
 
-// One fused product:  result = act(a w + sums_before + addend [1] + addend [2])  for `rows` rows
-// and the columns [col_begin, col_end) of N. Every row is a pointer plus a stride in elements. The
-// result goes to as many of the last three as are not nullptr.
-template <class S, class O = S> struct Step {
+// A matrix product together with everything that is done to its result while it is in cache:
+//
+//   result = act(a w + sums_before + addend + addend2)
+//
+// for `rows` rows and the columns [col_begin, col_end) of N. Each matrix is a pointer to its first
+// row and a stride in elements from row to row. The result is written to each of `operand`, `sums`
+// and `out` that is not nullptr.
+template <class S, class O = S> struct FusedProduct {
   int64_t rows, K, N;
-  int64_t col_begin, col_end; // col_begin is a multiple of the panel width; col_end too, or N
-  const O* a;                 // [rows, K]; element K is 0 where K is odd and O bfloat16
+  int64_t col_begin, col_end; // multiples of the panel width; col_end may also be N
+  const O* a;                 // [rows, K]. If K is odd and O is bfloat16, element K must be 0
   int64_t a_stride;
-  const S* w; // K x N, packed by Kernels::pack
+  const S* w; // [K, N], packed by VectorKernels::pack
   Activation act;
-  const Sum<S>* sums_before; // [rows, N] or nullptr; stride 0 repeats one row, as a bias
-  int64_t sums_before_stride;
-  const S* addend; // [rows, N] or nullptr
+  const Sum<S>* sums_before;  // [rows, N], or nullptr
+  int64_t sums_before_stride; // 0 adds one row, such as a bias, to all rows
+  const S* addend;            // [rows, N], or nullptr
   int64_t addend_stride;
-  const S* addend2; // [rows, N] or nullptr
+  const S* addend2; // [rows, N], or nullptr
   int64_t addend2_stride;
-  const S* h; // [rows, N] what the forward wrote; read by the two gradients
+  const S* h; // [rows, N]: the outputs of the forward pass, which kTanhGrad and kReluGrad read
   int64_t h_stride;
-  O* operand; // [rows, N rounded up to the vector]: for the next product
+  O* operand; // [rows, N rounded up to whole vectors]: the left factor of the next product
   int64_t operand_stride;
-  Sum<S>* sums; // [rows, N rounded up to the vector]
+  Sum<S>* sums; // [rows, N rounded up to whole vectors]
   int64_t sums_stride;
   S* out; // [rows, N]
   int64_t out_stride;
-  bool far; // w and sums are not in the nearer caches: to be fetched ahead
+  bool far; // w and sums are not in the nearer caches and must be fetched ahead of their use
 };
 
-// The most rows that Outer sums at a time: those of its factors stay in cache beside one another.
+// The most rows that OuterProducts adds up at a time. With more rows, its two factors would not fit
+// into the cache together.
 constexpr int64_t kOuterRows = 256;
 
-// A sum of outer products:  out[m, n] (+)= sum over k of p[k, m] q[k, n],  k < K <= kOuterRows,
-// m < M, n < N.
-template <class S, class O = S> struct Outer {
+// A sum of outer products, which gives the gradient of a weight matrix:
+//
+//   out[m, n] (+)= sum over k of p[k, m] q[k, n],   k < K <= kOuterRows, m < M, n < N
+template <class S, class O = S> struct OuterProducts {
   int64_t K, M, N;
   const O* p; // [K, M]
   int64_t p_stride;
-  const O* q;  // [K, N], packed by Kernels::pack_rows
+  const O* q;  // [K, N], packed by VectorKernels::pack_rows
   Sum<S>* out; // [M, N], contiguous
-  bool add;
+  bool add;    // true: the sum is added to `out`; false: it replaces `out`
 };
 
-template <class S, class O = S> struct Kernels {
-  int vector; // elements of Sum<S>
+// The vector code for one element type and one instruction set.
+template <class S, class O = S> struct VectorKernels {
+  int vector; // elements of Sum<S> in a vector
   int panel;  // columns of a packed panel
-  // Element (k, n) of the packed matrix is w[n * K + k] if `transpose`, else w[k * N + n]. Packs
-  // the panels that hold columns [col_begin, col_end); the columns past N in the last one are
-  // zeros. `packed` has packed_size(K, N) elements.
+
+  // Pack the right factor [K, N] of a FusedProduct. Its element (k, n) is w[n * K + k] if
+  // `transpose`, otherwise w[k * N + n]. Only the panels that hold columns [col_begin, col_end) are
+  // packed. The columns after N in the last panel become zeros. `packed` has packed_size(K, N)
+  // elements.
   void (*pack)(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_begin, int64_t col_end,
                S* packed);
-  // A right factor for Outer, from its K rows; nullptr: zeros.
+  // Pack the right factor [K, N] of OuterProducts from pointers to its K rows. nullptr stands for a
+  // row of zeros.
   void (*pack_rows)(const S* const* rows, int64_t K, int64_t N, O* packed);
-  // A row of n elements as a left factor, with zeros up to the vector.
+  // Convert a row of n elements to a left factor, with zeros up to a whole vector.
   void (*widen)(const S* row, int64_t n, O* operand);
+  // Round a row of n sums to elements.
   void (*narrow)(const Sum<S>* row, int64_t n, S* out);
-  // A row of n elements, in memory for whole vectors, becomes exp(row - max), zeros up to the
-  // vector; max is the largest of them, and is taken as 0 there if it is minus infinity. Also
-  // gives max and the sum of the exponentials, which with a NaN or plus infinity is NaN.
+  // Replace a row of n elements by exp(row - max) and write its maximum and the sum of the
+  // exponentials to `max` and `sum`. If the maximum is minus infinity, 0 is subtracted instead. If
+  // the row contains a NaN or plus infinity, the sum is NaN. The row must have memory for whole
+  // vectors; the elements after n become zeros.
   void (*exponentials)(Sum<S>* row, int64_t n, Sum<S>* max, Sum<S>* sum);
-  void (*step)(const Step<S, O>&);
-  void (*outer)(const Outer<S, O>&);
-  // Of the elements [begin, end), begin a multiple of the vector: 0 where the random number is less
-  // than `dropped`, else x scale.
+  void (*fused_product)(const FusedProduct<S, O>&);
+  void (*outer_products)(const OuterProducts<S, O>&);
+  // Dropout of the elements [begin, end), where `begin` is a multiple of the vector. An element
+  // becomes 0 if its random number is less than `dropped`, otherwise it is multiplied by `scale`.
   void (*dropout)(const S* x, int64_t begin, int64_t end, uint64_t seed, uint32_t dropped,
                   Sum<S> scale, S* out);
 
@@ -96,25 +110,26 @@ template <class S, class O = S> struct Kernels {
   }
 };
 
-struct Tables {
-  Kernels<float> f32;
-  Kernels<double> f64;
-  Kernels<bfloat16, float> bf16;
-  Kernels<float16, float> f16;
-  // One update of GloVe, with an entry's vectors [2, D + 1]; see glove.h.
+// The vector code of one instruction set for all element types.
+struct KernelSet {
+  VectorKernels<float> f32;
+  VectorKernels<double> f64;
+  VectorKernels<bfloat16, float> bf16;
+  VectorKernels<float16, float> f16;
+  // Update the vectors [2, D + 1] of the word and the context of one entry; see api/glove.h.
   float (*glove_update)(float* word, float* context, int64_t D, float log_x, float weight,
                         float lr);
 };
 
 struct Isa {
   const char* name;
-  bool (*available)();
-  const Tables* tables;
-  const Kernels<bfloat16>* bf16_pairs; // or nullptr
-  bool (*enable)() = nullptr;          // to be called before the first use
+  bool (*available)(); // whether this CPU and operating system can run it
+  const KernelSet* kernels;
+  const VectorKernels<bfloat16>* bf16_pairs; // nullptr if the CPU does not multiply pairs
+  bool (*enable)() = nullptr; // must succeed before the first use; nullptr: nothing is needed
 };
 
-// One per isa_*.cpp.
+// One per file isa_*.cpp.
 extern const Isa kGeneric;
 #if defined(__x86_64__)
 extern const Isa kAvx2, kAvx512OnAvx2, kAvx512, kAvx512Bf16;
@@ -122,21 +137,35 @@ extern const Isa kAvx2, kAvx512OnAvx2, kAvx512, kAvx512Bf16;
 #define RNNFAST_AMX
 extern const Isa kAmx, kAmxEmulated;
 #endif
-extern const Tables kAvx512Tables; // of all from kAvx512 on
+extern const KernelSet kAvx512Kernels; // used by every instruction set that extends AVX-512
 #endif
 
-// Those this CPU and operating system can run; the last is the fastest that has been tried.
+// Return the instruction sets that this CPU and operating system can run. The last one is the
+// fastest that has been tried, and the default.
 std::vector<const Isa*> available_isas();
-// The one in use: set_isa, else the environment's RNNFAST_ISA, else the last of available_isas().
+// Return the instruction set in use: the one that set_isa has chosen, otherwise the one that the
+// environment variable RNNFAST_ISA names, otherwise the default.
 const Isa& current_isa();
-// Empty: back to the default. Throws std::invalid_argument for a name that is not available.
+// Choose an instruction set by name; an empty name returns to the default. Throws
+// std::invalid_argument for a name that is not available.
 void set_isa(const std::string& name);
 
-template <class S, class O = S> const Kernels<S, O>& kernels();
-template <> inline const Kernels<float>& kernels() { return current_isa().tables->f32; }
-template <> inline const Kernels<double>& kernels() { return current_isa().tables->f64; }
-template <> inline const Kernels<bfloat16, float>& kernels() { return current_isa().tables->bf16; }
-template <> inline const Kernels<float16, float>& kernels() { return current_isa().tables->f16; }
-template <> inline const Kernels<bfloat16>& kernels() { return *current_isa().bf16_pairs; }
+// Return the vector code of the instruction set in use for one element type.
+template <class S, class O = S> const VectorKernels<S, O>& current_kernels();
+template <> inline const VectorKernels<float>& current_kernels() {
+  return current_isa().kernels->f32;
+}
+template <> inline const VectorKernels<double>& current_kernels() {
+  return current_isa().kernels->f64;
+}
+template <> inline const VectorKernels<bfloat16, float>& current_kernels() {
+  return current_isa().kernels->bf16;
+}
+template <> inline const VectorKernels<float16, float>& current_kernels() {
+  return current_isa().kernels->f16;
+}
+template <> inline const VectorKernels<bfloat16>& current_kernels() {
+  return *current_isa().bf16_pairs;
+}
 
 } // namespace rnnfast

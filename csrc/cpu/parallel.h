@@ -1,4 +1,4 @@
-// Threads and the one way they wait for one another.
+// How the kernels run threads, and how threads wait for one another.
 #pragma once
 
 #include <atomic>
@@ -9,7 +9,7 @@
 #endif
 
 #if defined(RNNFAST_STD_THREADS)
-// For ThreadSanitizer, which does not see into libgomp.
+// For ThreadSanitizer, which does not see how the threads of libgomp synchronise.
 #include <thread>
 #include <vector>
 #elif defined(_OPENMP)
@@ -21,27 +21,29 @@
 namespace rnnfast {
 
 #if defined(_OPENMP) && !defined(RNNFAST_STD_THREADS)
-// In the child of a fork libgomp waits for its threads of before, which are not there: whatever
-// opened the first parallel region, torch perhaps, the child opens none.
+// In the child of a fork, libgomp would wait for the threads of the parent, which do not exist in
+// the child. The parent may have opened a parallel region in any library, for example in torch. So
+// a child never opens one.
 inline bool forked = false;
 inline const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #else
 constexpr bool forked = false;
 #endif
 
-// Runs work(thread, threads) on up to `wanted` threads at once; the runtime may grant fewer, so
-// that `threads` is known only inside. One thread opens no parallel region.
+// Run work(thread, threads) on up to `wanted` threads at the same time. The runtime may grant fewer
+// threads, so that `threads` is known only inside `work`. With one thread no parallel region is
+// opened.
 template <class Work> void parallel(int wanted, const Work& work) {
   if (wanted <= 1 || forked) {
     work(0, 1);
     return;
   }
 #if defined(RNNFAST_STD_THREADS)
-  std::vector<std::thread> pool;
+  std::vector<std::thread> workers;
   for (int i = 0; i < wanted; ++i) {
-    pool.emplace_back([&work, i, wanted] { work(i, wanted); });
+    workers.emplace_back([&work, i, wanted] { work(i, wanted); });
   }
-  for (std::thread& thread : pool) {
+  for (std::thread& thread : workers) {
     thread.join();
   }
 #elif defined(_OPENMP)
@@ -52,8 +54,8 @@ template <class Work> void parallel(int wanted, const Work& work) {
 #endif
 }
 
-// Waits for what another thread does within microseconds: spins, and gives up its core when the
-// other must be waiting for one.
+// Wait for a condition that a different thread makes true within microseconds. After 4096 spins the
+// other thread is probably waiting for a core, so this thread offers its own.
 template <class Condition> void spin_until(const Condition& condition) {
   for (int spins = 0; !condition(); ++spins) {
     if (spins < 4096) {
@@ -66,9 +68,11 @@ template <class Condition> void spin_until(const Condition& condition) {
   }
 }
 
-// The last to come opens it for all. The next use may have other members.
+// Threads that meet at a barrier wait until all of them have come.
 class Barrier {
 public:
+  // Wait until `members` threads have called this function. The next use may have a different
+  // number of members.
   void wait(int members) {
     if (members == 1) {
       return;
@@ -88,7 +92,7 @@ private:
   char pad_[64 - 2 * sizeof(std::atomic<int64_t>)];
 };
 
-// How far one thread has come, for those that follow it.
+// How many steps one thread has done. Threads that need its results wait for them.
 class Progress {
 public:
   void set(int64_t steps) { steps_.store(steps, std::memory_order_release); }

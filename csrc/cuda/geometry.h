@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../rnn.h"
+#include "../api/rnn.h"
 #include "device.h"
 
 namespace rnnfast::cuda {

@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../rnn.h"
+#include "../api/rnn.h"
 
 namespace rnnfast::cuda {
 

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Compiles test_kernels.cpp with the kernels three ways and runs it: with OpenMP and without under
-# AddressSanitizer and UndefinedBehaviorSanitizer, and on std::thread under ThreadSanitizer, which
-# does not see into libgomp. Then test_cuda.cpp with the CUDA kernels, on the host by shim.h: all
-# cases, and some of them under the sanitizers. CXX names another compiler.
+# Compile the CPU kernels with the tests in cpu/ in three ways and run each:
+#
+# - with OpenMP, under AddressSanitizer and UndefinedBehaviorSanitizer;
+# - without threads, under the same sanitizers;
+# - with std::thread instead of OpenMP, under ThreadSanitizer, which does not see how the threads of
+#   libgomp synchronise.
+#
+# Then compile the CUDA kernels with test_cuda.cpp for the host, where shim.h takes the place of a
+# GPU. Run all cases, and some of them under the sanitizers. The variable CXX names the compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 
-# The language flags of setup.py.
+# The flags that choose the language are those of setup.py.
 flags=(-std=c++17 -O2 -g -fno-omit-frame-pointer -ffp-contract=fast -fno-lto
   -Wall -Wextra -Werror -Wno-psabi -pthread -I csrc)
 memory=(-fsanitize=address,undefined -fno-sanitize-recover=all)
@@ -18,11 +23,11 @@ check() {
   local name=$1 start=$SECONDS
   shift
   mkdir "$temporary/$name"
-  printf '%s\n' csrc/cpu/*.cpp tests/native/test_kernels.cpp |
+  printf '%s\n' csrc/cpu/{,*/}*.cpp tests/native/cpu/*.cpp |
     xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
       _ {} "${CXX:-c++}" "${flags[@]}" "$@"
   "${CXX:-c++}" "$@" -pthread "$temporary/$name"/*.o -o "$temporary/$name/test"
-  # A wait of a thread that has no core must not spin its time slice away.
+  # A waiting thread must give up its core, because there may be fewer cores than threads.
   OMP_WAIT_POLICY=passive TSAN_OPTIONS=halt_on_error=1 "$temporary/$name/test"
   printf '%s: %d s\n' "$name" $((SECONDS - start))
 }
@@ -31,7 +36,8 @@ check memory-openmp "${memory[@]}" -fopenmp
 check memory-one-thread "${memory[@]}" -Wno-unknown-pragmas
 check threads -fsanitize=thread -DRNNFAST_STD_THREADS -Wno-unknown-pragmas
 
-# A GPU's threads, one system thread a process: of so many parts of the cases these are run.
+# Each process runs the threads of a GPU on one thread of the system. The cases are divided into
+# `parts` parts, of which those in the list `some` are run.
 check_cuda() {
   local name=$1 parts=$2 some=$3 start=$SECONDS
   shift 3
@@ -45,7 +51,7 @@ check_cuda() {
   printf '%s: %d s\n' "$name" $((SECONDS - start))
 }
 
-# 61 apart, so that every kernel meets every size, forward and backward.
+# 61 parts and twice as many, so that every kernel meets every size, forward and backward.
 check_cuda cuda 8 '1 2 3 4 5 6 7 8'
 check_cuda cuda-memory 61 '1 12 23 34' "${memory[@]}"
 check_cuda cuda-threads 122 '1 62' -fsanitize=thread

@@ -1,0 +1,23 @@
+// The tile of AVX-512 compiled for AVX2, so that its logic is also tested on CPUs without AVX-512.
+#if defined(__x86_64__)
+#include "../isa.h"
+
+#include <cstring>
+
+static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+// No header may be included after this line. The linker keeps one copy of an inline function, and
+// if that copy used these instructions, CPUs without them would crash.
+#pragma GCC target("avx2,fma")
+#define RNNFAST_VECTOR_BYTES 64
+#define RNNFAST_EMULATED // a vector takes two registers
+#define RNNFAST_MAX_ROWS 12
+namespace rnnfast::avx512_on_avx2 {
+#include "../vector/isa-inl.h"
+} // namespace rnnfast::avx512_on_avx2
+
+namespace rnnfast {
+static constexpr KernelSet kKernels = avx512_on_avx2::kernel_set();
+extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &kKernels, nullptr};
+} // namespace rnnfast
+#endif

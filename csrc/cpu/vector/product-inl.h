@@ -1,0 +1,117 @@
+// The inner loop of a matrix product.
+//
+// A tile is MR rows by P panels of NV vectors. Its accumulators stay in registers for the whole of
+// K. For every element K runs from 0 up, one fused multiply-add at a time, in a tile of any shape.
+// So the result of a row does not depend on the rows and columns that it is computed with, and
+// therefore not on the number of threads.
+
+// Load a packed row, or pair of rows, of NV vectors in the form that multiply_add takes.
+template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, Vec<Sum<S>>* b) {
+  constexpr int VL = kVector<Sum<S>>;
+  if constexpr (!kWidened<S, O>) {
+#pragma GCC unroll 16
+    for (int j = 0; j < NV; ++j) {
+      b[j] = load<Sum<S>>(reinterpret_cast<const Sum<S>*>(w) + j * VL);
+    }
+  } else {
+    static_assert(NV == 2);
+#if defined(RNNFAST_WIDEN_F16)
+    if constexpr (std::is_same_v<S, float16>) {
+      b[0] = load_as_sum<S>(w), b[1] = load_as_sum<S>(w + VL);
+      return;
+    }
+#endif
+    using Unsigned = typename Lanes<float>::Unsigned;
+    const Unsigned both = (Unsigned)load<float>(reinterpret_cast<const float*>(w));
+    if constexpr (std::is_same_v<S, bfloat16>) {
+      b[0] = (Vec<float>)(both << 16), b[1] = (Vec<float>)(both & 0xFFFF0000);
+    } else {
+      using Half = typename Lanes<float>::Half;
+      b[0] = widen<S>(__builtin_convertvector(both & 0xFFFF, Half));
+      b[1] = widen<S>(__builtin_convertvector(both >> 16, Half));
+    }
+  }
+}
+
+// Return sum + a b, where every lane uses the same element, or pair of elements, of a.
+template <class O>
+RNNFAST_INLINE Vec<Sum<O>> multiply_add(Vec<Sum<O>> sum, const O* a, Vec<Sum<O>> b) {
+  if constexpr (kPair<O> == 1) {
+    return sum + *a * b;
+  } else {
+#if defined(RNNFAST_MULTIPLY_ADD_PAIRS)
+    return RNNFAST_MULTIPLY_ADD_PAIRS(sum, a, b);
+#endif
+  }
+}
+
+// Compute the tile result = a w and store it without gaps. GCC keeps the accumulators in registers
+// only if every loop over them is unrolled. The function is not inlined, so that each shape of tile
+// has all registers and can be found in a disassembly.
+template <class S, class O, int MR, int P, int NV>
+__attribute__((noinline)) static void accumulate(const O* __restrict a, int64_t a_stride,
+                                                 const S* __restrict w, int64_t panel_size,
+                                                 int64_t K, Sum<S>* __restrict result) {
+  using C = Sum<S>;
+  constexpr int VL = kVector<C>;
+  Vec<C> acc[MR][P * NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      acc[i][j] = Vec<C>{};
+    }
+  }
+  for (int64_t k = 0; k < K; k += kPair<O>) {
+    Vec<C> b[P * NV];
+#pragma GCC unroll 16
+    for (int j = 0; j < P; ++j) {
+      load_packed<S, O, NV>(w + j * panel_size, b + j * NV);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      if constexpr (MR > 1) {
+        keep_in_register<C>(b[j]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < P * NV; ++j) {
+        acc[i][j] = multiply_add<O>(acc[i][j], a + i * a_stride + k, b[j]);
+      }
+    }
+    w += NV * VL * kPair<O>;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < P * NV; ++j) {
+      store<C>(result + (i * P * NV + j) * VL, acc[i][j]);
+    }
+  }
+}
+
+// Return how many panels a tile of `rows` rows takes side by side. A tile with few rows takes more,
+// because only enough accumulators hide the latency of the multiply-add.
+constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+#if !defined(RNNFAST_TILE_REGISTERS)
+// Call accumulate for a number of rows that is known at run time only.
+template <class S, class O, int P, int NV, int MR = RNNFAST_MAX_ROWS>
+RNNFAST_INLINE void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                                    int64_t panel_size, int64_t K, Sum<S>* result) {
+  if constexpr (MR > 1) {
+    if (rows < MR) {
+      return accumulate_rows<S, O, P, NV, MR - 1>(rows, a, a_stride, w, panel_size, K, result);
+    }
+  }
+  if constexpr (P <= panels_at_once(MR)) {
+    accumulate<S, O, MR, P, NV>(a, a_stride, w, panel_size, K, result);
+  }
+}
+#else // amx-inl.h defines the function
+template <class S, class O, int P, int NV>
+static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                            int64_t panel_size, int64_t K, Sum<S>* result);
+#endif

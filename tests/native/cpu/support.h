@@ -1,0 +1,149 @@
+// What the tests of the CPU kernels share: test data, memory that notices writes outside the
+// output, and the comparison with plain loops.
+//
+// Inputs lie in blocks of exactly their size, so that AddressSanitizer sees a read past the end.
+// Outputs lie between guards, and every byte that the contract does not let the kernels write must
+// stay as it was.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cpu/work.h"
+
+using namespace rnnfast;
+
+// One function per file test_*.cpp. It stops the program if a test fails. test_rnn returns the
+// number of its cases.
+int test_rnn();
+void test_stacks();
+void test_generate();
+void test_loss();
+void test_dropout();
+void test_glove();
+
+[[noreturn]] inline void fail(const std::string& message) {
+  std::fprintf(stderr, "FAILED: %s\n", message.c_str());
+  std::exit(1);
+}
+
+// `value` converts an element of any type to double. `from` converts back and rounds down, which is
+// good enough for test data.
+inline double value(double v) { return v; }
+inline double value(float v) { return v; }
+inline double value(bfloat16 v) { return to_sum(v); }
+inline double value(float16 v) { return to_sum(v); }
+template <class T> T from(double v) { return static_cast<T>(v); }
+template <> inline bfloat16 from(double v) {
+  const float single = static_cast<float>(v);
+  uint32_t bits;
+  std::memcpy(&bits, &single, sizeof bits);
+  return {static_cast<uint16_t>(bits >> 16)};
+}
+template <> inline float16 from(double v) { // v is in [-2, 2]; |v| < 2^-14 becomes 0
+  int exponent;
+  const double digits = std::frexp(std::abs(v), &exponent);
+  const unsigned magnitude =
+      exponent < -13 ? 0 : unsigned((exponent + 14) << 10) + unsigned(digits * 2048) - 1024;
+  return {static_cast<uint16_t>(magnitude | (v < 0 ? 0x8000u : 0u))};
+}
+template <class T> constexpr double kTolerance = 200 * std::numeric_limits<T>::epsilon();
+template <> inline constexpr double kTolerance<bfloat16> = 0x1p-4;
+template <> inline constexpr double kTolerance<float16> = 0x1p-7;
+
+// Gives the same numbers on every machine and in every run.
+struct Random {
+  uint64_t state = 1;
+  double operator()() { // uniformly distributed in [-1, 1)
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return double(int64_t(state) >> 11) / double(int64_t(1) << 52);
+  }
+  template <class T> std::vector<T> array(int64_t n, double scale = 1) {
+    std::vector<T> v(n);
+    for (T& x : v) {
+      x = from<T>(scale * (*this)());
+    }
+    return v;
+  }
+};
+
+// How rows of `width` elements lie in memory: where each begins, and the size of the memory up to
+// the last element.
+struct Rows {
+  int64_t step, row, width;
+  std::vector<int64_t> begins; // [T * B]: where row b of step t begins; -1 if a packed batch has no
+                               // such row
+  int64_t size = 0;
+
+  Rows(int64_t step, int64_t row, int64_t width) : step(step), row(row), width(width) {}
+
+  // A contiguous matrix.
+  Rows(int64_t n, int64_t width) : Rows(0, width, width) {
+    size = n * width;
+    for (int64_t i = 0; i < n; ++i) {
+      begins.push_back(i * width);
+    }
+  }
+};
+
+// Memory that the kernels write, between guards.
+template <class T> class Guarded {
+public:
+  explicit Guarded(int64_t size) : bytes_((size + 2 * kGuard) * sizeof(T), kPattern), size_(size) {}
+
+  T* data() { return reinterpret_cast<T*>(bytes_.data()) + kGuard; }
+
+  // Return the rows, and fail if any other byte has changed.
+  std::vector<T> take(const Rows& rows, const std::string& what) {
+    std::vector<char> left = bytes_;
+    std::vector<T> values;
+    for (int64_t begin : rows.begins) {
+      if (begin >= 0) {
+        values.insert(values.end(), data() + begin, data() + begin + rows.width);
+        std::memset(left.data() + (kGuard + begin) * sizeof(T), kPattern, rows.width * sizeof(T));
+      }
+    }
+    for (size_t i = 0; i < left.size(); ++i) {
+      if (left[i] != kPattern) {
+        fail(what + ": the kernel wrote outside its output, at element " +
+             std::to_string(int64_t(i / sizeof(T)) - kGuard) + " of " + std::to_string(size_));
+      }
+    }
+    return values;
+  }
+
+private:
+  static constexpr int64_t kGuard = 64;
+  static constexpr char kPattern = 0x5A;
+  std::vector<char> bytes_;
+  int64_t size_;
+};
+
+template <class T>
+void compare(const std::vector<T>& found, const std::vector<double>& expected,
+             const std::string& name) {
+  double scale = 0;
+  for (double e : expected) {
+    scale = std::max(scale, std::abs(e));
+  }
+  // The loops sum in a different order, so a loose tolerance is enough here. The tests in Python
+  // hold the kernels to the rule that really matters, which is in tests/rule.py.
+  const double tolerance = kTolerance<T> * (1 + scale);
+  if (found.size() != expected.size()) {
+    fail(name + ": got " + std::to_string(found.size()) + " values, expected " +
+         std::to_string(expected.size()));
+  }
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (!(std::abs(value(found[i]) - expected[i]) <= tolerance)) {
+      fail(name + ": element " + std::to_string(i) + " is " + std::to_string(value(found[i])) +
+           ", expected " + std::to_string(expected[i]));
+    }
+  }
+}

@@ -1,0 +1,114 @@
+// Tests the sampler of language models.
+#include "api/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "support.h"
+
+namespace {
+
+// Compare greedy tokens with nested loops, and draw tokens with every kind of filter.
+void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
+  Random random;
+  const std::vector<float> table = random.array<float>(V * H, 2), b = random.array<float>(H, 0.2);
+  const std::vector<float> w = random.array<float>(H * H, 1 / std::sqrt(double(H)));
+  const std::vector<float> w2 = random.array<float>(H * 2 * H, 1 / std::sqrt(double(H)));
+  const std::vector<float> decoder_w = random.array<float>(V * H);
+  std::vector<float> decoder_b = random.array<float>(V, 0.2);
+  LanguageModel model{V, H, relu, table.data(), decoder_w.data(), decoder_b.data(), {}};
+  for (int64_t l = 0; l < L; ++l) {
+    model.layers.push_back({l == 0 ? w.data() : w2.data(), b.data()});
+  }
+  const std::vector<int64_t> prompt{0, V - 1, V / 2};
+  for (const Isa* isa : available_isas()) {
+    set_isa(isa->name);
+    const std::string name = std::string(isa->name) + " generate V=" + std::to_string(V) +
+                             " H=" + std::to_string(H) + " L=" + std::to_string(L);
+    Sampler greedy(model, {0, V, 1, -1, 0}, 3);
+    std::vector<int64_t> tokens = prompt, drawn(30);
+    greedy.feed(prompt.data(), int64_t(prompt.size()));
+    for (int64_t n = 0, from = 0; from < 30; from += n) {
+      n = std::min<int64_t>(30 - from, n + 1);
+      if (greedy.generate(n, drawn.data() + from) != n) {
+        fail(name + ": the sampler gave too few tokens");
+      }
+    }
+    tokens.insert(tokens.end(), drawn.begin(), drawn.end());
+    std::vector<std::vector<double>> states(L, std::vector<double>(H));
+    for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+      for (int64_t l = 0; l < L; ++l) {
+        std::vector<double> next(b.begin(), b.end());
+        for (int64_t j = 0; j < H; ++j) {
+          next[j] += l == 0 ? double(table[tokens[i] * H + j]) : 0;
+          for (int64_t k = 0; k < H; ++k) {
+            next[j] += double(l == 0 ? w[j * H + k] : w2[j * 2 * H + k]) * states[l][k];
+            next[j] += l == 0 ? 0 : double(w2[j * 2 * H + H + k]) * states[l - 1][k];
+          }
+          next[j] = relu ? std::max(next[j], 0.0) : std::tanh(next[j]);
+        }
+        states[l] = next;
+      }
+      std::vector<double> logits(decoder_b.begin(), decoder_b.end());
+      for (int64_t v = 0; v < V; ++v) {
+        for (int64_t j = 0; j < H; ++j) {
+          logits[v] += double(decoder_w[v * H + j]) * states[L - 1][j];
+        }
+      }
+      const double best = *std::max_element(logits.begin(), logits.end());
+      if (i + 1 >= prompt.size() && logits[tokens[i + 1]] < best - 1e-4) {
+        fail(name + ": token " + std::to_string(i) + " is not the most probable");
+      }
+    }
+    for (const Sampling& sampling :
+         {Sampling{1, V, 1, -1, 1}, {2, 3, 1, -1, 2}, {5, V, 0.9, 0, 3}, {1e-300, 2, 0.5, -1, 4}}) {
+      std::vector<int64_t> expected(30);
+      for (int threads : {1, 3}) {
+        Sampler sampler(model, sampling, threads);
+        for (int64_t n = 0; n < 30;) {
+          // The first call always runs on one thread, the second on all.
+          const int64_t most = n == 0 ? 5 : 30 - n, m = sampler.generate(most, drawn.data() + n);
+          n += m;
+          if (m < 1 || (m < most && drawn[n - 1] != sampling.stop)) {
+            fail(name + ": the sampler stopped too early");
+          }
+        }
+        if (threads == 1) {
+          expected = drawn;
+        } else if (drawn != expected) {
+          fail(name + ": " + std::to_string(threads) + " threads give other tokens than one");
+        }
+      }
+      if (*std::min_element(drawn.begin(), drawn.end()) < 0 ||
+          *std::max_element(drawn.begin(), drawn.end()) >= V) {
+        fail(name + ": the sampler drew a token that is out of range");
+      }
+    }
+    const std::vector<int64_t> wrong{0, V};
+    try {
+      greedy.feed(wrong.data(), 2);
+      fail(name + ": a token out of range was accepted");
+    } catch (const std::out_of_range&) {
+    }
+  }
+  set_isa("");
+  decoder_b.assign(V, -std::numeric_limits<float>::infinity());
+  try {
+    Sampler(model, {1, V, 1, -1, 0}, 1).generate(30, std::vector<int64_t>(30).data());
+    fail("the sampler drew a token although every token is excluded");
+  } catch (const std::overflow_error&) {
+  }
+}
+
+} // namespace
+
+void test_generate() {
+  check_generate(1, 1, 1, false);
+  check_generate(65, 33, 1, true);
+  check_generate(17, 7, 3, false);
+  check_generate(300, 261, 2, false); // large enough for several threads
+}
