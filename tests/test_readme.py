@@ -1,10 +1,12 @@
-"""The pages name tests that exist, and a checkout that is not installed says what to do."""
+"""The pages name tests and files that exist; a checkout that is not installed says what to do."""
 
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +24,15 @@ def test_every_line_of_the_table_names_a_test_that_exists():
             [path] = (ROOT / "tests").rglob(file)
             source = path.read_text()
             assert f"def {name}(" in source, f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/where.md", "docs/index.md"])
+def test_the_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"`((?:csrc|rnnfast|tests|benchmarks|docs|examples)/[\w./*-]+)`", text)
+    for path in paths:
+        # NAME stands for a file that the reader would add.
+        assert "NAME" in path or any(ROOT.glob(path.rstrip("/"))), f"{page} names {path}"
 
 
 def test_source_without_the_compiled_part_says_so(tmp_path):
