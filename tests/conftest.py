@@ -19,6 +19,11 @@ def pytest_configure(config):
     torch.backends.cudnn.allow_tf32 = False
 
 
+def pytest_runtest_setup():
+    # Numbers that a test draws without a generator of its own must not depend on the tests before.
+    torch.manual_seed(0)
+
+
 def pytest_generate_tests(metafunc):
     # The import is not at the top, because only tests with these fixtures need the native module.
     if {"target", "isa"} & set(metafunc.fixturenames):
