@@ -8,6 +8,13 @@ class UserError(ValueError):
     """
 
 
+class DataWarning(UserWarning):
+    """Data that can be used, although the result may not be what the user wants.
+
+    The command line prints the message on one line of standard error.
+    """
+
+
 class MissingPackage(UserError):
     """An optional package that this request needs is not installed."""
 

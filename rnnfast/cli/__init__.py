@@ -12,8 +12,10 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
+from collections.abc import Callable
 
-from .._common.errors import UserError
+from .._common.errors import DataWarning, UserError
 from .._version import __version__
 from . import bench, compare, diagnose, embed, ngram, score, tasks, train
 from .output import Output
@@ -42,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = parser().parse_args(argv)
     try:
-        return args.run(args, Output(args.json))
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", DataWarning)
+            warnings.showwarning = _shower(warnings.showwarning)
+            return args.run(args, Output(args.json))
     except UserError as error:
         line = " ".join(str(error).splitlines())
         print(f"rnnfast: error: {line}", file=sys.stderr)
@@ -55,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
         # when it writes the rest of the buffer at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _shower(others: Callable) -> Callable:
+    """Return what shows a DataWarning on one line, and other warnings as `others` does."""
+
+    def show(message, category, *args, **kwargs) -> None:
+        if issubclass(category, DataWarning):
+            print(f"rnnfast: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+        else:
+            others(message, category, *args, **kwargs)
+
+    return show
 
 
 def parser() -> argparse.ArgumentParser:

@@ -99,8 +99,11 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
     report |= {"classes": estimator.classes_.tolist(), "params": estimator.get_params()}
     if test:
         metric = estimator.metric
-        report |= {"metric": metric, "test_score": estimator.score(*test)}
-        output.text.print(f"test: {metric} {report['test_score']:.4f} ({len(test[0]):,} sequences)")
+        scores = estimator.scores(*test)
+        report |= {"metric": metric, "test_score": scores[metric], "test_scores": scores}
+        others = "".join(f", {name} {scores[name]:.4f}" for name in scores if name != metric)
+        text = f"test: {metric} {scores[metric]:.4f} ({len(test[0]):,} sequences){others}"
+        output.text.print(text)
     if unlabelled is not None:
         predict = _predict_tags if cls is SequenceTagger else _predict_classes
         report |= predict(estimator, unlabelled, output)

@@ -114,8 +114,8 @@ class SequenceEstimator(Settings, ABC):
         """Raise UserError for targets that cannot be compared with predictions."""
 
     @abstractmethod
-    def _score(self, y: Sequence, predicted: Sequence) -> float:
-        """Return the metric for targets and predictions of the same sequences."""
+    def _scores(self, y: Sequence, predicted: Sequence) -> dict[str, float]:
+        """Return each metric for targets and predictions of the same sequences."""
 
     @abstractmethod
     def _targets_to_json(self) -> dict:
@@ -239,7 +239,7 @@ class SequenceEstimator(Settings, ABC):
         def validate() -> float:
             encoded, y = valid
             activated = self._predict_activated(encoded, [network])
-            return self._score(y, [self._decode(one) for one in activated])
+            return self._scores(y, [self._decode(one) for one in activated])[self.metric]
 
         train_network(
             network,
@@ -283,10 +283,22 @@ class SequenceEstimator(Settings, ABC):
         Raises:
             UserError: The estimator is not fitted, or the arguments do not fit the training data.
         """
+        return self.scores(X, y)[self.metric]
+
+    def scores(self, X: Sequence, y: Sequence) -> dict[str, float]:
+        """Return how good the predictions are by each metric, `metric` among them.
+
+        Args:
+            X: N sequences of the same kind as those of `fit`.
+            y: N targets of the same kind as those of `fit`.
+
+        Raises:
+            UserError: The estimator is not fitted, or the arguments do not fit the training data.
+        """
         X, y = check_pairs(X, y, self._every_step)
         predicted = list(self.predict(X))
         self._check_targets(y, "y")
-        return self._score(y, predicted)
+        return self._scores(y, predicted)
 
     def _activated(self, X: Sequence) -> list[np.ndarray]:
         """Return the activated outputs for each sequence, float64 (K,) or (T, K)."""

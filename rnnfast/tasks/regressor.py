@@ -104,7 +104,7 @@ class SequenceRegressor(SequenceEstimator):
                     f"{name}[{i}] must have {self._outputs} numbers, as in training, not {found}"
                 )
 
-    def _score(self, y, predicted):
+    def _scores(self, y, predicted):
         y, predicted = (
             np.concatenate([np.asarray(one, float) for one in values])[:, None]
             if self.every_step
@@ -114,7 +114,7 @@ class SequenceRegressor(SequenceEstimator):
         residual, total = ((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0)
         # If y does not vary, scikit-learn defines R² as 1 for exact predictions and as 0 otherwise.
         r2 = np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
-        return float(r2.mean())
+        return {self.metric: float(r2.mean())}
 
     def _targets_to_json(self):
         return {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from .._common.errors import DataWarning
 from .labels import LabelEstimator
-from .metrics import chunk_f1, is_iob
+from .metrics import Scheme, why_no_scheme
 from .settings import PositiveInteger
 from .storage import plain
 
@@ -21,8 +23,14 @@ class SequenceTagger(LabelEstimator):
     The RNN is a `rnnfast.FastRNN`. A linear layer turns its hidden state at each time step into
     class scores. `fit` takes N sequences X and a list y of N lists of labels, one for each time
     step. `score` returns the F1 of the chunks, as conlleval and seqeval compute it, if all labels
-    are IOB tags such as "B-NP", "I-NP" and "O". Otherwise it returns the accuracy over all time
-    steps.
+    are tags of one scheme: IOB, IOE, IOBES (BIOES) or BILOU, with the type of the chunk after the
+    letter ("B-NP"), before it ("NP-B") or without types ("B"). Otherwise it returns the accuracy
+    over all time steps. If the labels look like tags, a warning says why they get no F1.
+
+    `scores` returns the keys "accuracy" and, for tags of a scheme, "chunk F1" and "strict chunk
+    F1". The strict F1 counts only the chunks that begin and end as the scheme says. These are the
+    values of seqeval's default mode and of its strict mode. The default mode of seqeval does not
+    know L and U of BILOU, which are read as E and S here.
 
     Args:
         class_weight: The weights of the classes in the loss: None for equal weights, "balanced" for
@@ -56,10 +64,18 @@ class SequenceTagger(LabelEstimator):
     @property
     def metric(self):
         """The name of what `score` returns, "chunk F1" or "accuracy"."""
-        return "chunk F1" if is_iob(self.classes_.tolist()) else "accuracy"
+        return "accuracy" if self._scheme is None else "chunk F1"
+
+    @property
+    def _scheme(self) -> Scheme | None:
+        return Scheme.of(self.classes_.tolist())
 
     def _fit_targets(self, y):
         self._fit_labels([plain(label) for labels in y for label in labels])
+        why = why_no_scheme(self.classes_.tolist())
+        if why is not None:
+            message = f"scores are the accuracy, not the F1 of chunks, because {why}"
+            warnings.warn(message, DataWarning, stacklevel=3)
 
     def _encode_target(self, y, where):
         return torch.tensor([self._encode_label(label, where) for label in y])
@@ -84,8 +100,12 @@ class SequenceTagger(LabelEstimator):
     def _check_targets(self, y, name):
         self._check_labels([label for labels in y for label in labels], name)
 
-    def _score(self, y, predicted):
-        if self.metric == "chunk F1":
-            return chunk_f1(y, predicted)
+    def _scores(self, y, predicted):
         pairs = zip(y, predicted, strict=True)
-        return float(np.mean([a == b for one in pairs for a, b in zip(*one, strict=True)]))
+        right = [a == b for one in pairs for a, b in zip(*one, strict=True)]
+        scores = {"accuracy": float(np.mean(right))}
+        scheme = self._scheme
+        if scheme is not None:
+            scores["chunk F1"] = scheme.f1(y, predicted)
+            scores["strict chunk F1"] = scheme.f1(y, predicted, strict=True)
+        return scores

@@ -98,7 +98,9 @@ def test_tag(rnnfast):
     argv = ["tag", "--train", "tagged", "--valid", "tagged", "--test", "tagged", "--out", "model"]
     status, out, _ = rnnfast(*argv, *TINY, "--epochs", 12, "--json", "report.json")
     assert status == 0 and "test: chunk F1 1.0000 (40 sequences)" in out
-    assert json.loads(Path("report.json").read_text())["test_score"] == 1.0
+    assert ", accuracy 1.0000, strict chunk F1 1.0000" in out
+    report = json.loads(Path("report.json").read_text())
+    assert report["test_score"] == report["test_scores"]["chunk F1"] == 1.0
     status, out, _ = rnnfast("tag", "--model", "model", "--predict", "columns")
     expected = "A DT B-NP\ndog NN I-NP\n\nThe DT B-NP\ncat NN I-NP\nran VBD B-VP\n\n"
     assert (status, out) == (0, expected)
@@ -106,6 +108,15 @@ def test_tag(rnnfast):
     assert json.loads(out)["predictions"] == [["B-NP", "I-NP"], ["B-NP", "I-NP", "B-VP"]]
     status, _, err = rnnfast("classify", "--model", "model", "--test", "all.tsv")
     assert status == 2 and "holds a SequenceTagger, not a SequenceClassifier" in err
+
+
+def test_tags_without_f1_are_explained(rnnfast):
+    """The command says on one line why it prints the accuracy."""
+    Path("bmes").write_text("a B-X\nb M-X\nc E-X\n\n" * 4)
+    status, out, err = rnnfast("tag", "--train", "bmes", "--test", "bmes", *TINY, "--epochs", 1)
+    assert status == 0 and "test: accuracy" in out and "F1" not in out
+    assert err.count("rnnfast: warning: scores are the accuracy, not the F1 of chunks") == 1
+    assert "because 'M-X' is not a tag such as 'B-NP' or 'NP-B'\n" in err
 
 
 @pytest.mark.parametrize(
