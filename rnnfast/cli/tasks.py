@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 from rich.markup import escape
@@ -65,20 +66,19 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
     _check_options(args, cls)
     report: dict = {}
     # All files are read now, so that a wrong one is found before an hour of training.
+    if args.train:
+        estimator = _estimator(args, cls)
+        X, y = read(args.train)
+    else:
+        set_up(args.device or "cpu", args.threads)
+        estimator = cls.load(args.model, args.device or "cpu")
+    if cls is SequenceTagger:
+        columns = len(X[0][0]) if args.train else estimator.columns_
+        read, read_unlabelled = (partial(r, columns=columns) for r in (read, read_unlabelled))
+    valid = read(args.valid) if args.valid else None
     test = read(args.test) if args.test else None
     unlabelled = read_unlabelled(args.predict) if args.predict else None
     if args.train:
-        estimator = _estimator(args, cls)
-        valid = read(args.valid) if args.valid else None
-        X, y = read(args.train)
-        if cls is SequenceTagger:
-            others = [(args.valid, valid and valid[0]), (args.test, test and test[0])]
-            for path, sentences in [*others, (args.predict, unlabelled)]:
-                if sentences and len(sentences[0][0]) != len(X[0][0]):
-                    raise UserError(
-                        f"{path} has {len(sentences[0][0])} columns without tags, not "
-                        f"{len(X[0][0])} as {args.train}"
-                    )
         folder = new_folder(args.out, args.overwrite) if args.out else None
         began = time.monotonic()
         try:
@@ -93,9 +93,6 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         if folder is not None:
             estimator.save(folder)
             output.text.print(escape(f"saved in {args.out}"))
-    else:
-        set_up(args.device or "cpu", args.threads)
-        estimator = cls.load(args.model, args.device or "cpu")
     report |= {"classes": estimator.classes_.tolist(), "params": estimator.get_params()}
     if test:
         metric = estimator.metric
@@ -127,8 +124,11 @@ def _check_options(args: argparse.Namespace, cls: type[SequenceEstimator]) -> No
 
 def _predict_tags(tagger: SequenceTagger, sentences: list, output: Output) -> dict:
     predictions = tagger.predict(sentences)
+    cells = {cell for sentence in sentences for token in sentence for cell in token}
+    # The columns are separated as the reader of such files needs it.
+    between = "\t" if any(not cell or " " in cell for cell in cells) else " "
     for sentence, tags in zip(sentences, predictions, strict=True):
-        lines = (" ".join([*token, t]) for token, t in zip(sentence, tags, strict=True))
+        lines = (between.join([*token, t]) for token, t in zip(sentence, tags, strict=True))
         output.stream.write("\n".join(lines) + "\n\n")
     return {"predictions": [tags.tolist() for tags in predictions]}
 

@@ -257,6 +257,12 @@ class SequenceEstimator(Settings, ABC):
 
     # ---- prediction
 
+    @property
+    def columns_(self) -> int | None:
+        """The number of columns of a token, one of which is the word, or None for numbers."""
+        self._check_fitted()
+        return None if isinstance(self._inputs, Numbers) else self._inputs.columns
+
     def predict(self, X: Sequence) -> np.ndarray | list[np.ndarray]:
         """Return the prediction for each sequence.
 

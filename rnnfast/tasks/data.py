@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,48 +65,123 @@ def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     return X, y
 
 
-def read_columns(path: str | Path) -> list[list[tuple[str, ...]]]:
+def read_columns(path: str | Path, columns: int | None = None) -> list[list[tuple[str, ...]]]:
     """Return the sentences of a file in CoNLL's format.
 
-    The format has a token on each line, whitespace between the columns of a token, and a blank line
-    after each sentence.
+    The format has a token on each line and a blank line after each sentence. Tabs separate the
+    columns of a token. A cell between tabs may be empty or have blanks in it. In a file without
+    tabs, blanks separate the columns. A no-break space is always a part of a word. A line before a
+    sentence that begins with "#" is a comment unless it has the columns of a token.
+
+    Args:
+        path: The name of the file.
+        columns: The number of columns that the model wants, or None if any number will do.
 
     Returns:
         A list of sentences, each a list of tokens, each a tuple with one string for each column.
 
     Raises:
-        UserError: The file cannot be read, or its lines have different numbers of columns.
+        UserError: The file cannot be read or has no token, its lines have different numbers of
+            columns, or the number is not `columns`.
     """
-    sentences: list[list[tuple[str, ...]]] = [[]]
-    columns = None
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        token = tuple(line.split())
-        if not token:
-            if sentences[-1]:
-                sentences.append([])
-            continue
-        columns = columns or len(token)
-        if len(token) != columns:
-            raise UserError(f"{path}, line {number}: {len(token)} columns, not {columns} as above")
-        sentences[-1].append(token)
-    return sentences if sentences[-1] else sentences[:-1]
+    sentences = _numbered_sentences(path, columns)
+    number, first = sentences[0][0]
+    if columns not in (None, len(first)):
+        hint = ": leave out the last one if it is the tag" if len(first) == columns + 1 else ""
+        raise UserError(
+            f"{path}, line {number}: {len(first)} columns, not {columns} as in the training data "
+            f"without its tags{hint}"
+        )
+    return [[cells for _, cells in sentence] for sentence in sentences]
 
 
-def read_tagged(path: str | Path) -> tuple[list[list[tuple[str, ...]]], list[list[str]]]:
+def read_tagged(
+    path: str | Path, columns: int | None = None
+) -> tuple[list[list[tuple[str, ...]]], list[list[str]]]:
     """Return the sentences of a file in CoNLL's format, and the tags in their last column.
+
+    Args:
+        path: The name of the file.
+        columns: The number of columns before the tags that the model wants, or None if any number
+            will do.
 
     Returns:
         Sentences as `read_columns` returns them, without the last column, and for each sentence the
         list of its tags.
 
     Raises:
-        UserError: The file cannot be read, its lines have different numbers of columns, or they
-            have only one column.
+        UserError: The file cannot be read or has no token, its lines have different numbers of
+            columns or only one column, the number is not `columns` + 1, or a tag is empty.
     """
-    sentences = read_columns(path)
-    if len(sentences[0][0]) < 2:
+    sentences = _numbered_sentences(path, columns and columns + 1)
+    number, first = sentences[0][0]
+    if len(first) < 2:
         raise UserError(
             f"{path}: want a word, other columns if there are any, and the tag in the last column"
         )
-    X = [[token[:-1] for token in sentence] for sentence in sentences]
-    return X, [[token[-1] for token in sentence] for sentence in sentences]
+    if columns not in (None, len(first) - 1):
+        raise UserError(
+            f"{path}, line {number}: {len(first) - 1} columns and the tag, not {columns} and the "
+            "tag as in the training data"
+        )
+    for sentence in sentences:
+        for number, cells in sentence:
+            if not cells[-1]:
+                raise UserError(f"{path}, line {number}: the last column, the tag, is empty")
+    X = [[cells[:-1] for _, cells in sentence] for sentence in sentences]
+    return X, [[cells[-1] for _, cells in sentence] for sentence in sentences]
+
+
+# Words end at ASCII blanks only, because others, such as the no-break space, may be in a word.
+CELL = re.compile(r"[^ \t\r\v\f]+")
+# The comments of CoNLL-U and of CoNLL-2011, which may have as many words as a token has columns.
+COMMENT = re.compile(r"# *\S+ += |# (newdoc|newpar)\b|#(begin|end) document\b")
+
+
+def _numbered_sentences(
+    path: str | Path, wanted: int | None
+) -> list[list[tuple[int, tuple[str, ...]]]]:
+    """Return the sentences of a file, of which there is at least one.
+
+    Each sentence is a list of tokens, each a pair: the number of its line and its cells. Outer
+    columns without any value are left out unless the file has the number of columns `wanted`.
+    """
+    lines = read_text(path).split("\n")
+    filled = [line for line in lines if line.strip()]
+    likely = [line for line in filled if not line.startswith("#")] or filled
+    split = CELL.findall
+    if "\t" in likely[0]:
+        tabs, blanks = ({len(cut(line)) for line in likely} for cut in (_cells, split))
+        # Where only the cells between blanks are as many in each line, tabs align the columns.
+        if len(tabs) == 1 or len(blanks) > 1:
+            split = _cells
+    columns = len(split(likely[0]))
+    sentences: list[list[tuple[int, tuple[str, ...]]]] = [[]]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            if sentences[-1]:
+                sentences.append([])
+            continue
+        cells = tuple(split(line))
+        comment = len(cells) != columns or COMMENT.match(line)
+        if line.startswith("#") and not sentences[-1] and comment:
+            continue
+        if len(cells) != columns:
+            raise UserError(f"{path}, line {number}: {len(cells)} columns, not {columns} as above")
+        sentences[-1].append((number, cells))
+    if not sentences[-1]:
+        sentences.pop()
+    if not sentences:
+        raise UserError(f"{path} has comments alone: give a file with a token on each line")
+    if columns == wanted:
+        return sentences
+    # Tabs at the ends of all lines make columns that have no value.
+    tokens = [cells for sentence in sentences for _, cells in sentence]
+    used = [any(column) for column in zip(*tokens, strict=True)]
+    kept = slice(used.index(True), columns - used[::-1].index(True))
+    return [[(number, cells[kept]) for number, cells in sentence] for sentence in sentences]
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells between tabs, without the ASCII blanks around them."""
+    return [cell.strip(" \r\v\f") for cell in line.split("\t")]

@@ -110,6 +110,29 @@ def test_tag(rnnfast):
     assert status == 2 and "holds a SequenceTagger, not a SequenceClassifier" in err
 
 
+def test_columns_of_predict(rnnfast):
+    """A file with the tags still in it, or with too few columns, is named together with a line."""
+    tabs = "New York\tNNP\tB-X\nis\tVBZ\tO\n\n"
+    Path("tabs").write_text("# sent_id = 1\n" + tabs * 4)
+    argv = ["tag", "--train", "tabs", "--out", "model", *TINY, "--epochs", 1]
+    status, out, err = rnnfast(*argv, "--predict", "tabs")
+    assert status == 2 and "tabs, line 2: 3 columns, not 2" in err and not Path("model").exists()
+    assert rnnfast(*argv)[0] == 0
+    Path("words").write_text("\nNew\n")
+    for name, message in (
+        ("tabs", "tabs, line 2: 3 columns, not 2 as in the training data without its tags: leave"),
+        ("words", "words, line 2: 1 columns, not 2 as in the training data without its tags"),
+    ):
+        status, out, err = rnnfast("tag", "--model", "model", "--predict", name)
+        assert status == 2 and message in err and out == ""
+    status, _, err = rnnfast("tag", "--model", "model", "--test", "columns")
+    assert status == 2 and "columns, line 1: 1 columns and the tag, not 2 and the tag" in err
+    Path("untagged").write_text("New York\tNNP\nis\tVBZ\n")
+    status, out, _ = rnnfast("tag", "--model", "model", "--predict", "untagged")
+    assert status == 0 and [len(line.split("\t")) for line in out.split("\n")] == [3, 3, 1, 1]
+    assert out.startswith("New York\tNNP\t")
+
+
 def test_tags_without_f1_are_explained(rnnfast):
     """The command says on one line why it prints the accuracy."""
     Path("bmes").write_text("a B-X\nb M-X\nc E-X\n\n" * 4)
@@ -145,7 +168,7 @@ def test_tags_without_f1_are_explained(rnnfast):
         (["tag", "--train", "blank", "--out", "m"], "blank is empty"),
         (
             ["tag", "--train", "tagged", "--out", "m", "--predict", "words"],
-            "words has 1 columns without tags, not 2 as tagged",
+            "words, line 1: 1 columns, not 2 as in the training data",
         ),
         (["tag", "--train", "words", "--out", "m"], "words: want a word, other columns"),
     ],
