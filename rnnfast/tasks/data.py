@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._common.errors import UserError
+from .._common.errors import DataWarning, UserError
 from .._common.text import read_text
 
 
@@ -22,10 +24,14 @@ def read_texts(path: str | Path) -> list[str]:
 def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     """Return texts and their labels.
 
+    A warning (DataWarning) says so if the first line of a file looks like a header, or if the two
+    columns look swapped.
+
     Args:
         paths: One file whose lines are label<TAB>text, or several files, one for each class, whose
             lines are texts. The class is then the name of the file without its ending. Blank lines
-            are left out.
+            are left out. In a single file that Python's csv module can have written, a text in
+            quotes may have tabs and line breaks.
 
     Returns:
         The texts and their labels, two lists of one length.
@@ -44,25 +50,104 @@ def read_labelled(paths: Sequence[str | Path]) -> tuple[list[str], list[str]]:
     """
     X, y = [], []
     if len(paths) == 1:
-        for number, line in enumerate(read_text(paths[0]).split("\n"), 1):
-            if not line.strip():
-                continue
-            label, tab, text = line.partition("\t")
-            if not tab or not label.strip():
+        text = read_text(paths[0])
+        for number, label, rest in _csv_rows(text) or _plain_rows(text):
+            if rest is None or not label.strip():
                 raise UserError(
                     f"{paths[0]}, line {number}: want label<TAB>text, or one file for each class"
                 )
-            X.append(text)
+            X.append(rest)
             y.append(label.strip())
+        _check_columns(paths[0], X, y)
         return X, y
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"files of classes must have names that differ, not {', '.join(names)}")
-    for path, name in zip(paths, names, strict=True):
-        texts = read_texts(path)
+    parts = [read_texts(path) for path in paths]
+    if len({texts[0] for texts in parts}) == 1:
+        _warn(f"all files begin with {parts[0][0]!r}: delete this line if it is a header")
+    for texts, name in zip(parts, names, strict=True):
         X += texts
         y += [name] * len(texts)
     return X, y
+
+
+Rows = list[tuple[int, str, str | None]]  # number of the line, label, and text if there is a tab
+
+
+def _plain_rows(text: str) -> Rows:
+    """Return the lines of a text that are not blank, cut at their first tab."""
+    rows: Rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            label, tab, rest = line.partition("\t")
+            rows.append((number, label, rest if tab else None))
+    return rows
+
+
+# A cell with its separator. In quotes, a quote is doubled.
+CSV_CELL = re.compile(r'(?:"(?P<quoted>[^"]*(?:""[^"]*)*)"|(?P<bare>(?!")[^\t\n]*))(\t|\n|\Z)')
+
+NUMBER = re.compile(r"-?\d+(\.\d*)?(e-?\d+)?")
+
+
+def _csv_rows(text: str) -> Rows | None:
+    """Return the rows of a text with quotes as Python's csv module writes them, or None.
+
+    The module puts into quotes only the cells that need it, because they have a tab, a line break
+    or a quote, or all cells, or all that are not numbers. A quote at the beginning of a cell in
+    any other text is a part of the cell. It could also begin a quotation that ends some lines
+    later. Therefore no line of a cell in quotes may begin with one of the labels and a tab.
+    """
+    if not re.search(r'(?:^|[\t\n])"', text):
+        return None
+    rows: Rows = []
+    cells: list[str] = []
+    at, number, start = 0, 1, 1
+    inside, needed, all_quoted = [], False, True
+    while at < len(text):
+        match = CSV_CELL.match(text, at)
+        if match is None:
+            return None
+        at = match.end()
+        number += match[0].count("\n")
+        cell = match["bare"]
+        if cell is None:
+            cell = match["quoted"].replace('""', '"')
+            needed = needed or any(c in cell for c in '\t\n"')
+            inside += re.findall(r"\n([^\t\n]*)\t", cell)
+        elif cell.strip():
+            all_quoted = all_quoted and NUMBER.fullmatch(cell) is not None
+        cells.append(cell)
+        if match[3] != "\t":
+            if any(cell.strip() for cell in cells):
+                rows.append((start, cells[0], "\t".join(cells[1:]) if cells[1:] else None))
+            cells, start = [], number
+    if not (needed or all_quoted) or not {label for _, label, _ in rows}.isdisjoint(inside):
+        return None
+    return rows
+
+
+def _check_columns(path: str | Path, X: list[str], y: list[str]) -> None:
+    """Warn of a header and of swapped columns."""
+    counts = Counter(y)
+    first, *others = counts.values()  # in the order of their first lines
+    if first == 1 and others and min(others) > 1 and len(X) > 4 and len(X[0].split()) <= 3:
+        _warn(
+            f"{path}: its first line, {y[0]!r} and {X[0]!r}, looks like a header: delete it if it "
+            "is one"
+        )
+    texts = len(set(X))
+    if 2 * len(counts) > len(y) and len(y) > 3 and (texts < len(counts) or len(y) > 9):
+        _warn(
+            f"{path} has {len(counts)} different labels and {texts} different texts in {len(y)} "
+            "lines: swap the columns if they are not label<TAB>text"
+        )
+
+
+def _warn(message: str) -> None:
+    """Warn the caller of `read_labelled`."""
+    warnings.warn(message, DataWarning, stacklevel=4)
 
 
 def read_columns(path: str | Path, columns: int | None = None) -> list[list[tuple[str, ...]]]:

@@ -110,6 +110,15 @@ def test_tag(rnnfast):
     assert status == 2 and "holds a SequenceTagger, not a SequenceClassifier" in err
 
 
+def test_a_header_is_warned_of(rnnfast):
+    text = "label\ttext\n" + Path("all.tsv").read_text()
+    Path("all.tsv").write_text(text + 'pos\t"a fine\nfilm"\n')
+    status, out, err = rnnfast("classify", "--train", "all.tsv", "--out", "m", *TINY, "--epochs", 1)
+    assert status == 0 and "62 sequences" in out
+    assert err.count("warning") == 1
+    assert "rnnfast: warning: all.tsv: its first line, 'label' and 'text', looks like" in err
+
+
 def test_columns_of_predict(rnnfast):
     """A file with the tags still in it, or with too few columns, is named together with a line."""
     tabs = "New York\tNNP\tB-X\nis\tVBZ\tO\n\n"
