@@ -90,7 +90,7 @@ def register(commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train word vectors on a text, and print neighbours and analogies of words."
     sub = add_command(commands, "embed", embed, about, device=False)
-    files = "word2vec's .txt or .bin, or .safetensors"
+    files = "word2vec's .txt or .bin, also with .gz, or .safetensors"
     add_option(sub, "train", str, "Train on this UTF-8 text, one sentence a line", "FILE")
     add_option(sub, "out", str, f"Write the vectors to this file ({files})", "FILE")
     about = "Use the vectors of this file, instead of --train"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 
-from .._common.errors import UserError
+from .._common.errors import DataWarning, UserError
 from .._common.files import write_atomic
 from .._common.storage import read_tensors
+from .._common.text import COMPRESSORS, compressed, read_bytes
 from ..lm.data.vocabulary import Vocabulary
+from .word2vec import read_binary, read_lines
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
 
@@ -174,7 +176,9 @@ class Vectors:
         Args:
             path: the name of the file, whose end says the format: `.txt` or `.vec` for word2vec's
                 text format; `.bin` for word2vec's binary format; `.safetensors` for a file with the
-                tensor `vectors`, (V, D), and with `tokens`, a JSON list, in its metadata.
+                tensor `vectors`, (V, D), and with `tokens`, a JSON list, in its metadata. A file of
+                word2vec's formats is compressed if its name also ends with `.gz`, `.bz2`, `.xz` or
+                `.zst`.
 
         Raises:
             UserError: the name has a different end, the format cannot hold a word, or the file
@@ -186,11 +190,11 @@ class Vectors:
             write_atomic(path, to_bytes({"vectors": torch.from_numpy(self.matrix)}, metadata))
             return
         for token in self.tokens:
-            if not token or token.split() != [token]:
+            if " " in token or "\n" in token:
                 raise UserError(
                     f"word2vec's formats cannot hold the word {token!r}: use .safetensors"
                 )
-        write_atomic(path, self._word2vec(suffix == ".bin"))
+        write_atomic(path, compressed(path, self._word2vec(suffix == ".bin")))
 
     def _word2vec(self, binary: bool):
         yield f"{len(self)} {self.matrix.shape[1]}\n".encode()
@@ -205,7 +209,10 @@ class Vectors:
     def load(cls, path: str | Path) -> Vectors:
         """Read a file that `save`, word2vec or gensim wrote.
 
-        A `.txt` file may also be one of Stanford's GloVe, which has no first line with the sizes.
+        A `.txt` file may also be one of Stanford's GloVe, which has no first line with the sizes. A
+        file of word2vec's formats may be compressed with gzip, bzip2, xz or zstd. As in gensim, the
+        first vector of a word counts. Its later vectors are dropped, and so are those of words that
+        are not UTF-8, which gensim refuses. A warning (DataWarning) counts them.
 
         Args:
             path: the file. Its name ends as `save` says.
@@ -224,15 +231,17 @@ class Vectors:
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{path} has no vectors with their tokens ({error})") from error
         try:
-            if suffix == ".bin":
-                return cls(*_read_binary(path.read_bytes()))
-            with open(path, "rb") as file:
-                return cls(*_read_text(file))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            words, matrix = (read_binary if suffix == ".bin" else read_lines)(read_bytes(path))
+            tokens, kept = _distinct(path, words)
+        except UserError:  # the file cannot be read
+            raise
         except (ValueError, IndexError) as error:
             kind = "binary" if suffix == ".bin" else "text"
             raise UserError(f"{path} is not word2vec's {kind} format: {error}") from error
+        try:
+            return cls(tokens, matrix if len(kept) == len(words) else matrix[kept])
+        except UserError as error:
+            raise UserError(f"{path} cannot be used: {error}") from error
 
     @classmethod
     def load_of_size(cls, path: str | Path, size: int, setting: str) -> Vectors:
@@ -255,10 +264,18 @@ def check_positive(**settings: float) -> None:
 
 
 def check_suffix(path: str | Path) -> str:
-    """Return the end of a file's name. Raise UserError if it stands for no format of vectors."""
-    suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path} must end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    """Return the end of a file's name that stands for the format of vectors, without that of gzip.
+
+    Raise UserError if it stands for none.
+    """
+    path = Path(path)
+    packed = path.suffix in COMPRESSORS
+    suffix = Path(path.stem).suffix if packed else path.suffix
+    if suffix not in SUFFIXES or (packed and suffix == ".safetensors"):
+        raise UserError(
+            f"{path} must end with {', '.join(SUFFIXES[:-1])}, after which there may be "
+            f"{', '.join(COMPRESSORS)}, or with {SUFFIXES[-1]}"
+        )
     return suffix
 
 
@@ -267,59 +284,27 @@ def _length(vectors: np.ndarray) -> np.ndarray:
     return np.maximum(np.linalg.norm(vectors, axis=-1), np.finfo(np.float32).tiny)
 
 
-def _header(line: bytes) -> tuple[int, int]:
-    """Return V and D from the first line of a word2vec file."""
-    words = line.split()
-    if len(words) != 2:
-        raise ValueError("the first line is not the number of words and their size")
-    V, D = map(int, words)
-    if V < 0 or D < 1:
-        raise ValueError(f"{V} words of size {D}")
-    return V, D
-
-
-@np.errstate(over="ignore")  # a number too large for float32 becomes infinity, which is refused
-def _read_text(lines: Iterable[bytes]) -> tuple[list[str], np.ndarray]:
-    """Read word2vec's text format, one line at a time.
-
-    The whole file as words and numbers would take ten times the memory of its vectors.
-    """
-    lines = iter(lines)
-    first = next(lines, b"")
-    if len(first.split()) > 2:  # the first line is a vector already, as in files of GloVe
-        V, D, lines = None, len(first.split()) - 1, itertools.chain([first], lines)
-    else:
-        V, D = _header(first)
-    tokens, vectors = [], []
-    for line in lines:
-        if not line.strip():
+def _distinct(path: Path, words: list[bytes]) -> tuple[list[str], list[int]]:
+    """Return the different words that are UTF-8, and their rows. Warn if others are dropped."""
+    index: dict[str, int] = {}
+    repeated, undecodable = [], []
+    for row, word in enumerate(words):
+        try:
+            token = word.decode()
+        except UnicodeDecodeError:
+            undecodable.append(word)
             continue
-        # A word of GloVe may contain spaces, such as ". . ." in glove.840B.300d.
-        word, *numbers = line.split() if V is not None else line.strip().rsplit(None, D)
-        if len(numbers) != D:
-            raise ValueError(f"{word!r} has {len(numbers)} numbers, not {D}")
-        tokens.append(word.decode())
-        vectors.append(np.array(numbers, dtype=np.float32))
-    if V not in (None, len(tokens)):
-        raise ValueError(f"{len(tokens)} words, not {V} as the first line says")
-    return tokens, np.array(vectors, dtype=np.float32).reshape(-1, D)
-
-
-def _read_binary(data: bytes) -> tuple[list[str], np.ndarray]:
-    """Read word2vec's binary format."""
-    end = data.index(b"\n")
-    V, D = _header(data[:end])
-    if len(data) < V * D * 4:
-        raise ValueError("the file is too short for what its first line says")
-    tokens, matrix, at = [], np.empty((V, D), np.float32), end + 1
-    for i in range(V):
-        space = data.index(b" ", at)
-        # Some writers put a newline after a vector, others do not.
-        tokens.append(data[at:space].lstrip(b"\n").decode())
-        at = space + 1 + 4 * D
-        if at > len(data):
-            raise ValueError("the last vector is cut short")
-        matrix[i] = np.frombuffer(data, "<f4", D, space + 1)
-    if data[at:].strip(b"\n"):
-        raise ValueError(f"there is more after the {V} words of size {D} of the first line")
-    return tokens, matrix
+        if index.setdefault(token, row) != row:
+            repeated.append(token)
+    if undecodable and not index:
+        raise ValueError("none of its words is UTF-8")
+    dropped = [
+        f"{len(some)} of words that {why} (the first is {some[0]!r})"
+        for some, why in ((repeated, "came before"), (undecodable, "are not UTF-8"))
+        if some
+    ]
+    if dropped:
+        count = len(repeated) + len(undecodable)
+        message = f"{path}: dropped {count} of {len(words)} vectors: {' and '.join(dropped)}"
+        warnings.warn(message, DataWarning, stacklevel=3)
+    return list(index), list(index.values())

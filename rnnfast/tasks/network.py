@@ -157,7 +157,9 @@ def start_from_vectors(network: SequenceNetwork, tokens: Tokens, vectors: Vector
     embeddings of words without a vector do not change.
     """
     weight = network.embedding.weight.detach()[tokens.word_rows]
-    return vectors.initialise(weight, tokens.tables[tokens.word])
+    # The first row is for unknown words, and not for the empty word, which a file may have.
+    _, *words = tokens.tables[tokens.word]
+    return vectors.initialise(weight, [None, *words])
 
 
 def add_words(

@@ -146,3 +146,15 @@ def test_embeddings_of_a_tagger_and_a_regressor_and_on_disk(vectors, tmp_path):
 def test_embeddings_that_do_not_fit(vectors, settings, X, message):
     with pytest.raises(UserError, match=message):
         SequenceClassifier(**{**QUICK, "embeddings": vectors, **settings}).fit(X, SIDES)
+
+
+def test_vector_of_the_empty_word(tmp_path):
+    """A vector of the empty word, which files may have, is not that of unknown words."""
+    words = ["", *GOOD, *BAD]
+    matrix = np.random.default_rng(0).normal(size=(7, 8))
+    models = []
+    for name, first in (("with.txt", 0), ("without.txt", 1)):
+        Vectors(words[first:], matrix[first:]).save(tmp_path / name)
+        model = SequenceClassifier(**{**FROZEN, "embeddings": tmp_path / name})
+        models.append(model.fit(FILMS, SIDES).predict_proba(["unknown", "good"]))
+    assert np.array_equal(*models)
