@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 
 import numpy as np
@@ -48,6 +48,7 @@ def classify(args: argparse.Namespace, output: Output) -> int:
         "seconds": time.monotonic() - began,
         "params": estimator.get_params(),
     }
+    report |= _coverage(estimator, output)
     output.text.print("mean accuracy {mean_accuracy:.4f} in {seconds:.1f} s".format(**report))
     output.json(report)
     return 0
@@ -89,6 +90,7 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
             raise
         seconds = time.monotonic() - began
         report |= {"sequences": len(X), "seconds": seconds, "history": estimator.history_}
+        report |= _coverage(estimator, output)
         output.text.print(f"{len(X):,} sequences, {seconds:.1f} s of training")
         if folder is not None:
             estimator.save(folder)
@@ -106,6 +108,14 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         report |= predict(estimator, unlabelled, output)
     output.json(report)
     return 0
+
+
+def _coverage(estimator: SequenceEstimator, output: Output) -> dict:
+    """Print and return how many words of the last training data have a vector in --embeddings."""
+    if estimator.coverage_ is None:
+        return {}
+    output.text.print(f"embeddings: {estimator.coverage_}")
+    return {"coverage": asdict(estimator.coverage_)}
 
 
 def _check_options(args: argparse.Namespace, cls: type[SequenceEstimator]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,7 @@ from .. import lm
 from .._common import progress
 from .._common.runtime import rank
 from ..embeddings import Vectors
+from ..embeddings.vectors import Coverage
 from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
@@ -42,7 +43,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
         if rank() == 0:
             return _train(args, output)
         try:
-            _trainer(args).run()
+            _trainer(args)[0].run()
         except lm.Interrupted as interrupted:
             return 128 + interrupted.signum
         return 0
@@ -50,7 +51,7 @@ def train(args: argparse.Namespace, output: Output) -> int:
 
 def _train(args: argparse.Namespace, output: Output) -> int:
     """Train in the process that prints, and that writes the files."""
-    trainer = _trainer(args)
+    trainer, coverage = _trainer(args)
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
     about = (
@@ -60,6 +61,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
+    if coverage is not None:
+        output.text.print(f"embeddings: {coverage}")
     try:
         with TrainingProgress(output.progress, config) as shown:
             trainer.run(shown.step, shown.validation)
@@ -72,6 +75,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
         )
         return 128 + interrupted.signum
     report = report_of(trainer)
+    if coverage is not None:
+        report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
@@ -89,8 +94,11 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _trainer(args: argparse.Namespace) -> lm.Trainer:
-    """Return the trainer of a new run, or of one to resume."""
+def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
+    """Return the trainer of a new run, or of one to resume.
+
+    The second value says how many words of the vocabulary have a vector in --embeddings.
+    """
     changes = {name: getattr(args, name) for name in SETTINGS}
     paths = (args.data, args.train, args.valid, args.test, args.vocab)
     given = any(paths[:4])
@@ -105,7 +113,7 @@ def _trainer(args: argparse.Namespace) -> lm.Trainer:
                     f"--resume continues with the {what} of the run: leave out --{option}"
                 )
         corpus = lm.corpus.read(*paths) if given else None
-        return lm.resume(args.resume, changes, corpus)
+        return lm.resume(args.resume, changes, corpus), None
     changes = {name: value for name, value in changes.items() if value is not None}
     if not changes.keys() & {"epochs", "max_seconds"}:
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
@@ -118,14 +126,18 @@ def _trainer(args: argparse.Namespace) -> lm.Trainer:
     if rank() == 0:
         folder = RunFolder(args.out, args.overwrite) if args.out else RunFolder.fresh()
     trainer = lm.prepare(config, corpus, folder)
-    if args.embeddings:
-        try:
-            vectors.initialise(trainer.model.encoder.weight, trainer.vocab.tokens)
-        except lm.UserError:
-            if folder is not None:
-                folder.discard()
-            raise
-    return trainer
+    if not args.embeddings:
+        return trainer, None
+    vocab = trainer.vocab
+    try:
+        vectors.initialise(trainer.model.encoder.weight, vocab.tokens)
+    except lm.UserError:
+        if folder is not None:
+            folder.discard()
+        raise
+    special = {vocab.boundary, vocab.unk}
+    words = (token for i, token in enumerate(vocab.tokens) if i not in special)
+    return trainer, vectors.coverage(words)
 
 
 class TrainingProgress:

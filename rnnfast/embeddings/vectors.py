@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,32 @@ from ..lm.data.vocabulary import Vocabulary
 from .word2vec import read_binary, read_lines
 
 SUFFIXES = (".txt", ".vec", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many words of a text have a vector. `str` gives it as a sentence.
+
+    Args:
+        words: the number of different words.
+        known: the words that have a vector.
+        lower_case: the words that have none, while their lower-case forms have one.
+        capitals: the words that have none, while the same words with capitals have one.
+    """
+
+    words: int
+    known: int
+    lower_case: int
+    capitals: int
+
+    @property
+    def hint(self) -> str:
+        """Which words would have a vector if they were written differently, or ""."""
+        ways = ((self.lower_case, "in lower case"), (self.capitals, "with capitals"))
+        return "".join(f"; {n:,} of the others would have one {how}" for n, how in ways if n)
+
+    def __str__(self) -> str:
+        return f"{self.known:,} of {self.words:,} words have a vector{self.hint}"
 
 
 class Vectors:
@@ -135,7 +162,22 @@ class Vectors:
         best = np.argsort(-cosines, kind="stable")[: min(n, len(self) - len(set(without)))]
         return [(self.tokens[i], float(cosines[i])) for i in best]
 
-    def initialise(self, weight: torch.Tensor, tokens: Sequence[str]) -> float:
+    def coverage(self, words: Iterable[str]) -> Coverage:
+        """Return how many of these words have a vector, and how many would in another case.
+
+        Example:
+            >>> from rnnfast.embeddings import Vectors
+            >>> vectors = Vectors(["the", "cat", "sat"], [[1.0], [2.0], [3.0]])
+            >>> print(vectors.coverage(["The", "cat"]))
+            1 of 2 words have a vector; 1 of the others would have one in lower case
+        """
+        words = set(words)
+        missing = words - self.index.keys()
+        lower_case = {word for word in missing if word.lower() in self.index}
+        capitals = missing.intersection(map(str.lower, self.tokens)) - lower_case
+        return Coverage(len(words), len(words) - len(missing), len(lower_case), len(capitals))
+
+    def initialise(self, weight: torch.Tensor, tokens: Sequence[str | None]) -> float:
         """Copy the vectors into the rows of an embedding, in place.
 
         The vectors are scaled so that their root mean square is that of the embedding's elements,
@@ -144,7 +186,7 @@ class Vectors:
 
         Args:
             weight: the embedding, (len(tokens), D).
-            tokens: the word of each row.
+            tokens: the word of each row, or None for a row that is of no word.
 
         Returns:
             The scale.
@@ -160,7 +202,10 @@ class Vectors:
             )
         rows = [(i, self.index[t]) for i, t in enumerate(tokens) if t in self.index]
         if not rows:
-            raise UserError(f"none of the {len(tokens)} tokens is among those that have vectors")
+            hint = self.coverage(token for token in tokens if token is not None).hint
+            raise UserError(
+                f"none of the {len(tokens)} tokens is among those that have vectors{hint}"
+            )
         targets, sources = zip(*rows, strict=True)
         new = torch.from_numpy(self.matrix[list(sources)]).to(weight)
         if not new.any():

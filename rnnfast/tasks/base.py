@@ -42,12 +42,15 @@ class SequenceEstimator(Settings, ABC):
     Attributes:
         history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
             `valid_score` (None without validation data) and `seconds` since `fit` began.
+        coverage_: How many words of the training data have a vector, an
+            `rnnfast.embeddings.vectors.Coverage`. None without `embeddings` and after `load`.
     """
 
     _subclasses: ClassVar[dict[str, type[SequenceEstimator]]] = {}  # by name, for `load`
     # A dataclass makes a setting of each name with a type, so these have none.
     _estimator_type = None  # what scikit-learn calls this kind of estimator
     _networks = None
+    coverage_ = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -163,6 +166,10 @@ class SequenceEstimator(Settings, ABC):
         else:
             known = () if vectors is None else vectors.index
             self._inputs = Tokens.fit(X, self.features, self.min_count, known)
+        self.coverage_ = None
+        if vectors is not None:
+            _, *words = self._inputs.tables[self._inputs.word]
+            self.coverage_ = vectors.coverage(words)
         self._fit_targets(y)
         if valid is not None:
             valid = self._encode_valid(valid)

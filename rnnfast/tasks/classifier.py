@@ -33,6 +33,8 @@ class SequenceClassifier(LabelEstimator):
         classes_: The classes in order, an array of strings, integers or booleans, (K,).
         history_: One dict for each epoch, with the keys `network`, `epoch`, `train_loss`,
             `valid_score` (None without validation data) and `seconds` since `fit` began.
+        coverage_: How many words of the training data have a vector, an
+            `rnnfast.embeddings.vectors.Coverage`. None without `embeddings` and after `load`.
         metric: The name of what `score` returns, "accuracy".
 
     Example:

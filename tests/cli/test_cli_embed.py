@@ -104,3 +104,36 @@ def test_embeddings_begin_a_language_model(rnnfast):
     assert status == 2 and "vectors of size 16, not emsize 8" in err and not Path("n").exists()
     status, _, err = rnnfast("train", "--resume", "m", "--embeddings", "v.safetensors")
     assert status == 2 and "leave out --embeddings" in err
+
+
+def test_coverage_of_embeddings(rnnfast):
+    """The log and the JSON say how many words have a vector, and how many would in lower case."""
+    Path("cased").write_text(TEXT.replace("cat", "Cat").replace("dog", "DOG"))
+    Path("labels.tsv").write_text("x\tCat DOG cow red\ny\tsix two one fish\n" * 3)
+    vectors = Vectors(["cat", "dog", "cow", "Six", "<unk>"], np.random.rand(5, 4))
+    vectors.save("v.txt.gz")
+    argv = ["train", "--train", "cased", "--valid", "cased", "--level", "word", "--epochs", 1]
+    argv += ["--nhid", 4, "--emsize", 4, "--batch-size", 4, "--bptt", 10, "--threads", 1]
+    status, out, _ = rnnfast(*argv, "--out", "m", "--embeddings", "v.txt.gz", "--json", "r.json")
+    line = (
+        "embeddings: 1 of 9 words have a vector; 2 of the others would have one in lower case; "
+        "1 of the others would have one with capitals\n"
+    )
+    assert status == 0 and line in out
+    coverage = {"words": 9, "known": 1, "lower_case": 2, "capitals": 1}
+    assert json.loads(Path("r.json").read_text())["coverage"] == coverage
+    assert rnnfast(*argv, "--out", "o", "--json", "r.json")[0] == 0
+    assert "coverage" not in json.loads(Path("r.json").read_text())
+    argv = ["classify", "--train", "labels.tsv", "--embedding-size", 4, "--hidden-size", 4]
+    argv += ["--epochs", 1, "--threads", 1, "--embeddings", "v.txt.gz", "--json", "r.json"]
+    for feature, known, lower_case in (("form", 1, 2), ("word", 3, 0)):
+        for more in (["--out", feature], ["--folds", 2]):
+            status, out, _ = rnnfast(*argv, "--features", feature, *more)
+            coverage = {"words": 8, "known": known, "lower_case": lower_case, "capitals": 1}
+            assert status == 0 and f"embeddings: {known} of 8 words have a vector; " in out
+            assert json.loads(Path("r.json").read_text())["coverage"] == coverage
+    Vectors(["fish"], np.ones((1, 4))).save("v.txt.gz")
+    Path("labels.tsv").write_text("x\tFish\ny\tFISH\n" * 3)
+    status, _, err = rnnfast(*argv, "--features", "form", "--out", "n")
+    assert status == 2 and "none of the 3 tokens" in err
+    assert "; 2 of the others would have one in lower case" in err
