@@ -141,8 +141,8 @@ class SequenceEstimator(Settings, ABC):
 
         Args:
             X: N sequences, all of one kind: texts, which are split at whitespace, lists of words,
-                lists of tuples of strings (a word and further columns), or arrays of numbers of
-                shape (T, I) or (T,).
+                lists of tuples of strings (a word and further columns), or arrays or lists of
+                numbers of shape (T, I) or (T,).
             y: N targets. The class of the estimator says of which kind.
             valid: Sequences and targets for validation, as a pair.
             progress: A function that is called with each new entry of `history_`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
@@ -90,9 +92,26 @@ def as_list(sequences: Iterable, name: str = "X") -> list:
 
 
 def is_numeric(sequences: list) -> bool:
-    """Return whether these sequences, of which there is at least one, are arrays of numbers."""
-    first = sequences[0]
-    return isinstance(first, (np.ndarray, torch.Tensor)) and not isinstance(first, np.str_)
+    """Return whether these sequences, of which there is at least one, are numbers.
+
+    The first sequence that is not an empty list decides.
+    """
+    first = next((one for one in sequences if not (isinstance(one, (list, tuple)) and not one)), [])
+    return _holds_numbers(first) or (
+        isinstance(first, (list, tuple)) and len(first) > 0 and all(map(_holds_numbers, first))
+    )
+
+
+def _holds_numbers(values) -> bool:
+    """Return whether the values are an array, or a list or another sequence of numbers alone."""
+    if isinstance(values, (np.ndarray, torch.Tensor)):
+        return True
+    if hasattr(values, "__array__"):  # for example a Series of pandas, or a single number of NumPy
+        values = np.asarray(values)
+        return values.ndim > 0 and values.dtype.kind in "biuf"
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, array)):
+        return False
+    return len(values) > 0 and all(isinstance(value, numbers.Real) for value in values)
 
 
 def steps(sequence) -> int:
@@ -292,12 +311,12 @@ def _columns(sequence, where: str) -> list[list[str]]:
         return [list(column) for column in zip(*tokens, strict=True)]
     raise UserError(
         f"{where} must be a text, a list of words, a list of tuples of strings that are of one "
-        f"length, or an array of numbers of shape (T, I)"
+        f"length, or numbers of shape (T, I) or (T,)"
     )
 
 
 class Numbers:
-    """Encodes sequences of vectors: arrays of numbers (T, I) or, if I is 1, (T,).
+    """Encodes sequences of vectors: arrays or lists of numbers, (T, I) or, if I is 1, (T,).
 
     Args:
         size: The size of the vectors, I.
@@ -313,8 +332,12 @@ class Numbers:
 
     @classmethod
     def fit(cls, sequences: Sequence) -> Numbers:
-        """Return the encoder for vectors of the size that those of the first sequence have."""
-        return cls(_vectors(sequences[0], "X[0]").shape[1])
+        """Return the encoder for vectors of the size that the first sequence with steps has."""
+        for i, sequence in enumerate(sequences):
+            vectors = _vectors(sequence, f"X[{i}]")
+            if len(vectors):
+                break
+        return cls(vectors.shape[1])
 
     def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """Return each sequence as a tensor, float32 (T, I).
@@ -341,12 +364,14 @@ class Numbers:
 def _vectors(sequence, where: str) -> torch.Tensor:
     """Return a sequence of vectors as a tensor, float32 (T, I). Raise UserError if it is none."""
     try:
+        if not isinstance(sequence, torch.Tensor):
+            sequence = np.asarray(sequence, order="C")  # torch takes no negative strides
         vectors = torch.as_tensor(sequence).float()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where} must be an array of numbers of shape (T, I)") from error
+        raise UserError(f"{where} must be numbers of shape (T, I) or (T,)") from error
     if vectors.dim() == 1:
         vectors = vectors[:, None]
     if vectors.dim() != 2:
         shape = tuple(vectors.shape)
-        raise UserError(f"{where} must be an array of numbers of shape (T, I), not {shape}")
+        raise UserError(f"{where} must be numbers of shape (T, I) or (T,), not {shape}")
     return vectors

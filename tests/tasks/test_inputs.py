@@ -1,11 +1,14 @@
 """Features of tokens, sequences of numbers, and sequences from other containers."""
 
+from array import array
+
 import numpy as np
 import pytest
+import torch
 
 from rnnfast.lm import UserError
-from rnnfast.tasks import SequenceClassifier
-from rnnfast.tasks.inputs import Numbers, Tokens, extractor, shape
+from rnnfast.tasks import SequenceClassifier, SequenceRegressor
+from rnnfast.tasks.inputs import Numbers, Tokens, extractor, is_numeric, shape
 
 from .helpers import FILMS, FROZEN, SIDES
 
@@ -49,6 +52,65 @@ def test_numbers():
     for wrong in (np.ones((2, 2)), np.ones((0, 1)), np.array([np.nan]), np.ones((1, 1, 1))):
         with pytest.raises(UserError, match=r"X\[1\] must be"):
             Numbers(1).encode([np.ones(3), wrong])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.tolist(),
+        lambda x: tuple(x.tolist()),
+        lambda x: list(x),
+        lambda x: [[value] for value in x.tolist()],
+        lambda x: [(value,) for value in x],
+        lambda x: [np.array([value]) for value in x],
+        lambda x: array("d", x),
+        lambda x: [float(value) if value % 1 else int(value) for value in x],
+        lambda x: x[::-1][::-1],
+        lambda x: np.flip(x[::-1]),
+        lambda x: torch.from_numpy(x),
+    ],
+)
+def test_lists_of_numbers_are_sequences_of_numbers(make):
+    """A list of T numbers is T steps of one feature, like an array (T,) and an array (T, 1)."""
+    rng = np.random.default_rng(0)
+    arrays = [np.round(rng.normal(size=T), 1) for T in (3, 1, 7, 2, 4)]
+    y = [0.0, 1.0, 2.0, 3.0, 4.0]
+    model = SequenceRegressor(**FROZEN).fit([x[:, None] for x in arrays], y)
+    lists = [make(x) for x in arrays]
+    assert is_numeric(lists) and is_numeric([[], *lists])
+    fitted = SequenceRegressor(**FROZEN).fit(lists, y)
+    assert np.array_equal(fitted.predict(lists), model.predict(arrays))
+    assert np.array_equal(model.predict(lists[:1]), model.predict(arrays[:1]))
+    steps = SequenceRegressor(**{**FROZEN, "every_step": True}).fit(lists, arrays)
+    assert [len(one) for one in steps.predict(lists)] == [3, 1, 7, 2, 4]
+
+
+def test_lists_of_vectors():
+    """A list of T lists of I numbers is an array (T, I)."""
+    pairs = [[[1, 2], [3, 4.5]], [[5, 6]], [(7, 8), (9, 10), (11, 12)]]
+    encoded = Numbers.fit([[], *pairs]).encode(pairs)
+    assert [x.tolist() for x in encoded] == [[list(map(float, v)) for v in x] for x in pairs]
+    for wrong, message in (
+        ([[1, 2], [3]], r"X\[3\] must be numbers of shape \(T, I\) or \(T,\)"),
+        ([1, 2], r"X\[3\] must be finite numbers of shape \(T, 2\)"),
+        ([[1, "a"]], r"X\[3\] must be numbers"),
+        ([], r"X\[3\] must be finite numbers of shape \(T, 2\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SequenceRegressor(**FROZEN).fit([*pairs, wrong], [1.0, 2.0, 3.0, 4.0])
+    for tokens in (
+        [["a", 1.0]],
+        [["a"]],
+        [[("a", "b")]],
+        ["1 2"],
+        [[]],
+        [[], ["1"]],
+        [[[]]],
+        [1.0],
+    ):
+        assert not is_numeric(tokens)
+    with pytest.raises(UserError, match=r"X\[0\] must be a text, .* or numbers of shape"):
+        SequenceClassifier(**FROZEN).fit([[0.5, "a"], ["b"]], [0, 1])
 
 
 def test_sequences_need_not_be_numbered_from_0():
