@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from .._common.errors import UserError, check_seed
+from .._common.text import words
 from .data.vocabulary import Vocabulary
 
 MAX_LOSS = 709.0  # nats: the exponential of a larger number is not a finite double
@@ -61,15 +62,15 @@ class Evaluation:
         """Return the cross-entropy in units that models of different levels share.
 
         `text` is the text that was evaluated. The keys are "perplexity_per_word",
-        "bits_per_character" and "bits_per_byte". Words are separated by white space, and the end of
-        a line counts as a word, so that for a word-level model the perplexity per word is the
+        "bits_per_character" and "bits_per_byte". Words end at the blanks of ASCII. The end of a
+        line counts as a word, so that for a word-level model the perplexity per word is the
         perplexity per token. A model with `<unk>` cannot be compared in this way with a model that
         has none, because `<unk>` is easier to predict than the words it replaces.
         """
         total = self.tokens * self.loss
         lines = text.count("\n") + (not text.endswith("\n"))
         return {
-            "perplexity_per_word": perplexity(total / (len(text.split()) + lines)),
+            "perplexity_per_word": perplexity(total / (len(words(text)) + lines)),
             "bits_per_character": bits(total / len(text)),
             "bits_per_byte": bits(total / len(text.encode("utf-8", "surrogatepass"))),
         }
@@ -301,7 +302,8 @@ def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     given = [vocab.boundary, *ids.tolist()]
     for start in range(0, len(given), block):
         sampler.feed(given[start : start + block])
-    previous = vocab.boundary if prompt[-1:].isspace() else given[-1]
+    # A prompt that ends with a blank needs no space before the next word.
+    previous = given[-1] if words(prompt[-1:]) else vocab.boundary
     yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
 
 

@@ -5,7 +5,7 @@ A line has log10 p, an n-gram and the log10 of its back-off weight.
 The boundary of a vocabulary stands for both marks of a sentence: it is written `<s>` at the start
 of an n-gram and `</s>` at the end. A model with `stream` also has the boundary inside n-grams. In
 such a file it has the name that it has in the vocabulary, and the two marks are listed but never
-used. A word of the file cannot contain white space, so at the levels other than word a space is
+used. A word of the file cannot contain blanks of ASCII, so at the levels other than word a space is
 written `<U+0020>`. Comments at the top of the file hold what the format has no place for, such as
 the level and the merges of BPE. A file without these comments has words and sentences.
 """
@@ -24,6 +24,7 @@ import numpy as np
 
 from ..._common.errors import MissingPackage, UserError
 from ..._common.files import write_atomic
+from ..._common.text import BLANKS
 from ..data.vocabulary import BOUNDARY, BPE, CHAR, LEVELS, UNK, WORD, Vocabulary
 from .model import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
@@ -113,8 +114,8 @@ def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
 
 
 def _written(token: str) -> str:
-    """Return a token without white space, as the file has it."""
-    return re.sub(r"[\s\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
+    """Return a token without blanks, as the file has it. Older files have all white space so."""
+    return re.sub(f"[{BLANKS}\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
 
 
 def _token(word: str) -> str:
