@@ -167,6 +167,20 @@ def parts(text: str | Text) -> Iterator[str]:
         yield kept
 
 
+def byte_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, as `read_bytes` reads it."""
+    kept: list[bytes] = []
+    for block in read_bytes(path):
+        kept.append(block)
+        if b"\n" in block or b"\r" in block:
+            # The last line may go on in the next block. If it ends with "\r", so may its end.
+            *lines, last = b"".join(kept).splitlines(keepends=True)
+            yield from lines
+            kept = [last]
+    if kept:
+        yield b"".join(kept)
+
+
 def standard_input() -> TextIO:
     """Return sys.stdin. Raise UserError if standard input is closed, as `<&-` does."""
     if sys.stdin is None:
@@ -225,20 +239,25 @@ def _directory(root: Path) -> Iterator[str]:
 
 
 def _file(path: Path) -> Iterator[str]:
-    try:
-        with open(path, "rb") as file:
-            yield from _text(str(path), file)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return _decoded(str(path), read_bytes(path))
 
 
 def _spooled(name: str, file: BinaryIO) -> Iterator[str]:
     file.seek(0)
-    return _text(name, file)
-
-
-def _text(name: str, file: BinaryIO) -> Iterator[str]:
     return _decoded(name, _decompressed(name, file))
+
+
+def read_bytes(path: str | Path) -> Iterator[bytes]:
+    """Read a file in blocks, and decompress it if its first bytes say that it is compressed.
+
+    Raises:
+        UserError: The file cannot be read or is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from _decompressed(str(path), file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _decoded(name: str, blocks: Iterable[bytes]) -> Iterator[str]:
@@ -271,15 +290,27 @@ def _zstd():
     try:
         from compression.zstd import ZstdDecompressor  # Python 3.14
     except ImportError:
-        try:
-            import zstandard
-        except ImportError:
-            raise MissingPackage(
-                "zstd needs Python 3.14 or the package zstandard: pip install zstandard, or "
-                "decompress the text yourself"
-            ) from None
-        return zstandard.ZstdDecompressor().decompressobj()
+        return _zstandard().ZstdDecompressor().decompressobj()
     return ZstdDecompressor()
+
+
+def _zstd_compressor():
+    try:
+        from compression.zstd import ZstdCompressor  # Python 3.14
+    except ImportError:
+        return _zstandard().ZstdCompressor().compressobj()
+    return ZstdCompressor()
+
+
+def _zstandard():
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingPackage(
+            "zstd needs Python 3.14 or the package zstandard: pip install zstandard, or use "
+            "another format"
+        ) from None
+    return zstandard
 
 
 # The formats by their first bytes. No UTF-8 text begins with them.
@@ -318,3 +349,28 @@ def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
             block, member = member.unused_data, None
     if member is not None:
         raise UserError(f"{name} is cut off: its {kind} data has no end")
+
+
+# What compresses a file whose name ends so.
+COMPRESSORS = {
+    ".gz": lambda: zlib.compressobj(wbits=31),
+    ".bz2": bz2.BZ2Compressor,
+    ".xz": lzma.LZMACompressor,
+    ".zst": _zstd_compressor,
+}
+
+
+def compressed(path: str | Path, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Compress the pieces of a file if its name ends with .gz, .bz2, .xz or .zst.
+
+    Raises:
+        MissingPackage: The name ends with .zst, and the package zstandard is not installed.
+    """
+    make = COMPRESSORS.get(Path(path).suffix)
+    if make is None:
+        yield from pieces
+        return
+    compressor = make()
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush()

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from .. import lm
 from .._common.files import check_writable
-from .._common.text import parts
+from .._common.text import compressed, parts
 from ..lm.data.vocabulary import LEVELS
 from ..lm.language_model import perplexity
 from .options import (
@@ -29,6 +29,7 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
     """Count an n-gram model, evaluate it, and save it."""
     if args.arpa:
         check_writable(args.arpa, "--arpa")
+        list(compressed(args.arpa, []))  # a missing package is an error now, not after the counting
     train = lm.open_text(args.train)
     test = lm.read_text(args.test) if args.test else None
     words = parts(lm.open_text(args.vocab) if args.vocab else train)
@@ -98,4 +99,5 @@ def register(commands) -> None:
     add_vocab_option(sub)
     about = "Continue contexts across the ends of lines, as an RNN does"
     add_flag(sub, "stream", about)
-    add_option(sub, "arpa", str, "Save the model in this ARPA file", "PATH")
+    about = "Save the model in this ARPA file, compressed if it ends with .gz, .bz2, .xz or .zst"
+    add_option(sub, "arpa", str, about, "PATH")
