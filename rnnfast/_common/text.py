@@ -167,6 +167,16 @@ def parts(text: str | Text) -> Iterator[str]:
         yield kept
 
 
+def lines(text: str | Text) -> Iterator[str]:
+    """Yield the lines of a text without their ends."""
+    kept = ""
+    for part in parts(text):
+        *whole, kept = (kept + part).split("\n")
+        yield from whole
+    if kept:
+        yield kept
+
+
 def byte_lines(path: str | Path) -> Iterator[bytes]:
     """Yield the lines of a file with their ends, as `read_bytes` reads it."""
     kept: list[bytes] = []
@@ -174,8 +184,8 @@ def byte_lines(path: str | Path) -> Iterator[bytes]:
         kept.append(block)
         if b"\n" in block or b"\r" in block:
             # The last line may go on in the next block. If it ends with "\r", so may its end.
-            *lines, last = b"".join(kept).splitlines(keepends=True)
-            yield from lines
+            *whole, last = b"".join(kept).splitlines(keepends=True)
+            yield from whole
             kept = [last]
     if kept:
         yield b"".join(kept)
