@@ -16,7 +16,6 @@ from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
 from .._common.text import lines, standard_input
-from ..lm.language_model import bits, perplexity
 from .options import MODEL, TEXTS, add_command, add_flag, add_option
 from .output import Output, printable
 
@@ -52,6 +51,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
         f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
+    if whole.zeroprobs:
+        output.text.print(zeroprobs_line(whole))
     report = {**whole.to_json(), **whole.by_unit(text)}
     output.text.print(BY_UNIT_LINE.format(**report))
     if len(names) > 1:
@@ -64,6 +65,13 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         output.text.print(_components(report["components"]))
     output.json(report)
     return 0
+
+
+def zeroprobs_line(result: lm.Evaluation) -> str:
+    """Return the line about the tokens of probability zero, of which there is at least one."""
+    line = f"{result.zeroprobs:,} of {result.tokens:,} tokens have probability zero"
+    without = result.perplexity_without_zeroprobs
+    return line if without is None else f"{line}; perplexity {without:.6g} without them"
 
 
 def _components(components: list[dict]) -> Table:
@@ -119,11 +127,14 @@ def score(args: argparse.Namespace, output: Output) -> int:
         for token, logprob in result.tokens:
             table.add_row(escape(printable(token)), f"{logprob:.4f}")
         output.text.print(table)
-        mean = -result.logprob / len(result.tokens)
+        whole = lm.Evaluation.of(np.array([p for _, p in result.tokens]), model.log_zero)
         output.text.print(
-            f"per token {-mean:.4f} nats, {bits(mean):.4f} bits, "
-            f"perplexity {perplexity(mean):.3f}\n"
+            f"per token {-whole.loss:.4f} nats, {whole.bits_per_token:.4f} bits, "
+            f"perplexity {whole.perplexity:.3f}"
         )
+        if whole.zeroprobs:
+            output.text.print(zeroprobs_line(whole))
+        output.text.print()
     if len(results) > 1:
         table = Table("log p", "the most probable first")
         for result in results:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from .._common.errors import UserError, check_seed
+from .._common.files import finite
 from .._common.text import words
 from .data.vocabulary import Vocabulary
 
@@ -18,8 +19,8 @@ MAX_LOSS = 709.0  # nats: the exponential of a larger number is not a finite dou
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss) for a loss in nats per token. A loss above 709 counts as 709."""
-    return math.exp(min(loss, MAX_LOSS))
+    """Return exp(loss) for a loss in nats per token. A finite loss above 709 counts as 709."""
+    return math.inf if loss == math.inf else math.exp(min(loss, MAX_LOSS))
 
 
 def bits(loss: float) -> float:
@@ -33,16 +34,43 @@ class Evaluation:
 
     Attributes:
         tokens: The number of tokens that were predicted.
-        loss: The mean of -log p over these tokens, in nats per token.
+        loss: The mean of -log p over these tokens, in nats per token. It is infinite if a token has
+            probability zero.
+        zeroprobs: The number of tokens of probability zero, which SRILM calls so.
+        loss_without_zeroprobs: The mean over the other tokens; None if there are no other tokens.
+            Read it only if there are zeroprobs.
     """
 
     tokens: int
     loss: float
+    zeroprobs: int = 0
+    loss_without_zeroprobs: float | None = None
+
+    @classmethod
+    def of(cls, logprobs: np.ndarray, log_zero: float = -math.inf) -> Evaluation:
+        """Return the evaluation of tokens with these log p, float64 (n,), in nats.
+
+        A log p of at most `log_zero` stands for probability zero; see `LanguageModel.log_zero`.
+        """
+        zero = logprobs <= log_zero
+        if not zero.any():
+            return cls(len(logprobs), float(-logprobs.mean()))
+        others = None if zero.all() else float(-logprobs[~zero].mean())
+        return cls(len(logprobs), math.inf, int(zero.sum()), others)
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), the perplexity per token."""
+        """exp(loss), the perplexity per token. It is infinite if a token has probability zero."""
         return perplexity(self.loss)
+
+    @property
+    def perplexity_without_zeroprobs(self) -> float | None:
+        """The perplexity of the tokens that do not have probability zero, as SRILM prints it.
+
+        It is None if there are no such tokens.
+        """
+        loss = self.loss_without_zeroprobs if self.zeroprobs else self.loss
+        return None if loss is None else perplexity(loss)
 
     @property
     def bits_per_token(self) -> float:
@@ -50,13 +78,17 @@ class Evaluation:
         return bits(self.loss)
 
     def to_json(self) -> dict:
-        """Return the numbers as a dict that `json` can write."""
-        return {
-            "tokens": self.tokens,
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_token": self.bits_per_token,
-        }
+        """Return the numbers as a dict that `json` can write. None stands for infinity."""
+        return finite(
+            {
+                "tokens": self.tokens,
+                "loss": self.loss,
+                "perplexity": self.perplexity,
+                "bits_per_token": self.bits_per_token,
+                "zeroprobs": self.zeroprobs,
+                "perplexity_without_zeroprobs": self.perplexity_without_zeroprobs,
+            }
+        )
 
     def by_unit(self, text: str) -> dict[str, float]:
         """Return the cross-entropy in units that models of different levels share.
@@ -116,9 +148,11 @@ class LanguageModel:
 
     Attributes:
         vocab: The `Vocabulary` of the tokens, of size V.
+        log_zero: A log p of at most this number, in nats, stands for probability zero.
     """
 
     vocab: Vocabulary
+    log_zero: float = -math.inf
 
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
@@ -187,7 +221,7 @@ def evaluate(
     """
     if len(ids) == 0:
         raise UserError("there is no token to evaluate: give some text")
-    return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
+    return Evaluation.of(model.logprobs(ids, on_chunk), model.log_zero)
 
 
 def score(model: LanguageModel, sentence: str) -> Score:

@@ -133,7 +133,8 @@ def _token(word: str) -> str:
 def read(path: str | Path) -> NgramLM:
     """Read the model in an ARPA file, which may be compressed with gzip, bzip2, xz or zstd.
 
-    If a file of words has no `<unk>`, log10 p of `<unk>` is -100. An n-gram that has `<s>` or
+    If a file of words has no `<unk>`, log10 p of `<unk>` is -100, as in KenLM. Evaluations take
+    this, and a log10 p of -99 in the file, for probability zero. An n-gram that has `<s>` or
     `</s>` at a place where no sentence has it is dropped.
 
     Raises:
