@@ -18,13 +18,15 @@ from rich.progress import (
 Item = TypeVar("Item")
 
 
-def bar(console: Console, about: str) -> Progress:
+def bar(console: Console, about: str, hidden: bool = False) -> Progress:
     """Return a bar with times and the text `about`, a rich template such as "{task.completed}".
 
-    The bar shows nothing where the console is not a terminal.
+    The bar shows nothing if it is `hidden`, or where the console is not a terminal. What is written
+    to standard output while it shows still goes there, because it may be JSON for other programs.
     """
     columns = (BarColumn(), TextColumn(about), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    disable = hidden or not console.is_terminal
+    return Progress(*columns, console=console, redirect_stdout=False, disable=disable)
 
 
 def measuring(items: Sequence[Item], console: Console) -> Iterable[Item]:

@@ -9,9 +9,8 @@ from rich.markup import escape
 
 from .. import lm
 from .._common.files import check_writable
-from .._common.text import parts
+from .._common.text import compressed, parts
 from ..lm.data.vocabulary import LEVELS
-from ..lm.language_model import perplexity
 from .options import (
     MAX_VOCAB,
     MIN_COUNT,
@@ -22,13 +21,16 @@ from .options import (
     add_vocab_option,
 )
 from .output import Output
-from .score import BY_UNIT, BY_UNIT_LINE
+from .score import BY_UNIT, BY_UNIT_LINE, zeroprobs_line
+
+ZEROPROBS = ("zeroprobs", "perplexity_without_zeroprobs")
 
 
 def ngram(args: argparse.Namespace, output: Output) -> int:
     """Count an n-gram model, evaluate it, and save it."""
     if args.arpa:
         check_writable(args.arpa, "--arpa")
+        list(compressed(args.arpa, []))  # a missing package is an error now, not after the counting
     train = lm.open_text(args.train)
     test = lm.read_text(args.test) if args.test else None
     words = parts(lm.open_text(args.vocab) if args.vocab else train)
@@ -43,21 +45,24 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
     if args.arpa:
         lm.arpa.write(model, args.arpa)
     ngrams = [len(entries.keys) for entries in model.ngrams]
+    whole, figures = _test_figures(model, test)
     report = {
         "order": model.order,
         "smoothing": model.smoothing,
         "train_tokens": len(ids),
-        **_test_figures(model, test),
+        **figures,
         "ngrams": ngrams,
         "seconds": seconds,
     }
     sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
     output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
-    if test is not None:
+    if whole is not None:
         line = "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}"
         if report["perplexity_without_oov"] is not None:
             line += ", {perplexity_without_oov:.6g} without <unk>"
         output.text.print(line.format(**report))
+        if whole.zeroprobs:
+            output.text.print(zeroprobs_line(whole))
         output.text.print(BY_UNIT_LINE.format(**report))
     if args.arpa:
         line = f"saved in {args.arpa}; for more text: rnnfast generate {args.arpa}"
@@ -66,16 +71,20 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _test_figures(model: lm.NgramLM, test: str | None) -> dict:
-    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov", *BY_UNIT)
+def _test_figures(model: lm.NgramLM, test: str | None) -> tuple[lm.Evaluation | None, dict]:
+    """Return the evaluation of the test text, and what the report has of it."""
+    names = ("test_tokens", "oov", "perplexity", "perplexity_without_oov", *ZEROPROBS, *BY_UNIT)
     if test is None:
-        return dict.fromkeys(names)
+        return None, dict.fromkeys(names)
     ids = model.vocab.encode_stream(test)
     each, known = model.logprobs(ids), ids != model.vocab.unk
-    whole = lm.Evaluation(len(ids), float(-each.mean()))
-    without = perplexity(-each[known].mean()) if known.any() else None
+    whole = lm.Evaluation.of(each, model.log_zero)
+    without = None
+    if known.any():
+        without = lm.Evaluation.of(each[known], model.log_zero).perplexity
     values = (len(ids), int((~known).sum()), whole.perplexity, without)
-    return dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
+    values += (whole.zeroprobs, whole.perplexity_without_zeroprobs)
+    return whole, dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 
 def register(commands) -> None:
@@ -98,4 +107,5 @@ def register(commands) -> None:
     add_vocab_option(sub)
     about = "Continue contexts across the ends of lines, as an RNN does"
     add_flag(sub, "stream", about)
-    add_option(sub, "arpa", str, "Save the model in this ARPA file", "PATH")
+    about = "Save the model in this ARPA file, compressed if it ends with .gz, .bz2, .xz or .zst"
+    add_option(sub, "arpa", str, about, "PATH")

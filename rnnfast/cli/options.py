@@ -15,7 +15,7 @@ TEXTS = (
     "directory, whose files are read in the order of their paths, except hidden files and the "
     "files of models; or - for standard input."
 )
-MODEL = "Folder that rnnfast train has made, or ARPA file of an n-gram model"
+MODEL = "Folder that rnnfast train has made, or ARPA file of an n-gram model, also compressed"
 MIN_COUNT = "Replace words that are rarer than this by <unk> (word level)"
 MAX_VOCAB = "Keep at most this many tokens (word and BPE level)"
 RUN = "Folder that rnnfast train has made"

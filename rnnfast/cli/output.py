@@ -8,13 +8,15 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from .._common.files import check_writable, write_atomic
+from .._common.files import check_writable, finite, write_atomic
 
 LONGEST_LINE = 1000
 
 
 class Output:
     """Text for people on standard output, progress on standard error, JSON where `--json` says.
+
+    JSON has no number for infinity and NaN, so null stands for them.
 
     With `--json -` standard output has the JSON and nothing else, and the text goes to standard
     error.
@@ -43,7 +45,7 @@ class Output:
         """Write `data` as one JSON object, if `--json` asks for it."""
         if self.target is None:
             return
-        text = json.dumps(data, indent=1) + "\n"
+        text = json.dumps(finite(data), indent=1) + "\n"
         if self.target == "-":
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -55,7 +57,7 @@ class Output:
 
         Standard output gets each line at once. A file is written when all records are there.
         """
-        lines = (json.dumps(record) + "\n" for record in records)
+        lines = (json.dumps(finite(record)) + "\n" for record in records)
         if self.target not in (None, "-"):
             write_atomic(self.target, (line.encode() for line in lines))
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
 import sys
 from collections.abc import Iterator
 
@@ -14,8 +15,7 @@ from rich.table import Column, Table
 from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
-from .._common.text import standard_input
-from ..lm.language_model import bits, perplexity
+from .._common.text import lines, standard_input
 from .options import MODEL, TEXTS, add_command, add_flag, add_option
 from .output import Output, printable
 
@@ -51,6 +51,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
         f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
+    if whole.zeroprobs:
+        output.text.print(zeroprobs_line(whole))
     report = {**whole.to_json(), **whole.by_unit(text)}
     output.text.print(BY_UNIT_LINE.format(**report))
     if len(names) > 1:
@@ -63,6 +65,13 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
         output.text.print(_components(report["components"]))
     output.json(report)
     return 0
+
+
+def zeroprobs_line(result: lm.Evaluation) -> str:
+    """Return the line about the tokens of probability zero, of which there is at least one."""
+    line = f"{result.zeroprobs:,} of {result.tokens:,} tokens have probability zero"
+    without = result.perplexity_without_zeroprobs
+    return line if without is None else f"{line}; perplexity {without:.6g} without them"
 
 
 def _components(components: list[dict]) -> Table:
@@ -100,9 +109,17 @@ def generate(args: argparse.Namespace, output: Output) -> int:
 
 def score(args: argparse.Namespace, output: Output) -> int:
     """Print the log probability of sentences and of their tokens."""
+    if bool(args.sentences) == bool(args.data):
+        raise lm.UserError("give sentences, or --data TEXT with a sentence on each line")
+    if args.best is not None and args.best < 1:
+        raise lm.UserError(f"best must be at least 1, not {args.best}")
     model = _load(args, args.model)
+    if args.data:
+        output.json_lines(_scores_of_lines(args, model, output))
+        return 0
     results = [model.score(sentence) for sentence in args.sentences]
     results.sort(key=lambda result: -result.logprob)  # stable: equal ones stay in the given order
+    results = results[: args.best]
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
         table.add_column("token", f"{len(result.tokens)} tokens")
@@ -110,11 +127,14 @@ def score(args: argparse.Namespace, output: Output) -> int:
         for token, logprob in result.tokens:
             table.add_row(escape(printable(token)), f"{logprob:.4f}")
         output.text.print(table)
-        mean = -result.logprob / len(result.tokens)
+        whole = lm.Evaluation.of(np.array([p for _, p in result.tokens]), model.log_zero)
         output.text.print(
-            f"per token {-mean:.4f} nats, {bits(mean):.4f} bits, "
-            f"perplexity {perplexity(mean):.3f}\n"
+            f"per token {-whole.loss:.4f} nats, {whole.bits_per_token:.4f} bits, "
+            f"perplexity {whole.perplexity:.3f}"
         )
+        if whole.zeroprobs:
+            output.text.print(zeroprobs_line(whole))
+        output.text.print()
     if len(results) > 1:
         table = Table("log p", "the most probable first")
         for result in results:
@@ -122,6 +142,32 @@ def score(args: argparse.Namespace, output: Output) -> int:
         output.text.print(table)
     output.json([result.to_json() for result in results])
     return 0
+
+
+def _scores_of_lines(args, model, output: Output) -> Iterator[dict]:
+    """Print log p and the sentence of each line of a text, and yield what the JSON has of it."""
+    text = lm.open_text(args.data)
+    # Results that appear in the terminal show the progress themselves.
+    hidden = output.stream.isatty() and not args.best
+    with progress.bar(output.progress, "{task.completed:,.0f} characters", hidden) as bar:
+        task = bar.add_task("score", total=len(text))
+
+        def results() -> Iterator[tuple[int, lm.Score]]:
+            for number, line in enumerate(lines(text), 1):
+                try:
+                    yield number, model.score(line)
+                except lm.UserError as error:
+                    raise lm.UserError(f"{args.data}, line {number}: {error}") from error
+                bar.advance(task, len(line) + 1)
+
+        shown = results()
+        if args.best:
+            # The first of equal sentences comes first, as it does after sorting.
+            shown = heapq.nlargest(args.best, shown, key=lambda result: result[1].logprob)
+        for number, result in shown:
+            output.stream.write(f"{result.logprob:.4f}\t{result.text}\n")
+            output.stream.flush()
+            yield {"line": number, **result.to_json()}
 
 
 def complete(args: argparse.Namespace, output: Output) -> int:
@@ -154,7 +200,9 @@ def _lines(prompt: str) -> Iterator[str]:
     """Yield the lines of standard input without their ends, until there are no more."""
     try:
         if not sys.stdin.isatty():
-            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            # As for texts: UTF-8 in every locale, and a byte order mark is not part of the text.
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+            yield from (line.rstrip("\n") for line in sys.stdin)
             return
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - input() then edits lines and has a history
@@ -201,11 +249,21 @@ def register(commands) -> None:
     add_option(sub, "seed", int, about, "S", shown="random")
     add_flag(sub, "sentence", "Stop at the end of the line")
 
-    about = "Compute the log probability of sentences, token by token, and rank them."
-    sub = add_command(commands, "score", score, about)
+    about = (
+        "Compute the log probability of sentences, token by token, and rank them; or of the lines "
+        "of a text, in their order."
+    )
+    sub = add_command(commands, "score", score, about, epilog=TEXTS)
     sub.add_argument("model", metavar="MODEL", help=MODEL)
     about = "Sentence to score. The most probable is printed first"
-    sub.add_argument("sentences", nargs="+", metavar="SENTENCE", help=about)
+    sub.add_argument("sentences", nargs="*", metavar="SENTENCE", help=about)
+    about = (
+        "Text with a sentence on each line. Each gets a line: log p, a tab and the sentence. The "
+        "JSON has an object on each line, with the number of the sentence's line"
+    )
+    add_option(sub, "data", str, about, "TEXT")
+    about = "Print only the N most probable sentences, the most probable first"
+    add_option(sub, "best", int, about, shown="all")
 
     about = "Suggest the next token after each line that is typed or read from standard input."
     sub = add_command(commands, "complete", complete, about)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .._common.errors import MissingPackage, UserError, check_seed
+from .._common.text import words
 from ..lm.data.vocabulary import Vocabulary
 from .vectors import Vectors, check_positive
 
@@ -94,8 +95,8 @@ def _sentences(text: str, vocab: Vocabulary) -> list[list[str]]:
     """Return the words of each line. A line longer than `LONGEST` becomes several sentences."""
     known, unk, result = set(vocab.tokens), vocab.tokens[vocab.unk], []
     for line in text.split("\n"):
-        words = [word if word in known else unk for word in line.split()]
-        result += [words[at : at + LONGEST] for at in range(0, len(words), LONGEST)]
+        tokens = [word if word in known else unk for word in words(line)]
+        result += [tokens[at : at + LONGEST] for at in range(0, len(tokens), LONGEST)]
     if not result:
         raise UserError("the text has no words: give more text")
     return result

@@ -11,14 +11,16 @@ from typing import Protocol
 import numpy as np
 
 from .._common.errors import UserError, check_seed
+from .._common.files import finite
+from .._common.text import words
 from .data.vocabulary import Vocabulary
 
 MAX_LOSS = 709.0  # nats: the exponential of a larger number is not a finite double
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss) for a loss in nats per token. A loss above 709 counts as 709."""
-    return math.exp(min(loss, MAX_LOSS))
+    """Return exp(loss) for a loss in nats per token. A finite loss above 709 counts as 709."""
+    return math.inf if loss == math.inf else math.exp(min(loss, MAX_LOSS))
 
 
 def bits(loss: float) -> float:
@@ -32,16 +34,43 @@ class Evaluation:
 
     Attributes:
         tokens: The number of tokens that were predicted.
-        loss: The mean of -log p over these tokens, in nats per token.
+        loss: The mean of -log p over these tokens, in nats per token. It is infinite if a token has
+            probability zero.
+        zeroprobs: The number of tokens of probability zero, which SRILM calls so.
+        loss_without_zeroprobs: The mean over the other tokens; None if there are no other tokens.
+            Read it only if there are zeroprobs.
     """
 
     tokens: int
     loss: float
+    zeroprobs: int = 0
+    loss_without_zeroprobs: float | None = None
+
+    @classmethod
+    def of(cls, logprobs: np.ndarray, log_zero: float = -math.inf) -> Evaluation:
+        """Return the evaluation of tokens with these log p, float64 (n,), in nats.
+
+        A log p of at most `log_zero` stands for probability zero; see `LanguageModel.log_zero`.
+        """
+        zero = logprobs <= log_zero
+        if not zero.any():
+            return cls(len(logprobs), float(-logprobs.mean()))
+        others = None if zero.all() else float(-logprobs[~zero].mean())
+        return cls(len(logprobs), math.inf, int(zero.sum()), others)
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), the perplexity per token."""
+        """exp(loss), the perplexity per token. It is infinite if a token has probability zero."""
         return perplexity(self.loss)
+
+    @property
+    def perplexity_without_zeroprobs(self) -> float | None:
+        """The perplexity of the tokens that do not have probability zero, as SRILM prints it.
+
+        It is None if there are no such tokens.
+        """
+        loss = self.loss_without_zeroprobs if self.zeroprobs else self.loss
+        return None if loss is None else perplexity(loss)
 
     @property
     def bits_per_token(self) -> float:
@@ -49,27 +78,31 @@ class Evaluation:
         return bits(self.loss)
 
     def to_json(self) -> dict:
-        """Return the numbers as a dict that `json` can write."""
-        return {
-            "tokens": self.tokens,
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_token": self.bits_per_token,
-        }
+        """Return the numbers as a dict that `json` can write. None stands for infinity."""
+        return finite(
+            {
+                "tokens": self.tokens,
+                "loss": self.loss,
+                "perplexity": self.perplexity,
+                "bits_per_token": self.bits_per_token,
+                "zeroprobs": self.zeroprobs,
+                "perplexity_without_zeroprobs": self.perplexity_without_zeroprobs,
+            }
+        )
 
     def by_unit(self, text: str) -> dict[str, float]:
         """Return the cross-entropy in units that models of different levels share.
 
         `text` is the text that was evaluated. The keys are "perplexity_per_word",
-        "bits_per_character" and "bits_per_byte". Words are separated by white space, and the end of
-        a line counts as a word, so that for a word-level model the perplexity per word is the
+        "bits_per_character" and "bits_per_byte". Words end at the blanks of ASCII. The end of a
+        line counts as a word, so that for a word-level model the perplexity per word is the
         perplexity per token. A model with `<unk>` cannot be compared in this way with a model that
         has none, because `<unk>` is easier to predict than the words it replaces.
         """
         total = self.tokens * self.loss
         lines = text.count("\n") + (not text.endswith("\n"))
         return {
-            "perplexity_per_word": perplexity(total / (len(text.split()) + lines)),
+            "perplexity_per_word": perplexity(total / (len(words(text)) + lines)),
             "bits_per_character": bits(total / len(text)),
             "bits_per_byte": bits(total / len(text.encode("utf-8", "surrogatepass"))),
         }
@@ -115,9 +148,11 @@ class LanguageModel:
 
     Attributes:
         vocab: The `Vocabulary` of the tokens, of size V.
+        log_zero: A log p of at most this number, in nats, stands for probability zero.
     """
 
     vocab: Vocabulary
+    log_zero: float = -math.inf
 
     def logprobs(
         self, ids: np.ndarray, on_chunk: Callable[[int], None] | None = None
@@ -186,7 +221,7 @@ def evaluate(
     """
     if len(ids) == 0:
         raise UserError("there is no token to evaluate: give some text")
-    return Evaluation(len(ids), float(-model.logprobs(ids, on_chunk).mean()))
+    return Evaluation.of(model.logprobs(ids, on_chunk), model.log_zero)
 
 
 def score(model: LanguageModel, sentence: str) -> Score:
@@ -301,7 +336,8 @@ def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     given = [vocab.boundary, *ids.tolist()]
     for start in range(0, len(given), block):
         sampler.feed(given[start : start + block])
-    previous = vocab.boundary if prompt[-1:].isspace() else given[-1]
+    # A prompt that ends with a blank needs no space before the next word.
+    previous = given[-1] if words(prompt[-1:]) else vocab.boundary
     yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
 
 

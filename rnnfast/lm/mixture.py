@@ -98,13 +98,15 @@ class Mixture:
         if each.shape[1] == 0:
             raise UserError("there is no token to evaluate: give some text")
         rows = [*each[: len(self.models)], each[-1]]
-        return [Evaluation(len(row), float(-row.mean())) for row in rows]
+        return [Evaluation.of(row) for row in rows]
 
 
 def logprobs(
     models: list[LanguageModel], text: str, lr: float | None = None, on_chunk: OnChunk | None = None
 ) -> np.ndarray:
     """Return log p of every token of a text for each model: float64 (K, n), in nats.
+
+    It is -inf for a token of probability zero.
 
     `on_chunk` is called with the number of tokens that the present model has done. Raises UserError
     if the models do not have the same tokens, or if `lr` is given and no model is neural.
@@ -133,6 +135,8 @@ def logprobs(
         else model.logprobs(ids, on_chunk)
         for model, ids in zip(models, streams, strict=True)
     ]
+    for model, row in zip(models, each, strict=True):
+        row[row <= model.log_zero] = -np.inf
     return np.array(each)
 
 
@@ -147,9 +151,14 @@ def tune(each: np.ndarray) -> np.ndarray:
 
     `each` is log p of every token for each component, (K, n). The method is expectation-
     maximisation. The log-likelihood is concave in the weights, so it has no other local maximum.
+    Tokens to which every component gives probability zero are left out. If no token is left, the
+    weights are equal.
     """
+    each = each[:, each.max(0) > -np.inf]
     p = np.exp(each - each.max(0))
     weights = np.full(len(p), 1 / len(p))
+    if each.shape[1] == 0:
+        return weights
     before = -np.inf
     while True:
         joint = weights[:, None] * p
@@ -188,7 +197,10 @@ def best_cache(each: np.ndarray, ids: np.ndarray) -> tuple[int, np.ndarray]:
     for size in CACHE_SIZES:
         with_cache = np.vstack([each, cache_logprobs(ids, size)])
         weights = tune(with_cache)
-        tried.append((-mix(with_cache, weights).mean(), size, weights))
+        found = Evaluation.of(mix(with_cache, weights))
+        # Fewer tokens of probability zero are better than any likelihood of the others.
+        rank = (found.zeroprobs, found.loss_without_zeroprobs if found.zeroprobs else found.loss)
+        tried.append((rank, size, weights))
     _, size, weights = min(tried, key=lambda t: t[0])
     return size, weights
 

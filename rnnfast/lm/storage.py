@@ -142,7 +142,8 @@ def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
     """Load a model to evaluate, score or generate with.
 
     Args:
-        path: A folder that `train` or `save` made, or an ARPA file of an n-gram model.
+        path: A folder that `train` or `save` made, or an ARPA file of an n-gram model, which may be
+            compressed.
         device: Where a neural model goes.
 
     Returns:

@@ -140,7 +140,7 @@ class SequenceEstimator(Settings, ABC):
         """Train new networks on sequences and their targets.
 
         Args:
-            X: N sequences, all of one kind: texts, which are split at whitespace, lists of words,
+            X: N sequences, all of one kind: texts, which are split at ASCII blanks, lists of words,
                 lists of tuples of strings (a word and further columns), or arrays or lists of
                 numbers of shape (T, I) or (T,).
             y: N targets. The class of the estimator says of which kind.

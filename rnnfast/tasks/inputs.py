@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._common.errors import UserError
+from .._common.text import words
 from ..embeddings import Vectors
 
 AFFIX = re.compile(r"(prefix|suffix)([1-9])")
@@ -116,7 +117,7 @@ def _holds_numbers(values) -> bool:
 
 def steps(sequence) -> int:
     """Return the number of time steps: words of a text, elements of a list, rows of an array."""
-    return len(sequence.split()) if isinstance(sequence, str) else len(sequence)
+    return len(words(sequence)) if isinstance(sequence, str) else len(sequence)
 
 
 def check_pairs(
@@ -174,7 +175,7 @@ def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) 
 class Tokens:
     """Encodes tokens as rows of one embedding table, in which F features have a block each.
 
-    A sequence is a text, which is split at whitespace, a list of words, or a list of tuples of
+    A sequence is a text, which is split at ASCII blanks, a list of words, or a list of tuples of
     strings: a word and further columns, such as its part of speech. Each further column is a
     feature. The first row of a block is for unknown values, which were not in the training data or
     too rare in it. A sequence without tokens is encoded as one unknown token.
@@ -299,7 +300,7 @@ class Tokens:
 
 def _columns(sequence, where: str) -> list[list[str]]:
     """Return the columns of a sequence of tokens, or [] if it has no tokens."""
-    tokens = sequence.split() if isinstance(sequence, str) else sequence
+    tokens = words(sequence) if isinstance(sequence, str) else sequence
     tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
     if all(isinstance(token, str) for token in tokens):
         return [tokens] if tokens else []

@@ -20,7 +20,8 @@ def test_ngram(rnnfast):
     report = json.loads(Path("r").read_text())
     assert (status, err) == (0, "") and "m.arpa" in out
     keys = """order smoothing train_tokens test_tokens oov ngrams perplexity
-        perplexity_without_oov perplexity_per_word bits_per_character bits_per_byte seconds"""
+        perplexity_without_oov perplexity_per_word bits_per_character bits_per_byte seconds
+        zeroprobs perplexity_without_zeroprobs"""
     assert report.keys() == set(keys.split())
     vocab = lm.Vocabulary.build("word", [WORDS])
     model = lm.NgramLM.fit(vocab, vocab.encode_stream(WORDS), 3, "mkn")

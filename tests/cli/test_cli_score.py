@@ -20,7 +20,7 @@ def test_eval_repeats_what_train_said(rnnfast, trained):
     result = json.loads(out)
     assert status == 0
     keys = """tokens loss perplexity bits_per_token perplexity_per_word bits_per_character
-        bits_per_byte"""
+        bits_per_byte zeroprobs perplexity_without_zeroprobs"""
     assert result.keys() == set(keys.split())
     assert result["loss"] == report["valid_loss"]
     assert result["bits_per_character"] == pytest.approx(result["bits_per_token"])

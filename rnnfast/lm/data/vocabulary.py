@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..._common.errors import MissingPackage, UserError
-from ..._common.text import Text, parts
+from ..._common.text import Text, parts, words
 
 CHAR = "char"
 WORD = "word"
@@ -32,11 +32,12 @@ class Vocabulary:
     `<eos>` at word level, "\\n" at the other levels. A newline in a text is therefore the boundary
     at every level.
 
-    At word level, words are separated by white space, and a word that is not in the vocabulary
-    becomes `<unk>`. At char level, a character that is not in the vocabulary becomes `<unk>` if the
-    vocabulary has this token, and is an error if not. At byte level, whose tokens are the bytes of
-    UTF-8, and at BPE level, whose tokens are made of bytes, every text can be encoded. A token of
-    bytes is named by its text. If it is not whole characters, its name is `<0xE2>` for each byte.
+    At word level, words are separated by the blanks of ASCII, as in KenLM. A no-break space is a
+    part of a word. A word that is not in the vocabulary becomes `<unk>`. At char level, a character
+    that is not in the vocabulary becomes `<unk>` if the vocabulary has this token, and is an error
+    if not. At byte level, whose tokens are the bytes of UTF-8, and at BPE level, whose tokens are
+    made of bytes, every text can be encoded. A token of bytes is named by its text. If it is not
+    whole characters, its name is `<0xE2>` for each byte.
 
     Attributes:
         level: "char", "word", "byte" or "bpe".
@@ -112,11 +113,11 @@ class Vocabulary:
             return ByteVocabulary(_name(bytes([i])) for i in range(256))
         if level == BPE:
             return BPEVocabulary.learn(texts, max_vocab)
-        counts = Counter(word for text in texts for word in text.split())
+        counts = Counter(word for text in texts for word in words(text))
         del counts[EOS], counts[UNK]
-        words = [word for word, count in counts.items() if count >= min_count]
-        words.sort(key=lambda word: (-counts[word], word))
-        return WordVocabulary([EOS, UNK, *words][:max_vocab])
+        kept = [word for word, count in counts.items() if count >= min_count]
+        kept.sort(key=lambda word: (-counts[word], word))
+        return WordVocabulary([EOS, UNK, *kept][:max_vocab])
 
     def __len__(self) -> int:
         """Return the number of tokens V."""
@@ -187,14 +188,14 @@ class Vocabulary:
 
 
 class WordVocabulary(Vocabulary):
-    """Tokens are words, which white space separates."""
+    """Tokens are words, which the blanks of ASCII separate."""
 
     level, letters = WORD, False
 
     def _encode(self, text: str, at: int = 0) -> np.ndarray:
-        words = text.replace("\n", f" {EOS} ").split()
+        tokens = words(text.replace("\n", f" {EOS} "))
         get = self._index.get
-        return np.fromiter((get(word, self.unk) for word in words), np.int64, len(words))
+        return np.fromiter((get(token, self.unk) for token in tokens), np.int64, len(tokens))
 
     def pieces(self, ids: Iterable[int], previous: int | None = None) -> Iterator[str]:
         """Yield the text that each token adds; see `Vocabulary.pieces`."""

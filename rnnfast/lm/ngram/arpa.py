@@ -5,25 +5,26 @@ A line has log10 p, an n-gram and the log10 of its back-off weight.
 The boundary of a vocabulary stands for both marks of a sentence: it is written `<s>` at the start
 of an n-gram and `</s>` at the end. A model with `stream` also has the boundary inside n-grams. In
 such a file it has the name that it has in the vocabulary, and the two marks are listed but never
-used. A word of the file cannot contain white space, so at the levels other than word a space is
+used. A word of the file cannot contain blanks of ASCII, so at the levels other than word a space is
 written `<U+0020>`. Comments at the top of the file hold what the format has no place for, such as
 the level and the merges of BPE. A file without these comments has words and sentences.
 """
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from ..._common.errors import MissingPackage, UserError
 from ..._common.files import write_atomic
+from ..._common.text import BLANKS, byte_lines, compressed
 from ..data.vocabulary import BOUNDARY, BPE, CHAR, LEVELS, UNK, WORD, Vocabulary
 from .model import LOG_ZERO, NgramLM, Ngrams, find
 from .smoothing import SMOOTHINGS
@@ -32,11 +33,14 @@ START, END = "<s>", "</s>"
 CHUNK_LINES = 1 << 16  # the number of lines that are read or written at a time
 LOG10 = math.log(10)
 TOKENIZER = "# tokenizer "  # the start of the comment that has the tokenizer as JSON
+CONVERT = "convert it, e.g. with iconv"
 MISSING_UNK = -100 * LOG10  # log p of `<unk>` if a file has none, as in KenLM
 
 
 def write(model: NgramLM, path: str | Path) -> None:
     """Write a model as an ARPA file. The file appears under its name when it is complete.
+
+    A name that ends with .gz, .bz2, .xz or .zst makes a compressed file.
 
     Other programs read the same model, except for stupid backoff: the format has no place for the
     weight of contexts that were never seen. `lm.load` and `read` read the file.
@@ -57,7 +61,8 @@ def write(model: NgramLM, path: str | Path) -> None:
     for mark in (START, END):
         if mark in model.vocab.tokens:
             raise UserError(f"the text has the word {mark}, which ARPA files keep for themselves")
-    write_atomic(path, (text.encode("utf-8", "surrogatepass") for text in _texts(model)))
+    texts = (text.encode("utf-8", "surrogatepass") for text in _texts(model))
+    write_atomic(path, compressed(path, texts))
 
 
 def _texts(model: NgramLM) -> Iterator[str]:
@@ -113,8 +118,8 @@ def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
 
 
 def _written(token: str) -> str:
-    """Return a token without white space, as the file has it."""
-    return re.sub(r"[\s\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
+    """Return a token without blanks, as the file has it. Older files have all white space so."""
+    return re.sub(f"[{BLANKS}\0]", lambda match: f"<U+{ord(match[0]):04X}>", token)
 
 
 def _token(word: str) -> str:
@@ -126,26 +131,24 @@ def _token(word: str) -> str:
 
 
 def read(path: str | Path) -> NgramLM:
-    """Read the model in an ARPA file.
+    """Read the model in an ARPA file, which may be compressed with gzip, bzip2, xz or zstd.
 
-    If a file of words has no `<unk>`, log10 p of `<unk>` is -100. An n-gram that has `<s>` or
+    If a file of words has no `<unk>`, log10 p of `<unk>` is -100, as in KenLM. Evaluations take
+    this, and a log10 p of -99 in the file, for probability zero. An n-gram that has `<s>` or
     `</s>` at a place where no sentence has it is dropped.
 
     Raises:
-        UserError: The file is not an ARPA file, or it is damaged. The message names the line.
+        UserError: The file cannot be read, is not an ARPA file in UTF-8, or is damaged. The message
+            names the line.
     """
-    try:
-        with open(path, "rb") as file:
-            return _Reader(path, file).model()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return _Reader(path).model()
 
 
 class _Reader:
     """Reads one file from top to bottom and knows the line for error messages."""
 
-    def __init__(self, path: str | Path, file: BinaryIO):
-        self.path, self.file = path, file
+    def __init__(self, path: str | Path):
+        self.path, self.lines = path, byte_lines(path)
         self.number = 0  # the number of the line that was read last
 
     def error(self, message: object) -> UserError:
@@ -154,9 +157,12 @@ class _Reader:
 
     def next(self, end: str = "the file ends here, but not with \\end\\") -> bytes:
         """Return the next line that is not blank, without the white space around it."""
-        for line in self.file:
+        for line in self.lines:
             self.number += 1
-            if line := line.strip():
+            line = line.strip()
+            if self.number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line:
                 return line
         raise self.error(end)
 
@@ -176,6 +182,8 @@ class _Reader:
         """Return level, `stream`, smoothing and tokenizer from the comments before \\data\\."""
         about, tokenizer = {}, None
         while (line := self.next("not an ARPA file, it has no \\data\\")) != b"\\data\\":
+            if b"\0" in line and b"\\data\\" in line.replace(b"\0", b""):
+                raise self.error(f"the file is UTF-16 or UTF-32, not UTF-8: {CONVERT}")
             if line.startswith(b"# rnnfast "):
                 about = dict(re.findall(r"(\w+)=(\S+)", line.decode("utf-8", "replace")))
             elif line.startswith(TOKENIZER.encode()):
@@ -216,7 +224,7 @@ class _Reader:
 
         chunks = [parts([])]
         while count > 0:
-            lines = list(itertools.islice(self.file, min(count, CHUNK_LINES)))
+            lines = list(itertools.islice(self.lines, min(count, CHUNK_LINES)))
             if not lines:
                 self.next()  # raises the error for the end of the file
             try:
@@ -238,7 +246,10 @@ class _Reader:
 
         def parse(words: list[bytes]) -> np.ndarray:
             for word in words:
-                word.decode("utf-8", "surrogatepass")
+                try:
+                    word.decode("utf-8", "surrogatepass")
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"not UTF-8 text: {CONVERT} ({error})") from error
             return np.array(words, dtype=object)
 
         logprobs, backoffs, words = self.chunks(1, count, parse)

@@ -17,6 +17,8 @@ from ..sampling import ContextSampler
 from .smoothing import ALPHA, SMOOTHINGS, context_lengths, count, estimate
 
 LOG_ZERO = -99 * math.log(10)  # stands for log 0, as in ARPA files
+# Back-off weights above 1 may lift a sum that has LOG_ZERO in it. No smoothing gives 1e-90.
+MAX_LOG_ZERO = -90 * math.log(10)
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,12 @@ class NgramLM(LanguageModel):
     predicted once, so perplexities can be compared with one another and with those of an `RNNLM`.
 
     `<unk>` is a token like the others. If the training text has none, it gets its share of what
-    smoothing keeps for tokens that were never seen. No probability is zero: maximum likelihood has
-    1e-99 instead. p sums to 1 over the vocabulary in every context, except for stupid backoff.
+    smoothing keeps for tokens that were never seen. p sums to 1 over the vocabulary in every
+    context, except for stupid backoff.
+
+    Maximum likelihood gives probability zero to what it has not seen. In `logprobs` and scores this
+    is 1e-99, as in ARPA files. Evaluations count such tokens apart, and their perplexity is
+    infinite.
 
     Attributes:
         vocab: The vocabulary.
@@ -70,6 +76,8 @@ class NgramLM(LanguageModel):
         >>> model.order, model.generate("the cat", length=3, temperature=0)
         (3, 'the cat sat on the')
     """
+
+    log_zero = MAX_LOG_ZERO
 
     def __init__(
         self,
