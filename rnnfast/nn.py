@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
-from .functional._rnn import check_hx_dtype, run_rnn
+from .functional._rnn import check_hx_dtype, one_hot_vectors, run_rnn
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
 
@@ -153,7 +153,7 @@ class FastRNN(nn.RNN):
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
             one_hot = is_one_hot(data)
-            if len(batch_sizes) == 0:
+            if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
@@ -211,13 +211,20 @@ class FastRNN(nn.RNN):
         if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
             raise ValueError("lengths must be None unless input is a padded batch")
         T, B = input.shape[:2][:: -1 if self.batch_first else 1]
-        lengths = torch.as_tensor(lengths, device="cpu")
+        # A trace records the result of torch.as_tensor as a constant.
+        if isinstance(lengths, torch.Tensor):
+            lengths = lengths.cpu()
+        else:
+            lengths = torch.as_tensor(lengths, device="cpu")
         if lengths.dtype != torch.int64 or lengths.shape != (B,):
             raise ValueError(
                 f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
             )
         if B and not 1 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        if torch.jit.is_tracing() and is_one_hot(input):
+            # The older exporter of ONNX allows no operator between the packing and the RNN.
+            input = one_hot_vectors(input, self.weight_ih_l0)
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
