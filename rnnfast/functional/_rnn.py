@@ -99,6 +99,7 @@ def run_rnn(
     variational_dropout=0.0,
     zoneout=0.0,
     training=False,
+    lengths=None,
 ):
     """Run :func:`rnn` for arguments whose number and names are known to be right.
 
@@ -109,24 +110,26 @@ def run_rnn(
         variational_dropout: like ``dropout``, with one mask for all time steps.
         zoneout: as in `rnn_stepwise`.
         training: whether zoneout is drawn at random.
+        lengths: the number of time steps of each sequence of a padded batch, int64 (B), for graphs,
+            which do not know the values. Otherwise such a batch is packed.
     """
     batch_first = descriptor.batch_first
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError(
             f"Expected sequence length to be larger than 0 in RNN, got input {tuple(input.shape)}"
         )
-    run = rnn_on_kernel
+    run = rnn_on_kernel if lengths is None else partial(_rnn_padded, lengths=lengths)
     if zoneout or not can_run_kernel(input, weights[0].dtype, _ops.has_rnn_kernel):
-        is_stepwise = zoneout or _torch.is_in_vmap()
+        is_stepwise = zoneout or lengths is not None or _torch.is_in_vmap()
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
-            regularisers = (dropout, variational_dropout, zoneout, training)
+            options = (dropout, variational_dropout, zoneout, training, lengths)
             with torch.autocast(input.device.type, enabled=False):
-                return run_rnn(input, hx, weights, batch_sizes, descriptor, *regularisers)
+                return run_rnn(input, hx, weights, batch_sizes, descriptor, *options)
         check_hx_dtype(hx, weights[0].dtype)
         if is_stepwise:
-            run = partial(rnn_stepwise, zoneout=zoneout, training=training)
+            run = partial(rnn_stepwise, zoneout=zoneout, training=training, lengths=lengths)
         elif variational_dropout:
             run = rnn_torch
         else:
@@ -240,6 +243,11 @@ def rnn_on_kernel(x, h0, weights, batch_sizes, descriptor):
         return _RNN.apply(x, h0, batch_sizes, descriptor, *weights)
     outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, False)
     return outs[0], h_n
+
+
+def _rnn_padded(x, h0, weights, batch_sizes, descriptor, lengths):
+    """Run the RNN on the operator ``rnn_padded``, which has no gradient."""
+    return _ops.rnn_padded(x, h0, weights, lengths, *descriptor.options)
 
 
 class _RNN(torch.autograd.Function):

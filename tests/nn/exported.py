@@ -13,7 +13,7 @@ INPUT_SIZE, HIDDEN_SIZE = 5, 6
 
 
 class Reader(nn.Module):
-    """A FastRNN that reads a padded batch in one of several ways.
+    """A FastRNN that reads a padded batch in one of several ways, and a linear layer.
 
     Args:
         reading: ``"whole"`` if all sequences have T time steps. For sequences of variable lengths
@@ -26,9 +26,14 @@ class Reader(nn.Module):
     def __init__(self, reading="whole", tokens=False, with_hx=True, **options):
         super().__init__()
         self.rnn = FastRNN(INPUT_SIZE, HIDDEN_SIZE, **options)
+        self.head = nn.Linear(HIDDEN_SIZE * (1 + self.rnn.bidirectional), 4)
         self.reading, self.tokens, self.with_hx = reading, tokens, with_hx
 
     def forward(self, x, hx=None, lengths=None):
+        output, h_n = self._run(x, hx, lengths)
+        return self.head(output), h_n
+
+    def _run(self, x, hx, lengths):
         if self.reading == "whole":
             return self.rnn(x, hx)
         if self.reading == "lengths":

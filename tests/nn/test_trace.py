@@ -64,7 +64,7 @@ def test_trace_of_regularisers():
     model = Reader("lengths", num_layers=2, variational_dropout=0.5, weight_dropout=0.5)
     trace = torch.jit.trace(model, example_kwarg_inputs=model.example(4, 3), check_trace=False)
     output, h_n = trace(**model.example(9, 5))
-    assert output.shape == (9, 5, 6) and h_n.shape == (2, 5, 6)
+    assert output.shape == (9, 5, 4) and h_n.shape == (2, 5, 6)
     output.sum().backward()
 
 
