@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
-from .functional._rnn import check_hx_dtype, run_rnn
+from .functional._rnn import check_hx_dtype, one_hot_vectors, run_rnn
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
 
@@ -146,7 +146,12 @@ class FastRNN(nn.RNN):
     def forward(self, input, hx=None, lengths=None):
         """Return ``(output, h_n)``; the class describes the arguments."""
         if lengths is not None:
-            return self._forward_padded(input, hx, lengths)
+            lengths = self._check_lengths(input, lengths)
+            # The shapes of a packed batch depend on the lengths, which a graph does not know.
+            # Steps that run one by one would be recorded for these lengths only.
+            in_graph = torch.compiler.is_exporting() or (self.zoneout and torch.jit.is_tracing())
+            if not in_graph:
+                return self._forward_padded(input, hx, lengths)
         if self._is_single_step(input) and not self._is_regularised():
             check_hx_dtype(hx, self.weight_hh_l0.dtype)
             return super().forward(input, hx)
@@ -154,7 +159,13 @@ class FastRNN(nn.RNN):
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
             one_hot = is_one_hot(data)
-            if len(batch_sizes) == 0:
+            if batch_sizes.dtype != torch.int64 and torch.compiler.is_exporting():
+                raise RuntimeError(
+                    "pack_padded_sequence cannot be exported, because torch does not know the "
+                    "shapes of its result: give FastRNN the padded batch and the lengths, "
+                    "rnn(input, hx, lengths=lengths)"
+                )
+            if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
         else:
@@ -180,7 +191,8 @@ class FastRNN(nn.RNN):
         training = self.training
         if not one_hot:
             self._check_data(data, weights[0].dtype, batch_sizes)
-        if hx is not None:
+        # A graph does not know batch_sizes[0], the number of sequences. There the operator checks.
+        if hx is not None and not (packed and torch.compiler.is_exporting()):
             self.check_hidden_size(hx, self.get_expected_hidden_size(data, batch_sizes))
 
         descriptor = RNNDescriptor(
@@ -200,6 +212,7 @@ class FastRNN(nn.RNN):
             self.variational_dropout if training else 0.0,
             self.zoneout,
             training,
+            lengths,
         )
         if packed:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -208,17 +221,27 @@ class FastRNN(nn.RNN):
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
 
-    def _forward_padded(self, input, hx, lengths):
+    def _check_lengths(self, input, lengths):
+        """Return ``lengths`` as a tensor, after checks of everything except its values."""
         if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
             raise ValueError("lengths must be None unless input is a padded batch")
-        T, B = input.shape[:2][:: -1 if self.batch_first else 1]
-        lengths = torch.as_tensor(lengths, device="cpu")
+        if not isinstance(lengths, torch.Tensor):
+            lengths = torch.as_tensor(lengths, device="cpu")
+        B = input.shape[0 if self.batch_first else 1]
         if lengths.dtype != torch.int64 or lengths.shape != (B,):
             raise ValueError(
                 f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
             )
+        return lengths
+
+    def _forward_padded(self, input, hx, lengths):
+        T, B = input.shape[:2][:: -1 if self.batch_first else 1]
+        lengths = lengths.cpu()
         if B and not 1 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        if torch.jit.is_tracing() and is_one_hot(input):
+            # The older exporter of ONNX allows no operator between the packing and the RNN.
+            input = one_hot_vectors(input, self.weight_ih_l0)
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)

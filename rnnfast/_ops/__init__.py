@@ -3,6 +3,7 @@
 - ``schema.py``: the definitions of the operators and their fakes, which infer shapes.
 - ``cpu.py`` and ``cuda.py``: the implementations for each type of device.
 - ``dispatch.py``: which implementation runs a call.
+- ``padded.py``: the operator for sequences of variable lengths in graphs of ``torch.export``.
 
 The operators have no gradient of their own. The autograd Functions are in `rnnfast.functional`.
 """
@@ -17,6 +18,7 @@ from .dispatch import (
     rnn_backward,
     rnn_forward,
 )
+from .padded import rnn_padded
 from .schema import RNNDescriptor, is_one_hot
 
 __all__ = [
@@ -30,5 +32,6 @@ __all__ = [
     "linear_cross_entropy",
     "rnn_backward",
     "rnn_forward",
+    "rnn_padded",
     "sampler",
 ]

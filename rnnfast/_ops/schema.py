@@ -12,6 +12,10 @@ packed batch.
 - ``outs`` are the outputs of all layers if ``keep`` is true, which is what ``rnn_backward`` needs.
   Otherwise only the output of the last layer is returned.
 
+``rnn_padded`` is ``rnn`` for a padded batch of sequences that end after ``lengths``, int64 (B) of
+values in [0, T]. Steps past the end of a sequence are zero in ``output``, and ``h_n`` has the state
+at its last step. It is for the graphs of ``torch.export``.
+
 ``linear_cross_entropy`` is described in csrc/api/loss.h. With ``reduction`` "none" the loss is (N)
 and the gradients are those for ``dloss``, (N). With "mean" or "sum" the loss is (), the gradients
 are those of the loss, and ``dloss`` is None.
@@ -36,6 +40,11 @@ library.define(
     "rnn_backward(Tensor? dy, Tensor? dh_n, Tensor[] outs, Tensor x, Tensor? h0, Tensor[] weights, "
     "Tensor? batch_sizes, int num_layers, bool batch_first, bool relu, bool bias, bool need_dx, "
     "bool need_dh0, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor[] dw)",
+    tags=_tags,
+)
+library.define(
+    "rnn_padded(Tensor x, Tensor? h0, Tensor[] weights, Tensor lengths, int num_layers, "
+    "bool batch_first, bool relu, bool bias) -> (Tensor output, Tensor h_n)",
     tags=_tags,
 )
 library.define(
@@ -133,6 +142,15 @@ def _(x, h0, weights, batch_sizes, *options_and_keep):
     shape = (*rows, descriptor.directions * H)
     outs = [weights[1].new_empty(shape) for _ in range(descriptor.num_layers if keep else 1)]
     return outs, weights[1].new_empty((descriptor.num_states, B, H))
+
+
+@torch.library.register_fake("rnnfast::rnn_padded", lib=library)
+def _(x, h0, weights, lengths, *options):
+    descriptor = RNNDescriptor.of_operator(weights, *options)
+    H = weights[1].shape[-1]
+    output = weights[1].new_empty((*x.shape[:2], descriptor.directions * H))
+    B = x.shape[0 if descriptor.batch_first else 1]
+    return output, weights[1].new_empty((descriptor.num_states, B, H))
 
 
 @torch.library.register_fake("rnnfast::rnn_backward", lib=library)

@@ -46,7 +46,12 @@ def dropout(input, p=0.5, training=True):
     if not (training and p):
         return input
     has_kernel = _ops.has_dropout_kernel(input.device.type, input.dtype)
-    if not (has_kernel and input.numel()) or _torch.is_in_transform_or_forward_ad():
+    if (
+        not has_kernel
+        or torch.jit.is_tracing()  # it cannot record the call of an autograd Function
+        or not input.numel()
+        or _torch.is_in_transform_or_forward_ad()
+    ):
         return F.dropout(input, p)
     seed = torch.randint(torch.iinfo(torch.int64).max, (), device=input.device)
     if input.requires_grad and torch.is_grad_enabled():

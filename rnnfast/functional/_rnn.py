@@ -55,9 +55,9 @@ def rnn(
     :func:`rnnfast.set_cuda_kernel`. There, a token that is not in [0, I) fails an assertion on the
     device.
 
-    Other dtypes and devices, transforms of torch.func and forward-mode AD run on torch's own
-    operators, with the same results. Under ``vmap`` the time steps run one by one. The result can
-    be differentiated twice, or once if it runs on cuDNN.
+    Other dtypes and devices, transforms of torch.func, forward-mode AD and ``torch.jit.trace`` run
+    on torch's own operators, with the same results. Under ``vmap`` the time steps run one by one.
+    The result can be differentiated twice, or once if it runs on cuDNN.
 
     Raises:
         ValueError: the nonlinearity is unknown, there is no layer, or the number of weights does
@@ -99,6 +99,7 @@ def run_rnn(
     variational_dropout=0.0,
     zoneout=0.0,
     training=False,
+    lengths=None,
 ):
     """Run :func:`rnn` for arguments whose number and names are known to be right.
 
@@ -109,24 +110,26 @@ def run_rnn(
         variational_dropout: like ``dropout``, with one mask for all time steps.
         zoneout: as in `rnn_stepwise`.
         training: whether zoneout is drawn at random.
+        lengths: the number of time steps of each sequence of a padded batch, int64 (B), for graphs,
+            which do not know the values. Otherwise such a batch is packed.
     """
     batch_first = descriptor.batch_first
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
         raise RuntimeError(
             f"Expected sequence length to be larger than 0 in RNN, got input {tuple(input.shape)}"
         )
-    run = rnn_on_kernel
+    run = rnn_on_kernel if lengths is None else partial(_rnn_padded, lengths=lengths)
     if zoneout or not can_run_kernel(input, weights[0].dtype, _ops.has_rnn_kernel):
-        is_stepwise = zoneout or _torch.is_in_vmap()
+        is_stepwise = zoneout or lengths is not None or _torch.is_in_vmap()
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
-            regularisers = (dropout, variational_dropout, zoneout, training)
+            options = (dropout, variational_dropout, zoneout, training, lengths)
             with torch.autocast(input.device.type, enabled=False):
-                return run_rnn(input, hx, weights, batch_sizes, descriptor, *regularisers)
+                return run_rnn(input, hx, weights, batch_sizes, descriptor, *options)
         check_hx_dtype(hx, weights[0].dtype)
         if is_stepwise:
-            run = partial(rnn_stepwise, zoneout=zoneout, training=training)
+            run = partial(rnn_stepwise, zoneout=zoneout, training=training, lengths=lengths)
         elif variational_dropout:
             run = rnn_torch
         else:
@@ -185,9 +188,9 @@ def _variational_dropout(input, p, batch_sizes, batch_first):
     if batch_sizes is None:
         B, time = (input.shape[0], 1) if batch_first else (input.shape[1], 0)
         return input * F.dropout(input.new_ones(B, input.shape[-1]), p).unsqueeze(time)
-    mask = F.dropout(input.new_ones(int(batch_sizes[0]), input.shape[-1]), p)
+    mask = F.dropout(input.new_ones(batch_sizes[0], input.shape[-1]), p)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    sequence = torch.arange(len(input), device=starts.device)
+    sequence = torch.arange(input.shape[0], device=starts.device)
     sequence -= starts.repeat_interleave(batch_sizes)
     return input * mask[sequence.to(input.device)]
 
@@ -201,18 +204,29 @@ def check_hx_dtype(hx, dtype):
         raise RuntimeError(f"hx must be {dtype} like the weights, got {hx.dtype}")
 
 
+def one_hot_vectors(tokens, w_ih):
+    """Return the vectors that ``tokens`` stand for, in the dtype of ``w_ih``."""
+    return F.one_hot(tokens, w_ih.shape[-1]).to(w_ih.dtype)
+
+
 def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     """Run the RNN on torch's operator, which supports every dtype, device and derivative."""
     if _ops.is_one_hot(input):
-        input = F.one_hot(input, weights[0].shape[-1]).to(weights[0].dtype)
+        if batch_sizes is not None and torch.onnx.is_in_onnx_export():
+            raise RuntimeError(
+                "packed tokens cannot be exported to ONNX, which has no PackedSequence: give "
+                "FastRNN the padded tokens and their lengths, rnn(tokens, lengths=lengths)"
+            )
+        input = one_hot_vectors(input, weights[0])
     num_layers, directions, batch_first, nonlinearity, bias = descriptor
     if hx is None:
-        B = input.shape[0 if batch_first else 1] if batch_sizes is None else int(batch_sizes[0])
+        B = input.shape[0 if batch_first else 1] if batch_sizes is None else batch_sizes[0]
         hx = input.new_zeros(descriptor.num_states, B, weights[1].shape[-1])
     call = torch.rnn_relu if nonlinearity == "relu" else torch.rnn_tanh
     # cuDNN has a backward pass only for a forward pass in training mode. Without dropout both
-    # modes give the same result. cuDNN also refuses an hx that is not contiguous.
-    training = dropout > 0 or torch.is_grad_enabled()
+    # modes give the same result. cuDNN also refuses an hx that is not contiguous. A trace may run
+    # with gradients and without, whatever the mode was while it was recorded.
+    training = dropout > 0 or torch.is_grad_enabled() or torch.jit.is_tracing()
     common = (hx.contiguous(), weights, bias, num_layers, dropout, training, directions == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)
@@ -229,6 +243,11 @@ def rnn_on_kernel(x, h0, weights, batch_sizes, descriptor):
         return _RNN.apply(x, h0, batch_sizes, descriptor, *weights)
     outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, False)
     return outs[0], h_n
+
+
+def _rnn_padded(x, h0, weights, batch_sizes, descriptor, lengths):
+    """Run the RNN on the operator ``rnn_padded``, which has no gradient."""
+    return _ops.rnn_padded(x, h0, weights, lengths, *descriptor.options)
 
 
 class _RNN(torch.autograd.Function):

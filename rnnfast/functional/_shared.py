@@ -9,12 +9,14 @@ def can_run_kernel(input, dtype, has_kernel):
     """Return whether a kernel can run a call with ``input`` and weights of ``dtype``.
 
     ``has_kernel(device_type, dtype)`` tells whether there is one. The kernels know nothing of
-    autocast, of the transforms of torch.func and of forward-mode AD.
+    autocast, of the transforms of torch.func and of forward-mode AD. ``torch.jit.trace`` cannot
+    record the call of an autograd Function, so it gets torch's own operators as well.
     """
     # is_cpu takes a fourth of the time of device.type.
     device_type = "cpu" if input.is_cpu else input.device.type
     return (
         has_kernel(device_type, dtype)
+        and not torch.jit.is_tracing()
         and input.numel() > 0
         and not torch.is_autocast_enabled(device_type)
         and not _torch.is_in_transform_or_forward_ad()

@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional as F
 
 
-def rnn_stepwise(x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=False):
+def rnn_stepwise(
+    x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=False, lengths=None
+):
     """Run the RNN step by step, and return ``(output, h_n)``.
 
     Args:
@@ -17,6 +19,7 @@ def rnn_stepwise(x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=
         zoneout: the probability that a unit keeps its state for one step (Krueger et al. 2017,
             arXiv:1606.01305). With ``training`` it is drawn for each unit, sequence and step.
             Otherwise the new state is the expectation over that choice.
+        lengths: the number of time steps of each sequence of a padded batch, (B), or None for T.
 
     Raises:
         RuntimeError: ``h0`` does not fit the input and the weights.
@@ -53,7 +56,12 @@ def rnn_stepwise(x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=
                     new = torch.where(keep[t], old, new)
                 elif zoneout:
                     new = torch.lerp(new, old, zoneout)
-                outs.append(new)
+                if lengths is None:
+                    outs.append(new)
+                else:
+                    runs = (t < lengths).unsqueeze(1).to(new.device)
+                    outs.append(torch.where(runs, new, 0.0))
+                    new = torch.where(runs, new, old)
                 h = new if h.shape[0] == B else torch.cat((new, h[B:]))
             outs = outs[::-1] if direction else outs
             directions.append(torch.stack(outs) if sizes is None else torch.cat(outs))

@@ -1,11 +1,14 @@
-"""``torch.export`` and ONNX: exported models run with other T and B than they were traced with."""
+"""``torch.export`` and ONNX: exported models run with other T, B and lengths than those they were
+traced with."""
 
 import io
 
 import pytest
 import torch
+from exported import Reader, load_onnx
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from rnnfast import FastRNN
 
@@ -17,108 +20,214 @@ CONFIGURATIONS = {
     },
     "one-hot": {"tokens": True, "with_hx": False},
 }  # fmt: skip
+OPERATORS = {
+    "whole": torch.ops.rnnfast.rnn.default,
+    "lengths": torch.ops.rnnfast.rnn_padded.default,
+}
 SIZES = [(1, 1), (9, 2), (30, 7)]
 
 
-class Tagger(nn.Module):
-    """A model that reads features or, with ``tokens``, one-hot tokens. ``hx`` is optional."""
-
-    def __init__(self, tokens=False, with_hx=True, **options):
-        super().__init__()
-        self.rnn = FastRNN(5, 6, **options)
-        self.head = nn.Linear(6 * (1 + self.rnn.bidirectional), 4)
-        self.tokens, self.with_hx = tokens, with_hx
-
-    def forward(self, x, hx=None):
-        output, h_n = self.rnn(x, hx)
-        return self.head(output), h_n
-
-    def example(self, T, B):
-        rows = (B, T) if self.rnn.batch_first else (T, B)
-        x = torch.randint(5, rows) if self.tokens else torch.randn(*rows, 5)
-        if not self.with_hx:
-            return (x,)
-        return x, torch.randn(self.rnn.num_layers * (1 + self.rnn.bidirectional), B, 6)
-
-    @property
-    def dynamic_shapes(self):
-        shapes = {"x": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
-        return shapes | ({"hx": {1: Dim.DYNAMIC}} if self.with_hx else {})
+def export(model, arguments, **options):
+    shapes = model.dynamic(Dim.DYNAMIC)
+    return torch.export.export(model, (), arguments, dynamic_shapes=shapes, **options)
 
 
+def operators(program):
+    return [node.target for node in program.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("reading", OPERATORS)
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_export(options):
-    model = Tagger(**options)
-    program = torch.export.export(model, model.example(4, 3), dynamic_shapes=model.dynamic_shapes)
+def test_export(options, reading):
+    model = Reader(reading, **options)
+    program = export(model, model.example(4, 3))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
-    calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
-    assert calls.count(torch.ops.rnnfast.rnn.default) == 1, "one operator, not T steps"
+    assert operators(program).count(OPERATORS[reading]) == 1, "one operator, not T steps"
     for T, B in SIZES[1:]:  # torch.export treats a size of 1 as a constant
         arguments = model.example(T, B)
-        for found, expected in zip(loaded(*arguments), model(*arguments), strict=True):
-            torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(loaded(**arguments), model.expected(**arguments))
 
 
 def test_export_of_a_single_step():
     """A graph of one time step has the operator as well; without a graph, nn.RNN's code runs it."""
     shapes = {"input": {1: Dim.DYNAMIC}}
     program = torch.export.export(FastRNN(5, 6), (torch.randn(1, 3, 5),), dynamic_shapes=shapes)
-    calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
-    assert calls.count(torch.ops.rnnfast.rnn.default) == 1
+    assert operators(program).count(torch.ops.rnnfast.rnn.default) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_lengths_checks_their_values_when_it_runs(strict):
+    model = Reader("lengths", bidirectional=True)
+    program = export(model, model.example(4, 3), strict=strict).module()
+    arguments = model.example(6, 4)
+    for wrong in ([7, 1, 1, 1], [2, 2, -1, 2]):
+        with pytest.raises(ValueError, match=r"lengths must be 4 numbers in \[0, 6\], got"):
+            program(**arguments | {"lengths": torch.tensor(wrong)})
+
+
+def test_export_of_lengths_of_empty_sequences():
+    """They have outputs of zero and keep their state; the others are as without them."""
+    model = Reader("lengths", bidirectional=True)
+    program = export(model, model.example(4, 3)).module()
+    arguments = model.example(6, 4)
+    output, h_n = program(**arguments | {"lengths": torch.tensor([0, 6, 0, 2])})
+    torch.testing.assert_close(h_n[:, [0, 2]], arguments["hx"][:, [0, 2]])
+    torch.testing.assert_close(output[:, [0, 2]], model.head.bias.expand(6, 2, 4))
+    x, hx = (arguments[name][:, [1, 3]] for name in ("x", "hx"))
+    expected = model.expected(x, hx, torch.tensor([6, 2]))
+    torch.testing.assert_close((output[:, [1, 3]], h_n[:, [1, 3]]), expected)
+    output, h_n = program(**arguments | {"lengths": torch.zeros(4, dtype=torch.int64)})
+    torch.testing.assert_close(h_n, arguments["hx"])
+
+
+@pytest.mark.parametrize("recorder", ["export", "trace"])
+@pytest.mark.filterwarnings("ignore")
+def test_zoneout_and_lengths_in_a_graph(recorder):
+    """There the steps run one by one, so T is a constant; B and the lengths are not."""
+    model = Reader("lengths", zoneout=0.3, bidirectional=True).eval()
+    arguments = model.example(4, 3)
+    if recorder == "export":
+        shapes = model.dynamic(Dim.DYNAMIC) | {"x": {1: Dim.DYNAMIC}}
+        call = torch.export.export(model, (), arguments, dynamic_shapes=shapes).module()
+    else:
+        call = torch.jit.trace(model, example_kwarg_inputs=arguments)
+    arguments = model.example(4, 6)
+    torch.testing.assert_close(call(**arguments), model(**arguments))
+
+
+def test_export_of_lengths_with_dropout_and_autocast():
+    model = Reader("lengths", num_layers=2, dropout=0.5, variational_dropout=0.5)
+    output, h_n = export(model, model.example(4, 3)).module()(**model.example(9, 5))
+    assert output.shape == (9, 5, 4) and h_n.shape == (2, 5, 6)
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        program, arguments = export(model, model.example(4, 3)).module(), model.example(9, 5)
+        found, expected = program(**arguments), model(**arguments)
+    torch.testing.assert_close(found, expected)
+    assert found[1].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("h0", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_opcheck_of_rnn_padded(batch_first, tokens, h0):
+    rows = (3, 4) if batch_first else (4, 3)
+    x = torch.randint(5, rows) if tokens else torch.randn(*rows, 5)
+    weights = [w.detach() for w in FastRNN(5, 6, bidirectional=True).parameters()]
+    hx = torch.randn(3, 2, 6).transpose(0, 1) if h0 else None
+    lengths = torch.tensor([2, 0, 4])
+    options = (1, batch_first, False, True)
+    torch.library.opcheck(OPERATORS["lengths"], (x, hx, weights, lengths, *options))
+
+
+class Packed(nn.Module):
+    """A model whose input is the data and the batch sizes of a PackedSequence."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.rnn = FastRNN(5, 6, **options)
+
+    def forward(self, data, batch_sizes, hx=None):
+        output, h_n = self.rnn(PackedSequence(data, batch_sizes), hx)
+        return output.data, h_n
+
+    def example(self, *lengths, with_hx):
+        x = torch.randn(max(lengths), len(lengths), 5)
+        packed = pack_padded_sequence(x, torch.tensor(lengths))
+        arguments = {"data": packed.data, "batch_sizes": packed.batch_sizes}
+        states = self.rnn.num_layers * (1 + self.rnn.bidirectional)
+        return arguments | ({"hx": torch.randn(states, len(lengths), 6)} if with_hx else {})
+
+    def dynamic(self, dim):
+        return {"data": {0: dim}, "batch_sizes": {0: dim}, "hx": {1: dim}}
+
+
+PACKED_LENGTHS = [(4, 2, 1), (1,), (9, 9, 9, 2), (30, 7, 7, 7, 1)]
+
+
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_export_of_a_packed_input(with_hx):
+    model = Packed(num_layers=2, bidirectional=True)
+    arguments = model.example(4, 2, 1, with_hx=with_hx)
+    shapes = {name: model.dynamic(Dim.DYNAMIC)[name] for name in arguments}
+    program = torch.export.export(model, (), arguments, dynamic_shapes=shapes).module()
+    for lengths in PACKED_LENGTHS[2:]:
+        arguments = model.example(*lengths, with_hx=with_hx)
+        torch.testing.assert_close(program(**arguments), model(**arguments))
+
+
+def test_export_says_what_to_do_in_place_of_packing():
+    """torch has no right shapes for a batch that the model itself packs."""
+    model = Reader("packed")
+    with pytest.raises(RuntimeError, match=r"rnn\(input, hx, lengths=lengths\)"):
+        torch.export.export(model, (), model.example(4, 3))
+
+
+def run_onnx(model, arguments, shapes, path):
+    """Export a model, and return the nodes of the graph and a function that runs the file."""
+    pytest.importorskip("onnxscript", reason="needs the onnx extra")
+    pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+    from rnnfast.onnx import custom_translation_table
+
+    program = torch.onnx.export(
+        model.eval(), (), kwargs=arguments, dynamo=True, dynamic_shapes=shapes, verbose=False,
+        custom_translation_table=custom_translation_table,
+    )  # fmt: skip
+    program.save(path)
+    return list(program.model.graph), load_onnx(path)
+
+
+def sequence_lens(nodes):
+    """Return that input of each node RNN, or None where a node has no such input."""
+    return [dict(enumerate(n.inputs)).get(4) for n in nodes if n.op_type == "RNN"]
 
 
 # The exporter itself uses functions that Python and PyTorch have deprecated.
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_onnx(options, tmp_path):
-    pytest.importorskip("onnxscript", reason="needs the onnx extra")
-    runtime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
-    from rnnfast.onnx import custom_translation_table
+ignore_deprecations = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 
-    model = Tagger(**options).eval()
-    path = tmp_path / "model.onnx"
-    program = torch.onnx.export(
-        model, model.example(4, 3), dynamo=True, dynamic_shapes=model.dynamic_shapes,
-        custom_translation_table=custom_translation_table, verbose=False,
-    )  # fmt: skip
-    program.save(path)
-    operators = [node.op_type for node in program.model.graph]
-    assert operators.count("RNN") == model.rnn.num_layers
-    assert not {"Loop", "Scan", "SequenceAt"} & set(operators)
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = 1  # further threads would spin
-    session = runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
+
+@ignore_deprecations
+@pytest.mark.parametrize("reading", OPERATORS)
+@pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_onnx(options, reading, tmp_path):
+    model = Reader(reading, **options)
+    shapes = model.dynamic(Dim.DYNAMIC)
+    nodes, run = run_onnx(model, model.example(4, 3), shapes, tmp_path / "model.onnx")
+    lens = sequence_lens(nodes)
+    assert len(lens) == model.rnn.num_layers
+    assert all((value is not None) is (reading == "lengths") for value in lens)
+    assert not {"Loop", "Scan", "SequenceAt"} & {node.op_type for node in nodes}
     for T, B in SIZES:
         arguments = model.example(T, B)
-        feed = {name: tensor.numpy() for name, tensor in zip(names, arguments, strict=True)}
-        with torch.no_grad():
-            expected = model(*arguments)
-        for found, tensor in zip(session.run(None, feed), expected, strict=True):
-            torch.testing.assert_close(torch.from_numpy(found), tensor, rtol=1e-5, atol=1e-5)
+        expected = model.expected(**arguments)
+        torch.testing.assert_close(run(**arguments), expected, rtol=1e-5, atol=1e-5)
+    if reading == "lengths" and model.with_hx:  # an empty sequence keeps its state
+        arguments["lengths"][2] = 0
+        _, h_n = run(**arguments)
+        torch.testing.assert_close(h_n[:, 2], arguments["hx"][:, 2])
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_onnx_refuses_packed_input():
-    pytest.importorskip("onnxscript", reason="needs the onnx extra")
-    from rnnfast.functional import rnn
-    from rnnfast.onnx import custom_translation_table
+@ignore_deprecations
+@pytest.mark.parametrize("with_hx", [False, True])
+def test_onnx_of_a_packed_input(with_hx, tmp_path):
+    model = Packed(num_layers=2, bidirectional=True)
+    arguments = model.example(4, 2, 1, with_hx=with_hx)
+    shapes = {name: model.dynamic(Dim.DYNAMIC)[name] for name in arguments}
+    nodes, run = run_onnx(model, arguments, shapes, tmp_path / "model.onnx")
+    lens = sequence_lens(nodes)
+    assert len(lens) == 2 and None not in lens
+    for lengths in PACKED_LENGTHS:
+        arguments = model.example(*lengths, with_hx=with_hx)
+        torch.testing.assert_close(run(**arguments), model(**arguments), rtol=1e-5, atol=1e-5)
 
-    class Packed(nn.Module):
-        def forward(self, data, batch_sizes, hx, w_ih, w_hh):
-            return rnn(data, hx, [w_ih, w_hh], batch_sizes=batch_sizes)
 
-    arguments = (torch.randn(5, 3), torch.tensor([2, 2, 1]), torch.randn(1, 2, 4),
-                 torch.randn(4, 3), torch.randn(4, 4))  # fmt: skip
-    with pytest.raises(torch.onnx.OnnxExporterError) as raised:
-        torch.onnx.export(
-            Packed().eval(), arguments, dynamo=True, verbose=False,
-            custom_translation_table=custom_translation_table,
-        )  # fmt: skip
-    reason = raised.value
-    while reason.__cause__ is not None:
-        reason = reason.__cause__
-    assert "padded input" in str(reason)
+@ignore_deprecations
+def test_onnx_says_what_to_do_in_place_of_packing(tmp_path):
+    model = Reader("packed")
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"rnn\(input, hx, lengths=lengths\)"):
+        run_onnx(model, model.example(4, 3), None, tmp_path / "model.onnx")
