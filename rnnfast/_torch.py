@@ -7,6 +7,7 @@ function here gives an answer that is always correct, even if it makes rnnfast s
 Some functions are torch's own without a wrapper, because a wrapper would take 50 ns in each call.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.util
@@ -186,6 +187,32 @@ class _PatchOnImport(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+# cuDNN
+
+
+_set_cudnn_enabled = _private("_C._set_cudnn_enabled", None)
+
+
+@contextlib.contextmanager
+def without_cudnn():
+    """Disable cuDNN inside the ``with`` block.
+
+    An assignment to ``torch.backends.cudnn.enabled`` raises an error after
+    ``torch.backends.disable_global_flags()``. ``torch.backends.cudnn.flags`` raises one if the
+    program has set the precisions of convolutions and RNNs separately.
+    """
+    if _set_cudnn_enabled is None:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+        return
+    enabled = torch.backends.cudnn.enabled
+    _set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        _set_cudnn_enabled(enabled)
 
 
 # Modules and optimizers

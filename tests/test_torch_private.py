@@ -187,6 +187,18 @@ def test_a_dynamo_without_the_switch_is_left_alone():
     assert not hasattr(Builder.VariableBuilder, "wrap_module")
 
 
+# cuDNN
+
+
+@pytest.mark.parametrize("name", [None, "_C._set_cudnn_enabled"])
+def test_cudnn_is_disabled_and_enabled_again(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    with pytest.raises(KeyError), module.without_cudnn():
+        assert not torch.backends.cudnn.enabled
+        raise KeyError
+    assert torch.backends.cudnn.enabled
+
+
 # Modules and optimizers
 
 

@@ -267,12 +267,8 @@ def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """Return the gradients as a graph of torch's operators, made by a second forward pass."""
 
     def call(x, h0, batch_sizes, descriptor, *weights):
-        cudnn = torch.backends.cudnn
-        enabled, cudnn.enabled = cudnn.enabled, False  # its backward pass has no derivative
-        try:
+        with _torch.without_cudnn():  # its backward pass has no derivative
             return rnn_torch(x, h0, weights, batch_sizes, descriptor)
-        finally:
-            cudnn.enabled = enabled
 
     inputs = (x, h0, batch_sizes, ctx.descriptor, *weights)
     return differentiable_gradients(ctx, call, inputs, (dy, dh_n))

@@ -374,10 +374,15 @@ def test_h_n_is_not_the_output(device):
     assert torch.equal(output, kept)
 
 
+@pytest.fixture
+def without_cudnn():
+    with torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_double_backward(device, nonlinearity, monkeypatch):
+def test_double_backward(device, nonlinearity, without_cudnn):
     """``create_graph=True`` gives the second derivatives of nn.RNN, which cuDNN cannot compute."""
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     results = []
     for module in pair(3, 4, 2, nonlinearity, dtype=torch.float64, device=device):
         torch.manual_seed(5)
@@ -406,9 +411,8 @@ def _tied(module, x):
 
 
 @pytest.mark.parametrize("call", [_carried, _state_from_input, _tied])
-def test_double_backward_of_inputs_that_depend_on_one_another(device, call, monkeypatch):
+def test_double_backward_of_inputs_that_depend_on_one_another(device, call, without_cudnn):
     """Inputs that are made from one another contribute to each gradient exactly once."""
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     results = []
     for module in pair(4, 4, 1 + (call is _tied), dtype=torch.float64, device=device):
         torch.manual_seed(5)
