@@ -12,9 +12,11 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
+import weakref
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 # Whether the installed torch has each private name that is asked for.
 HAS = {}
@@ -219,17 +221,44 @@ def without_cudnn():
 
 
 def named_rnn_weights(module):
-    """Return the names and the weights of an ``nn.RNN``, two lists in the order of its operators.
+    """Return the names and the weights for a call of an ``nn.RNN``, in the order of its operators.
 
-    ``nn.RNN`` keeps a list of its weights and checks in each call whether the list is still right.
-    Asking for the weights by name does without the list, also for parametrized weights.
+    ``nn.RNN`` computes with its list ``_flat_weights``, which other code may replace. If an
+    attribute is another tensor than in the call before, it makes the list anew from the attributes.
+
+    Raises:
+        ValueError: the list has a wrong number of weights.
     """
+    attributes = module.__dict__  # each access to an attribute of a module would take 60 ns
     try:
-        names, parameters = module._flat_weights_names, module._parameters
-    except AttributeError:
-        names, parameters = _rnn_weight_names(module), {}
-    weights = [parameters[name] if name in parameters else getattr(module, name) for name in names]
+        names, parameters = attributes["_flat_weights_names"], attributes["_parameters"]
+        weights, references = attributes["_flat_weights"], attributes["_flat_weight_refs"]
+    except KeyError:
+        names = _rnn_weight_names(module)
+        return names, [getattr(module, name) for name in names]
+    for name, reference in zip(names, references):  # noqa: B905 - strict would take 200 ns
+        if name not in parameters or parameters[name] is not reference():
+            weights = _refresh_rnn_weights(module, names, weights, references)
+            break
+    if len(weights) != len(names):
+        raise ValueError(f"_flat_weights must hold {len(names)} weights, got {len(weights)}")
     return names, weights
+
+
+def _refresh_rnn_weights(module, names, listed, references):
+    """Return the weights of a module that has others than its parameters at the last call."""
+    named = [getattr(module, name, None) for name in names]
+    if all(
+        weight is None or reference is None or weight is reference()
+        for weight, reference in zip(named, references, strict=True)
+    ):
+        return listed
+    # What a compiler or a transform is tracing must not outlive the call, and parametrized weights
+    # are new tensors in each call.
+    if not (torch.compiler.is_compiling() or is_in_transform() or is_parametrized(module)):
+        module._flat_weights = named
+        module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in named]
+    return named
 
 
 def _rnn_weight_names(module):

@@ -147,7 +147,8 @@ class FastRNN(nn.RNN):
         if lengths is not None:
             return self._forward_padded(input, hx, lengths)
         if self._is_single_step(input) and not self._is_regularised():
-            check_hx_dtype(hx, self.weight_hh_l0.dtype)
+            if hx is not None:
+                check_hx_dtype(hx, self._weights()[0].dtype)
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
