@@ -49,7 +49,8 @@ class FastRNN(nn.RNN):
         - ``hx``: the initial state (L * D, B, H), or (L * D, H) without a batch. Default: zeros.
         - ``lengths``: int64 (B) on any device, or a list: the number of time steps of each sequence
           of a padded batch. Steps past the end of a sequence are zero in ``output``, and ``h_n``
-          has the state at its last step. Default: all sequences have T steps.
+          has the state at its last step, or ``hx`` if the sequence has no steps. Default: all
+          sequences have T steps.
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
@@ -58,7 +59,7 @@ class FastRNN(nn.RNN):
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` raises them. Also ValueError for a probability
-            that is not in [0, 1], and for ``lengths`` that are not in [1, T] or do not fit the
+            that is not in [0, 1], and for ``lengths`` that are not in [0, T] or do not fit the
             input.
         IndexError: a token is not in [0, I).
 
@@ -217,14 +218,33 @@ class FastRNN(nn.RNN):
             raise ValueError(
                 f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
             )
-        if B and not 1 <= lengths.min() <= lengths.max() <= T:
-            raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        if B and not 0 <= lengths.min() <= lengths.max() <= T:
+            raise ValueError(f"lengths must be in [0, {T}], got {lengths.tolist()}")
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
+        if not lengths.all():
+            return self._forward_with_empty(input, hx, lengths)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_n = self.forward(packed, hx)
         output, _ = pad_packed_sequence(output, self.batch_first, total_length=T)
         return output, h_n
+
+    def _forward_with_empty(self, input, hx, lengths):
+        """Run a padded batch in which sequences without time steps keep their initial state."""
+        batch_dim, time_dim = (0, 1) if self.batch_first else (1, 0)
+        kept = lengths.nonzero().flatten().to(input.device)
+        steps = input.index_select(batch_dim, kept)
+        h0 = None if hx is None else hx.index_select(1, kept)
+        if len(kept):
+            output, h_n = self._forward_padded(steps, h0, lengths[lengths > 0])
+        else:  # one step of no sequence: the results are empty, and their gradients are zero
+            output, h_n = self.forward(steps.sum(time_dim, keepdim=True), h0)
+        output = output.expand(*steps.shape[:2], -1)
+        if hx is None:
+            hx = h_n.new_zeros(h_n.shape[0], len(lengths), h_n.shape[2])
+        padded = output.new_zeros(*input.shape[:2], output.shape[-1])
+        output = padded.index_copy(batch_dim, kept, output)
+        return output, hx.to(h_n.dtype).index_copy(1, kept, h_n)
 
 
 _torch.let_dynamo_trace(FastRNN)

@@ -158,7 +158,7 @@ def test_lengths(device, batch_first, tokens):
 
 
 @pytest.mark.parametrize(
-    "lengths", [[4, 1], [4, 1, 0], [4, 1, 8], [4.0, 1.0, 6.0], [[4], [1], [6]]]
+    "lengths", [[4, 1], [4, 1, -1], [4, 1, 8], [4.0, 1.0, 6.0], [[4], [1], [6]]]
 )
 def test_wrong_lengths(lengths):
     with pytest.raises(ValueError, match="lengths must be"):
