@@ -2,6 +2,7 @@
 which swaps them into an existing model."""
 
 import numbers
+import warnings
 
 import torch
 from torch import nn
@@ -19,6 +20,37 @@ def _probability(name, p):
     if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {p!r}")
     return float(p)
+
+
+def _has_readable_values(t):
+    """Return whether Python may look at the values of ``t``. A tracer would record the look."""
+    return (
+        type(t) is torch.Tensor
+        and t.numel() > 0
+        and not t.is_meta
+        and not _torch.is_dispatcher_observed()
+        and not _torch.is_in_transform()
+        and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _warn_of_one_hot_vectors(tokens, batch_first):
+    """Warn if ``tokens``, with as many columns as inputs, look like the one-hot vectors (T, I).
+
+    There may be rows of zeros at the end, as padding. Tokens hardly ever have exactly one 1 and
+    otherwise zeros in each row.
+    """
+    if not _has_readable_values(tokens) or tokens[0].sum() != 1:
+        return
+    ones = tokens.sum(1)
+    if tokens.max() == 1 and bool((ones[1:] <= ones[:-1]).all()):
+        layout = "(B, T)" if batch_first else "(T, B)"
+        warnings.warn(
+            f"input is int64 of shape {tuple(tokens.shape)} and is read as a batch of tokens, "
+            f"{layout}, but it looks like the one-hot vectors of one sequence, (T, I). Vectors "
+            "must be floating-point: input.float(). The tokens of one sequence have shape (T,).",
+            stacklevel=5,
+        )
 
 
 class FastRNN(nn.RNN):
@@ -45,7 +77,9 @@ class FastRNN(nn.RNN):
     Shape:
         - ``input``: (T, B, I), (B, T, I) with ``batch_first``, (T, I) or a ``PackedSequence``. A
           one-hot input may be given as int64 tokens in [0, I), of shape (T, B), (B, T), (T) or
-          packed. The result is that of the one-hot vectors, but no one-hot tensor is built.
+          packed. The result is that of the one-hot vectors, but no one-hot tensor is built. Vectors
+          must be floating-point. If int64 tokens look like one-hot vectors (T, I), there is a
+          warning.
         - ``hx``: the initial state (L * D, B, H), or (L * D, H) without a batch. Default: zeros.
         - ``lengths``: int64 (B) on any device, or a list: the number of time steps of each sequence
           of a padded batch. Steps past the end of a sequence are zero in ``output``, and ``h_n``
@@ -165,8 +199,11 @@ class FastRNN(nn.RNN):
             if rank not in (2, 3):
                 raise ValueError(
                     "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
-                    f"{data.dtype} of {data.dim()}D instead"
+                    f"{data.dtype} of {data.dim()}D instead. Vectors must be floating-point, also "
+                    "one-hot vectors"
                 )
+            if one_hot and rank == 3 and data.shape[1] == self.input_size:
+                _warn_of_one_hot_vectors(data, self.batch_first)
             if hx is not None and hx.dim() != rank:
                 kind = "batched" if rank == 3 else "unbatched"
                 raise RuntimeError(
