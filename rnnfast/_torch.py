@@ -126,6 +126,38 @@ def is_dispatcher_observed():
     )
 
 
+# Modules that take long to import
+
+
+def when_imported(name, call):
+    """Call ``call(module)`` with the module ``name``: now, or right after it is first imported."""
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _CallOnImport(name, call))
+
+
+class _CallOnImport(importlib.abc.MetaPathFinder):
+    """Finds no module, but calls a function right after the import of one."""
+
+    def __init__(self, name, call):
+        self.name, self.call = name, call
+
+    def find_spec(self, name, path, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.call(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
 # torch.compile
 
 
@@ -145,10 +177,7 @@ def let_dynamo_trace(cls):
 
     Importing Dynamo takes a second. If it is not yet imported, this function waits until it is.
     """
-    if _BUILDER in sys.modules:
-        _patch_builder(sys.modules[_BUILDER], cls)
-    else:
-        sys.meta_path.insert(0, _PatchOnImport(cls))
+    when_imported(_BUILDER, lambda builder: _patch_builder(builder, cls))
 
 
 def _patch_builder(builder, cls):
@@ -168,27 +197,6 @@ def _patch_builder(builder, cls):
 
     builder.VariableBuilder.wrap_module = wrap
     return True
-
-
-class _PatchOnImport(importlib.abc.MetaPathFinder):
-    """Patches Dynamo's builder for ``cls`` right after another module imports the builder."""
-
-    def __init__(self, cls):
-        self.cls = cls
-
-    def find_spec(self, name, path, target=None):
-        if name != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            _patch_builder(module, self.cls)
-
-        spec.loader.exec_module = exec_module
-        return spec
 
 
 # cuDNN
