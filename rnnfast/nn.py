@@ -1,5 +1,7 @@
-"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`, and :func:`accelerate`,
-which swaps them into an existing model."""
+"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`.
+
+:func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
+"""
 
 import numbers
 import warnings
@@ -12,7 +14,9 @@ from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
 from .functional._rnn import check_hx_dtype, run_rnn
 
-__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
+__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
+
+_REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
 
 def _probability(name, p):
@@ -121,8 +125,7 @@ class FastRNN(nn.RNN):
 
     def extra_repr(self):
         """Return the arguments for ``repr``, with the regularisers that are not 0."""
-        regularisers = ("variational_dropout", "weight_dropout", "zoneout")
-        used = [f"{name}={getattr(self, name)}" for name in regularisers if getattr(self, name)]
+        used = [f"{name}={getattr(self, name)}" for name in _REGULARISERS if getattr(self, name)]
         return ", ".join([super().extra_repr(), *used])
 
     def _is_regularised(self):
@@ -341,15 +344,20 @@ class Dropout(nn.Dropout):
         return functional.dropout(input, self.p, self.training)
 
 
-_FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+def _modules(model):
+    """Return the modules inside ``model`` by name, after a check of its type."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return dict(model.named_modules())
 
 
 def accelerate(model):
-    """Turn every ``nn.RNN`` and ``nn.RNNCell`` inside ``model`` into its fast form, in place.
+    """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
 
     The modules stay the same objects with the same parameters, buffers and hooks. Only their class
-    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` and
-    ``nn.RNNCell`` are left alone, because they may have changed ``forward``.
+    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` are left alone,
+    because they may have changed ``forward``. An ``nn.RNNCell`` is left alone, because its single
+    steps would not be faster. :func:`restore` is the way back.
 
     Args:
         model: any ``nn.Module``; it may itself be an ``nn.RNN``.
@@ -368,9 +376,48 @@ def accelerate(model):
           (0): FastRNN(10, 20)
         )
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if type(module) in _FAST:
-            module.__class__ = _FAST[type(module)]
+    for module in _modules(model).values():
+        if type(module) is nn.RNN:
+            module.__class__ = FastRNN
+    return model
+
+
+def restore(model):
+    """Turn rnnfast's modules inside ``model`` into those of ``torch.nn``, in place.
+
+    This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,
+    for example ``torch.jit.script``, ``torch.ao.quantization.quantize_dynamic`` and counters of
+    operations such as ptflops and thop. :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`
+    become ``nn.RNN``, ``nn.RNNCell`` and ``nn.Dropout``. The modules stay the same objects with the
+    same parameters, buffers and hooks. Subclasses are left alone.
+
+    Args:
+        model: any ``nn.Module``; it may itself be a :class:`FastRNN`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: a :class:`FastRNN` has a regulariser that ``nn.RNN`` does not have. Nothing is
+            changed then.
+
+    Example:
+        >>> import rnnfast, torch
+        >>> model = rnnfast.accelerate(torch.nn.Sequential(torch.nn.RNN(10, 20)))
+        >>> scripted = torch.jit.script(rnnfast.restore(model))
+    """
+    modules = _modules(model)
+    for name, module in modules.items():
+        for regulariser in _REGULARISERS if type(module) is FastRNN else ():
+            if p := getattr(module, regulariser):
+                raise ValueError(
+                    f"nn.RNN has no {regulariser}, but module {name!r} has {regulariser}={p}: "
+                    "set it to 0 first"
+                )
+    for module in modules.values():
+        if type(module) in (FastRNN, FastRNNCell, Dropout):
+            for regulariser in _REGULARISERS:
+                vars(module).pop(regulariser, None)
+            module.__class__ = type(module).__base__
     return model
