@@ -16,6 +16,7 @@ from .functional._rnn import check_hx_dtype, run_rnn
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
 
@@ -73,8 +74,10 @@ class FastRNN(nn.RNN):
             (DropConnect; Wan et al. 2013, Merity et al. 2018). Default: 0.
         zoneout: probability that a unit keeps its state from one time step to the next (Krueger et
             al. 2017). In ``eval()`` the new state is the expectation,
-            ``p h_{t-1} + (1 - p) f(...)``. There is no kernel for zoneout: the time steps run one
-            by one on torch's operators. Default: 0.
+            ``p h_{t-1} + (1 - p) f(...)``. A module that always is in ``eval()`` is therefore an
+            RNN of leaky units: with ``zoneout=1 - alpha`` they have the leak rate alpha, and it can
+            be trained like any other. There is no kernel for zoneout: the time steps run one by one
+            on torch's operators. Default: 0.
 
     Dropout of every kind is active in training only, and is drawn from torch's generator.
 
@@ -85,10 +88,10 @@ class FastRNN(nn.RNN):
           must be floating-point. If int64 tokens look like one-hot vectors (T, I), there is a
           warning.
         - ``hx``: the initial state (L * D, B, H), or (L * D, H) without a batch. Default: zeros.
-        - ``lengths``: int64 (B) on any device, or a list: the number of time steps of each sequence
-          of a padded batch. Steps past the end of a sequence are zero in ``output``, and ``h_n``
-          has the state at its last step, or ``hx`` if the sequence has no steps. Default: all
-          sequences have T steps.
+        - ``lengths``: integers (B) on any device, or a list: the number of time steps of each
+          sequence of a padded batch. Steps past the end of a sequence are zero in ``output``, and
+          ``h_n`` has the state at its last step, or ``hx`` if the sequence has no steps. Default:
+          all sequences have T steps.
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
@@ -254,10 +257,11 @@ class FastRNN(nn.RNN):
             raise ValueError("lengths must be None unless input is a padded batch")
         T, B = input.shape[:2][:: -1 if self.batch_first else 1]
         lengths = torch.as_tensor(lengths, device="cpu")
-        if lengths.dtype != torch.int64 or lengths.shape != (B,):
+        if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
             raise ValueError(
-                f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
+                f"lengths must be integers ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
             )
+        lengths = lengths.to(torch.int64)
         if B and not 0 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be in [0, {T}], got {lengths.tolist()}")
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large

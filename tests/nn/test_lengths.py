@@ -1,5 +1,6 @@
 """Padded batches with sequences that have no time steps, such as empty documents."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -96,3 +97,30 @@ def test_empty_sequences_with_zoneout_and_autocast():
         output, h_n = module(x, hx, lengths=[3, 0, 5])
     assert output.dtype is h_n.dtype is torch.bfloat16
     assert torch.equal(h_n[:, 1], hx[:, 1].bfloat16())
+
+
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_integers_of_any_dtype(dtype):
+    theirs, ours = pair()
+    x, hx, lengths = torch.randn(5, 3, 3).double(), torch.randn(L, 3, H).double(), [3, 1, 5]
+    found = ours(x, hx, lengths=torch.tensor(lengths, dtype=dtype))
+    torch.testing.assert_close(found, one_by_one(theirs, x, hx, lengths), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
+def test_integers_of_numpy(dtype):
+    theirs, ours = pair()
+    x, hx, lengths = torch.randn(5, 3, 3).double(), torch.randn(L, 3, H).double(), [3, 1, 5]
+    expected = one_by_one(theirs, x, hx, lengths)
+    for argument in (np.array(lengths, dtype), list(np.array(lengths, dtype))):
+        found = ours(x, hx, lengths=argument)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_what_is_no_integer_is_refused(dtype):
+    with pytest.raises(ValueError, match=rf"lengths must be integers \(3,\), got {dtype}"):
+        FastRNN(3, 4)(torch.randn(5, 3, 3), lengths=torch.ones(3, dtype=dtype))
