@@ -12,7 +12,7 @@ except ImportError as error:
     ) from error
 from . import _ops, functional, reference
 from ._version import __version__
-from .nn import FastRNN, FastRNNCell, accelerate
+from .nn import FastRNN, FastRNNCell, accelerate, restore
 
 __all__ = [
     "FastRNN",
@@ -23,6 +23,7 @@ __all__ = [
     "cuda_plan",
     "functional",
     "reference",
+    "restore",
     "set_cuda_kernel",
     "set_isa",
 ]

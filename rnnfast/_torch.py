@@ -7,13 +7,16 @@ function here gives an answer that is always correct, even if it makes rnnfast s
 Some functions are torch's own without a wrapper, because a wrapper would take 50 ns in each call.
 """
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.util
 import sys
+import weakref
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 # Whether the installed torch has each private name that is asked for.
 HAS = {}
@@ -123,6 +126,38 @@ def is_dispatcher_observed():
     )
 
 
+# Modules that take long to import
+
+
+def when_imported(name, call):
+    """Call ``call(module)`` with the module ``name``: now, or right after it is first imported."""
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _CallOnImport(name, call))
+
+
+class _CallOnImport(importlib.abc.MetaPathFinder):
+    """Finds no module, but calls a function right after the import of one."""
+
+    def __init__(self, name, call):
+        self.name, self.call = name, call
+
+    def find_spec(self, name, path, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.call(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
 # torch.compile
 
 
@@ -142,10 +177,7 @@ def let_dynamo_trace(cls):
 
     Importing Dynamo takes a second. If it is not yet imported, this function waits until it is.
     """
-    if _BUILDER in sys.modules:
-        _patch_builder(sys.modules[_BUILDER], cls)
-    else:
-        sys.meta_path.insert(0, _PatchOnImport(cls))
+    when_imported(_BUILDER, lambda builder: _patch_builder(builder, cls))
 
 
 def _patch_builder(builder, cls):
@@ -167,42 +199,70 @@ def _patch_builder(builder, cls):
     return True
 
 
-class _PatchOnImport(importlib.abc.MetaPathFinder):
-    """Patches Dynamo's builder for ``cls`` right after another module imports the builder."""
+# cuDNN
 
-    def __init__(self, cls):
-        self.cls = cls
 
-    def find_spec(self, name, path, target=None):
-        if name != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
+_set_cudnn_enabled = _private("_C._set_cudnn_enabled", None)
 
-        def exec_module(module):
-            execute(module)
-            _patch_builder(module, self.cls)
 
-        spec.loader.exec_module = exec_module
-        return spec
+@contextlib.contextmanager
+def without_cudnn():
+    """Disable cuDNN inside the ``with`` block.
+
+    An assignment to ``torch.backends.cudnn.enabled`` raises an error after
+    ``torch.backends.disable_global_flags()``. ``torch.backends.cudnn.flags`` raises one if the
+    program has set the precisions of convolutions and RNNs separately.
+    """
+    if _set_cudnn_enabled is None:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+        return
+    enabled = torch.backends.cudnn.enabled
+    _set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        _set_cudnn_enabled(enabled)
 
 
 # Modules and optimizers
 
 
 def named_rnn_weights(module):
-    """Return the names and the weights of an ``nn.RNN``, two lists in the order of its operators.
+    """Return the names and the weights for a call of an ``nn.RNN``, in the order of its operators.
 
-    ``nn.RNN`` keeps a list of its weights and checks in each call whether the list is still right.
-    Asking for the weights by name does without the list, also for parametrized weights.
+    ``nn.RNN`` computes with its list ``_flat_weights``, which other code may replace. If an
+    attribute is another tensor than in the call before, it makes the list anew from the attributes.
     """
+    attributes = module.__dict__  # each access to an attribute of a module would take 60 ns
     try:
-        names, parameters = module._flat_weights_names, module._parameters
-    except AttributeError:
-        names, parameters = _rnn_weight_names(module), {}
-    weights = [parameters[name] if name in parameters else getattr(module, name) for name in names]
+        names, parameters = attributes["_flat_weights_names"], attributes["_parameters"]
+        weights, references = attributes["_flat_weights"], attributes["_flat_weight_refs"]
+        for name, reference in zip(names, references):  # noqa: B905 - strict would take 200 ns
+            if parameters[name] is not reference():
+                return _refresh_rnn_weights(module, names, weights, references)
+    except KeyError:  # a weight is not a parameter
+        if "_flat_weight_refs" not in attributes:  # torch has no such list
+            names = _rnn_weight_names(module)
+            return names, [getattr(module, name) for name in names]
+        return _refresh_rnn_weights(module, names, weights, references)
     return names, weights
+
+
+def _refresh_rnn_weights(module, names, listed, references):
+    """Return the names and the weights of a module whose weights are not what they were."""
+    named = [getattr(module, name, None) for name in names]
+    if all(
+        weight is None or reference is None or weight is reference()
+        for weight, reference in zip(named, references, strict=True)
+    ):
+        return names, listed
+    # What a compiler or a transform is tracing must not outlive the call, and parametrized weights
+    # are new tensors in each call.
+    if not (torch.compiler.is_compiling() or is_in_transform() or is_parametrized(module)):
+        module._flat_weights = named
+        module._flat_weight_refs = [w if w is None else weakref.ref(w) for w in named]
+    return names, named
 
 
 def _rnn_weight_names(module):

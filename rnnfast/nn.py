@@ -1,7 +1,10 @@
-"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`, and :func:`accelerate`,
-which swaps them into an existing model."""
+"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`.
+
+:func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
+"""
 
 import numbers
+import warnings
 
 import torch
 from torch import nn
@@ -11,7 +14,10 @@ from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
 from .functional._rnn import check_hx_dtype, one_hot_vectors, run_rnn
 
-__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate"]
+__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
 
 def _probability(name, p):
@@ -19,6 +25,37 @@ def _probability(name, p):
     if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p <= 1:
         raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {p!r}")
     return float(p)
+
+
+def _has_readable_values(t):
+    """Return whether Python may look at the values of ``t``. A tracer would record the look."""
+    return (
+        type(t) is torch.Tensor
+        and t.numel() > 0
+        and not t.is_meta
+        and not _torch.is_dispatcher_observed()
+        and not _torch.is_in_transform()
+        and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _warn_of_one_hot_vectors(tokens, batch_first):
+    """Warn if ``tokens``, with as many columns as inputs, look like the one-hot vectors (T, I).
+
+    There may be rows of zeros at the end, as padding. Tokens hardly ever have exactly one 1 and
+    otherwise zeros in each row.
+    """
+    if not _has_readable_values(tokens) or tokens[0].sum() != 1:
+        return
+    ones = tokens.sum(1)
+    if tokens.max() == 1 and bool((ones[1:] <= ones[:-1]).all()):
+        layout = "(B, T)" if batch_first else "(T, B)"
+        warnings.warn(
+            f"input is int64 of shape {tuple(tokens.shape)} and is read as a batch of tokens, "
+            f"{layout}, but it looks like the one-hot vectors of one sequence, (T, I). Vectors "
+            "must be floating-point: input.float(). The tokens of one sequence have shape (T,).",
+            stacklevel=5,
+        )
 
 
 class FastRNN(nn.RNN):
@@ -38,19 +75,24 @@ class FastRNN(nn.RNN):
             (DropConnect; Wan et al. 2013, Merity et al. 2018). Default: 0.
         zoneout: probability that a unit keeps its state from one time step to the next (Krueger et
             al. 2017). In ``eval()`` the new state is the expectation,
-            ``p h_{t-1} + (1 - p) f(...)``. There is no kernel for zoneout: the time steps run one
-            by one on torch's operators. Default: 0.
+            ``p h_{t-1} + (1 - p) f(...)``. A module that always is in ``eval()`` is therefore an
+            RNN of leaky units: with ``zoneout=1 - alpha`` they have the leak rate alpha, and it can
+            be trained like any other. There is no kernel for zoneout: the time steps run one by one
+            on torch's operators. Default: 0.
 
     Dropout of every kind is active in training only, and is drawn from torch's generator.
 
     Shape:
         - ``input``: (T, B, I), (B, T, I) with ``batch_first``, (T, I) or a ``PackedSequence``. A
           one-hot input may be given as int64 tokens in [0, I), of shape (T, B), (B, T), (T) or
-          packed. The result is that of the one-hot vectors, but no one-hot tensor is built.
+          packed. The result is that of the one-hot vectors, but no one-hot tensor is built. Vectors
+          must be floating-point. If int64 tokens look like one-hot vectors (T, I), there is a
+          warning.
         - ``hx``: the initial state (L * D, B, H), or (L * D, H) without a batch. Default: zeros.
-        - ``lengths``: int64 (B) on any device, or a list: the number of time steps of each sequence
-          of a padded batch. Steps past the end of a sequence are zero in ``output``, and ``h_n``
-          has the state at its last step. Default: all sequences have T steps.
+        - ``lengths``: integers (B) on any device, or a list: the number of time steps of each
+          sequence of a padded batch. Steps past the end of a sequence are zero in ``output``, and
+          ``h_n`` has the state at its last step, or ``hx`` if the sequence has no steps. Default:
+          all sequences have T steps.
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
@@ -59,7 +101,7 @@ class FastRNN(nn.RNN):
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` raises them. Also ValueError for a probability
-            that is not in [0, 1], and for ``lengths`` that are not in [1, T] or do not fit the
+            that is not in [0, 1], and for ``lengths`` that are not in [0, T] or do not fit the
             input.
         IndexError: a token is not in [0, I).
 
@@ -87,8 +129,7 @@ class FastRNN(nn.RNN):
 
     def extra_repr(self):
         """Return the arguments for ``repr``, with the regularisers that are not 0."""
-        regularisers = ("variational_dropout", "weight_dropout", "zoneout")
-        used = [f"{name}={getattr(self, name)}" for name in regularisers if getattr(self, name)]
+        used = [f"{name}={getattr(self, name)}" for name in _REGULARISERS if getattr(self, name)]
         return ", ".join([super().extra_repr(), *used])
 
     def _is_regularised(self):
@@ -153,7 +194,8 @@ class FastRNN(nn.RNN):
             if not in_graph:
                 return self._forward_padded(input, hx, lengths)
         if self._is_single_step(input) and not self._is_regularised():
-            check_hx_dtype(hx, self.weight_hh_l0.dtype)
+            if hx is not None:
+                check_hx_dtype(hx, self._weights()[0].dtype)
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         if packed:
@@ -175,8 +217,11 @@ class FastRNN(nn.RNN):
             if rank not in (2, 3):
                 raise ValueError(
                     "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
-                    f"{data.dtype} of {data.dim()}D instead"
+                    f"{data.dtype} of {data.dim()}D instead. Vectors must be floating-point, also "
+                    "one-hot vectors"
                 )
+            if one_hot and rank == 3 and data.shape[1] == self.input_size:
+                _warn_of_one_hot_vectors(data, self.batch_first)
             if hx is not None and hx.dim() != rank:
                 kind = "batched" if rank == 3 else "unbatched"
                 raise RuntimeError(
@@ -228,26 +273,45 @@ class FastRNN(nn.RNN):
         if not isinstance(lengths, torch.Tensor):
             lengths = torch.as_tensor(lengths, device="cpu")
         B = input.shape[0 if self.batch_first else 1]
-        if lengths.dtype != torch.int64 or lengths.shape != (B,):
+        if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
             raise ValueError(
-                f"lengths must be int64 ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
+                f"lengths must be integers ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
             )
-        return lengths
+        return lengths.to(torch.int64)
 
     def _forward_padded(self, input, hx, lengths):
         T, B = input.shape[:2][:: -1 if self.batch_first else 1]
         lengths = lengths.cpu()
-        if B and not 1 <= lengths.min() <= lengths.max() <= T:
-            raise ValueError(f"lengths must be in [1, {T}], got {lengths.tolist()}")
+        if B and not 0 <= lengths.min() <= lengths.max() <= T:
+            raise ValueError(f"lengths must be in [0, {T}], got {lengths.tolist()}")
         if torch.jit.is_tracing() and is_one_hot(input):
             # The older exporter of ONNX allows no operator between the packing and the RNN.
             input = one_hot_vectors(input, self.weight_ih_l0)
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
+        if not lengths.all():
+            return self._forward_with_empty(input, hx, lengths)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, h_n = self.forward(packed, hx)
         output, _ = pad_packed_sequence(output, self.batch_first, total_length=T)
         return output, h_n
+
+    def _forward_with_empty(self, input, hx, lengths):
+        """Run a padded batch in which sequences without time steps keep their initial state."""
+        batch_dim, time_dim = (0, 1) if self.batch_first else (1, 0)
+        kept = lengths.nonzero().flatten().to(input.device)
+        steps = input.index_select(batch_dim, kept)
+        h0 = None if hx is None else hx.index_select(1, kept)
+        if len(kept):
+            output, h_n = self._forward_padded(steps, h0, lengths[lengths > 0])
+        else:  # one step of no sequence: the results are empty, and their gradients are zero
+            output, h_n = self.forward(steps.sum(time_dim, keepdim=True), h0)
+        output = output.expand(*steps.shape[:2], -1)
+        if hx is None:
+            hx = h_n.new_zeros(h_n.shape[0], len(lengths), h_n.shape[2])
+        padded = output.new_zeros(*input.shape[:2], output.shape[-1])
+        output = padded.index_copy(batch_dim, kept, output)
+        return output, hx.to(h_n.dtype).index_copy(1, kept, h_n)
 
 
 _torch.let_dynamo_trace(FastRNN)
@@ -307,15 +371,20 @@ class Dropout(nn.Dropout):
         return functional.dropout(input, self.p, self.training)
 
 
-_FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+def _modules(model):
+    """Return the modules inside ``model`` by name, after a check of its type."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return dict(model.named_modules())
 
 
 def accelerate(model):
-    """Turn every ``nn.RNN`` and ``nn.RNNCell`` inside ``model`` into its fast form, in place.
+    """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
 
     The modules stay the same objects with the same parameters, buffers and hooks. Only their class
-    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` and
-    ``nn.RNNCell`` are left alone, because they may have changed ``forward``.
+    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` are left alone,
+    because they may have changed ``forward``. An ``nn.RNNCell`` is left alone, because its single
+    steps would not be faster. :func:`restore` is the way back.
 
     Args:
         model: any ``nn.Module``; it may itself be an ``nn.RNN``.
@@ -334,9 +403,48 @@ def accelerate(model):
           (0): FastRNN(10, 20)
         )
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if type(module) in _FAST:
-            module.__class__ = _FAST[type(module)]
+    for module in _modules(model).values():
+        if type(module) is nn.RNN:
+            module.__class__ = FastRNN
+    return model
+
+
+def restore(model):
+    """Turn rnnfast's modules inside ``model`` into those of ``torch.nn``, in place.
+
+    This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,
+    for example ``torch.jit.script``, ``torch.ao.quantization.quantize_dynamic`` and counters of
+    operations such as ptflops and thop. :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`
+    become ``nn.RNN``, ``nn.RNNCell`` and ``nn.Dropout``. The modules stay the same objects with the
+    same parameters, buffers and hooks. Subclasses are left alone.
+
+    Args:
+        model: any ``nn.Module``; it may itself be a :class:`FastRNN`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: a :class:`FastRNN` has a regulariser that ``nn.RNN`` does not have. Nothing is
+            changed then.
+
+    Example:
+        >>> import rnnfast, torch
+        >>> model = rnnfast.accelerate(torch.nn.Sequential(torch.nn.RNN(10, 20)))
+        >>> scripted = torch.jit.script(rnnfast.restore(model))
+    """
+    modules = _modules(model)
+    for name, module in modules.items():
+        for regulariser in _REGULARISERS if type(module) is FastRNN else ():
+            if p := getattr(module, regulariser):
+                raise ValueError(
+                    f"nn.RNN has no {regulariser}, but module {name!r} has {regulariser}={p}: "
+                    "set it to 0 first"
+                )
+    for module in modules.values():
+        if type(module) in (FastRNN, FastRNNCell, Dropout):
+            for regulariser in _REGULARISERS:
+                vars(module).pop(regulariser, None)
+            module.__class__ = type(module).__base__
     return model

@@ -37,8 +37,11 @@ def test_torch_has(name):
     assert _torch.HAS[name]
 
 
-def test_torch_has_the_names_of_the_weights():
-    assert nn.RNN(2, 3)._flat_weights_names and nn.RNN(2, 3)._parameters
+def test_torch_has_the_lists_of_the_weights():
+    module = nn.RNN(2, 3)
+    assert module._flat_weights_names == list(module._parameters)
+    for weight, reference in zip(module._flat_weights, module._flat_weight_refs, strict=True):
+        assert reference() is weight
 
 
 def test_dynamo_has_what_is_patched():
@@ -187,6 +190,18 @@ def test_a_dynamo_without_the_switch_is_left_alone():
     assert not hasattr(Builder.VariableBuilder, "wrap_module")
 
 
+# cuDNN
+
+
+@pytest.mark.parametrize("name", [None, "_C._set_cudnn_enabled"])
+def test_cudnn_is_disabled_and_enabled_again(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    with pytest.raises(KeyError), module.without_cudnn():
+        assert not torch.backends.cudnn.enabled
+        raise KeyError
+    assert torch.backends.cudnn.enabled
+
+
 # Modules and optimizers
 
 
@@ -197,6 +212,9 @@ def test_names_of_weights(options):
     names, weights = _torch.named_rnn_weights(module)
     expected = dict(module.named_parameters())
     assert names == list(expected)
+    assert all(weight is expected[name] for name, weight in zip(names, weights, strict=True))
+    del module._flat_weights, module._flat_weight_refs
+    names, weights = _torch.named_rnn_weights(module)
     assert all(weight is expected[name] for name, weight in zip(names, weights, strict=True))
 
 

@@ -4,10 +4,12 @@
 - ``cpu.py`` and ``cuda.py``: the implementations for each type of device.
 - ``dispatch.py``: which implementation runs a call.
 - ``padded.py``: the operator for sequences of variable lengths in graphs of ``torch.export``.
+- ``flops.py``: the number of floating-point operations of each operator.
 
 The operators have no gradient of their own. The autograd Functions are in `rnnfast.functional`.
 """
 
+from . import flops
 from .cpu import glove_epoch, sampler
 from .dispatch import (
     dropout,
@@ -24,6 +26,7 @@ from .schema import RNNDescriptor, is_one_hot
 __all__ = [
     "RNNDescriptor",
     "dropout",
+    "flops",
     "glove_epoch",
     "has_dropout_kernel",
     "has_loss_kernel",

@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from .. import _ops, _torch
-from ._shared import can_run_kernel, differentiable_gradients
+from ._shared import can_run_kernel, differentiable_gradients, has_own_torch_function
 from ._stepwise import rnn_stepwise
+
+_PLAIN = (torch.nn.Parameter, torch.Tensor)
 
 
 def rnn(
@@ -55,9 +57,10 @@ def rnn(
     :func:`rnnfast.set_cuda_kernel`. There, a token that is not in [0, I) fails an assertion on the
     device.
 
-    Other dtypes and devices, transforms of torch.func, forward-mode AD and ``torch.jit.trace`` run
-    on torch's own operators, with the same results. Under ``vmap`` the time steps run one by one.
-    The result can be differentiated twice, or once if it runs on cuDNN.
+    Other dtypes and devices, transforms of torch.func, forward-mode AD, ``torch.jit.trace`` and
+    weights with a ``__torch_function__`` of their own run on torch's operators, with the same
+    results. Under ``vmap`` the time steps run one by one. The result can be differentiated twice,
+    or once if it runs on cuDNN.
 
     Raises:
         ValueError: the nonlinearity is unknown, there is no layer, or the number of weights does
@@ -137,6 +140,9 @@ def run_rnn(
     else:
         device = input.device
         for w in weights:  # otherwise an operator would run on the device of the last tensor
+            if type(w) not in _PLAIN and has_own_torch_function(w):
+                run = rnn_torch
+                break
             if w.device != device:
                 raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
         if hx is not None and hx.device != device:
@@ -286,12 +292,8 @@ def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
     """Return the gradients as a graph of torch's operators, made by a second forward pass."""
 
     def call(x, h0, batch_sizes, descriptor, *weights):
-        cudnn = torch.backends.cudnn
-        enabled, cudnn.enabled = cudnn.enabled, False  # its backward pass has no derivative
-        try:
+        with _torch.without_cudnn():  # its backward pass has no derivative
             return rnn_torch(x, h0, weights, batch_sizes, descriptor)
-        finally:
-            cudnn.enabled = enabled
 
     inputs = (x, h0, batch_sizes, ctx.descriptor, *weights)
     return differentiable_gradients(ctx, call, inputs, (dy, dh_n))

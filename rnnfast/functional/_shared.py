@@ -23,6 +23,24 @@ def can_run_kernel(input, dtype, has_kernel):
     )
 
 
+def has_own_torch_function(t):
+    """Return whether the class of ``t`` has a ``__torch_function__`` of its own.
+
+    It may replace torch's functions for its tensors, but not the kernels. Its tensors may have no
+    memory. torch.overrides.has_torch_function is true for every tensor inside of a mode, for
+    example that of ``torch.set_default_device``.
+
+    Raises:
+        TypeError: ``t`` is not a tensor.
+    """
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"weights must be tensors, got {type(t).__name__}")
+    function = type(t).__torch_function__
+    inherited = torch.Tensor.__torch_function__.__func__
+    disabled = torch.nn.Parameter.__torch_function__
+    return function is not disabled and getattr(function, "__func__", function) is not inherited
+
+
 def differentiable_gradients(ctx, call, inputs, gradients_of_outputs):
     """Return the gradients of ``inputs``, for use in the backward pass of an autograd Function.
 

@@ -333,7 +333,7 @@ class SequenceEstimator(Settings, ABC):
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         results: list = [None] * len(encoded)
         while order:
-            rows = max(1, PREDICT_STEPS // len(encoded[order[-1]]))
+            rows = max(1, PREDICT_STEPS // max(1, len(encoded[order[-1]])))
             batch, order = order[-rows:], order[:-rows]
             x = [encoded[i] for i in batch]
             mean = sum(self._activate(n.run(x)).double() for n in networks) / len(networks)

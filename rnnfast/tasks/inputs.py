@@ -319,6 +319,8 @@ def _columns(sequence, where: str) -> list[list[str]]:
 class Numbers:
     """Encodes sequences of vectors: arrays or lists of numbers, (T, I) or, if I is 1, (T,).
 
+    T may be 0.
+
     Args:
         size: The size of the vectors, I.
 
@@ -348,16 +350,15 @@ class Numbers:
             name: The name of the sequences in error messages.
 
         Raises:
-            UserError: A sequence has vectors of another size, no time steps, or values that are
-                infinite or NaN.
+            UserError: A sequence has vectors of another size, or values that are infinite or NaN.
         """
         encoded = [_vectors(sequence, f"{name}[{i}]") for i, sequence in enumerate(sequences)]
         for i, vectors in enumerate(encoded):
-            if vectors.shape[1] != self.size or not len(vectors) or not vectors.isfinite().all():
+            if vectors.shape[1] != self.size or not vectors.isfinite().all():
                 finite = "" if vectors.isfinite().all() else " with numbers that are not finite"
                 raise UserError(
-                    f"{name}[{i}] must be finite numbers of shape (T, {self.size}) with T at least "
-                    f"1, not {tuple(vectors.shape)}{finite}"
+                    f"{name}[{i}] must be finite numbers of shape (T, {self.size}), not "
+                    f"{tuple(vectors.shape)}{finite}"
                 )
         return encoded
 

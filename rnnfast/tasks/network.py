@@ -113,7 +113,8 @@ class SequenceNetwork(nn.Module):
 
         Args:
             x: Tokens, int64 (T, B, F), or vectors, float (T, B, I). The padding has no influence.
-            lengths: The number of time steps of each sequence, int64 (B,), from 1 to T.
+            lengths: The number of time steps of each sequence, int64 (B,), from 0 to T. The states
+                of a sequence without time steps are zeros.
 
         Returns:
             The outputs (B, O), or (T, B, O) if `pooling` is None.
@@ -125,10 +126,10 @@ class SequenceNetwork(nn.Module):
             D = 1 + self.rnn.bidirectional
             states = torch.cat(tuple(h_n[-D:]), -1)
         elif self.pooling == "mean":
-            states = states.sum(0) / lengths[:, None].to(states)
+            states = states.sum(0) / lengths[:, None].clamp(min=1).to(states)
         elif self.pooling == "max":
             steps = torch.arange(len(states), device=states.device)
-            past = steps[:, None] >= lengths.to(states.device)
+            past = steps[:, None] >= lengths.clamp(min=1).to(states.device)
             states = states.masked_fill(past[..., None], -torch.inf).amax(0)
         return self.head(self.dropout(states))
 
@@ -143,7 +144,10 @@ class SequenceNetwork(nn.Module):
             one sequence after the other: (N, O), where N is the sum of the lengths.
         """
         lengths = torch.tensor([len(sequence) for sequence in sequences])
-        outputs = self(pad_sequence(sequences).to(self.head.weight.device), lengths)
+        x = pad_sequence(sequences)
+        if not len(x):  # max pooling needs a step
+            x = x.new_zeros(1, *x.shape[1:])
+        outputs = self(x.to(self.head.weight.device), lengths)
         if self.pooling is not None:
             return outputs
         mask = torch.arange(len(outputs)) < lengths[:, None]

@@ -1,7 +1,10 @@
 """Integer tokens give the same results as one-hot vectors, but no vectors are built."""
 
+import warnings
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -104,3 +107,64 @@ def test_double_backward():
         )
         second.append(torch.autograd.grad(first.pow(2).sum(), list(module.parameters())))
     assert_same(*second)
+
+
+# One-hot vectors that are int64, as F.one_hot makes them
+
+
+VECTORS = {
+    "one_hot": F.one_hot(torch.tensor([2, 0, 3, 3, 1]), 6),
+    "identity": torch.eye(6, dtype=torch.int64),
+    "one step": F.one_hot(torch.tensor([3]), 6),
+    "padded": F.pad(F.one_hot(torch.tensor([0, 5, 2]), 6), (0, 0, 0, 4)),
+}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("vectors", VECTORS.values(), ids=VECTORS)
+def test_warning_of_int64_vectors(device, vectors, batch_first):
+    """The message says how the input was read, and how to get what nn.RNN computes."""
+    theirs = nn.RNN(6, 4, batch_first=batch_first, device=device)
+    ours = FastRNN(6, 4, batch_first=batch_first, device=device)
+    ours.load_state_dict(theirs.state_dict())
+    vectors = vectors.to(device)
+    layout = r"\(B, T\)" if batch_first else r"\(T, B\)"
+    with pytest.warns(UserWarning, match=rf"read as.*tokens, {layout}.*input\.float\(\)") as seen:
+        assert ours(vectors)[0].shape == (*vectors.shape, 4)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(ours(vectors.float()), theirs(vectors.float()))
+
+
+TOKENS = {
+    "random": torch.randint(6, (20, 6), generator=torch.Generator().manual_seed(0)),
+    "padding": torch.zeros(5, 6, dtype=torch.int64),
+    "first step": torch.ones(1, 6, dtype=torch.int64),
+    "two values": torch.tensor([[0, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0]]),
+    "another batch size": torch.eye(5, dtype=torch.int64),
+    "one sequence": torch.tensor([0, 0, 1, 0, 0, 0]),
+    "nothing": torch.zeros(5, 0, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+def test_no_warning_of_honest_tokens(device, tokens):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FastRNN(6, 4, device=device)(tokens.to(device))
+
+
+def test_no_look_at_tokens_without_values():
+    vectors = VECTORS["one_hot"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        FastRNN(6, 4, device="meta")(vectors.to("meta"))
+        torch.compile(FastRNN(6, 4), backend="eager", fullgraph=True)(vectors)
+        torch.func.vmap(FastRNN(6, 4))(vectors[None])
+        torch.export.export(FastRNN(6, 4), (vectors,))
+
+
+def test_error_of_a_batch_of_int64_vectors():
+    with pytest.raises(ValueError, match="Vectors must be floating-point, also one-hot vectors"):
+        FastRNN(6, 4)(VECTORS["one_hot"][:, None])

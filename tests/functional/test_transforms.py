@@ -1,5 +1,8 @@
 """``torch.func``, second derivatives and autocast. ``nn.RNN`` itself does not support vmap."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -207,6 +210,40 @@ def test_gradient_penalty_in_eval_mode(device):
             penalty = (gradient.norm(dim=-1) - 1).square().mean()
             results.append([penalty, *torch.autograd.grad(penalty, list(module.parameters()))])
     torch.testing.assert_close(*results)
+
+
+SECOND_DERIVATIVES = """
+import sys
+
+import torch
+from torch import nn
+
+import rnnfast
+
+if sys.argv[1] == "frozen":  # the import of torch's test utilities does this
+    torch.backends.disable_global_flags()
+else:  # torch.backends.cudnn.flags raises an error after this
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+results = []
+for cls in (nn.RNN, rnnfast.FastRNN):
+    torch.manual_seed(0)
+    module = cls(3, 4, 2, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    output, _ = module(x)
+    (first,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    second = torch.autograd.grad(first.square().sum(), list(module.parameters()))
+    jacobian = torch.autograd.functional.jacobian
+    batched = jacobian(lambda x: module(x)[0], x, vectorize=cls is rnnfast.FastRNN)
+    results.append([first, *second, batched])
+torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+assert torch.backends.cudnn.enabled
+"""
+
+
+@pytest.mark.parametrize("flags", ["frozen", "separate"])
+def test_second_derivatives_whatever_the_flags_of_torch_are(flags):
+    """The flags belong to the whole process, so the test runs in a process of its own."""
+    subprocess.run([sys.executable, "-c", SECOND_DERIVATIVES, flags], check=True)
 
 
 # Autocast

@@ -14,9 +14,6 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 from rnnfast import FastRNN, FastRNNCell
 
-# After that import, setting the flags of torch.backends raises an error in later tests.
-torch.backends.m.__allow_nonbracketed_mutation_flag = True
-
 FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
 
 INFOS_OF = {info.module_cls: info for info in module_db if info.module_cls in FAST}
@@ -43,10 +40,6 @@ def detached(arguments):
         PackedSequence(a.data.detach(), *a[1:]) if isinstance(a, PackedSequence) else a.detach()
         for a in arguments
     ]
-
-
-def test_flags_of_torch_can_still_be_set():
-    assert not torch.backends.flags_frozen()
 
 
 def test_the_database_has_both():

@@ -143,6 +143,26 @@ def test_weight_dropout_masks_weight_hh_alone(device, bidirectional):
 # Zoneout
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_zoneout_in_eval_is_a_leaky_unit(alpha):
+    """The states are those of a loop over nn.RNNCell, (1 - alpha) h + alpha f(...)."""
+    module = FastRNN(3, 4, zoneout=1 - alpha, dtype=torch.float64).eval()
+    cell = nn.RNNCell(3, 4, dtype=torch.float64)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.named_parameters()})
+    x, h = torch.randn(7, 2, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    states = []
+    for step in x:
+        h = (1 - alpha) * h + alpha * cell(step, h)
+        states.append(h)
+    output, h_n = module(x)
+    torch.testing.assert_close((output, h_n), (torch.stack(states), h[None]))
+    gradients = [
+        torch.autograd.grad(states.square().sum(), list(weights.parameters()))
+        for states, weights in ((output, module), (torch.stack(states), cell))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_zoneout_expectation(device, nonlinearity):
     """In ``eval()`` both directions follow the equations, here in NumPy."""

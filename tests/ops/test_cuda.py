@@ -4,6 +4,7 @@ Without a GPU a stand-in for the kernels runs on CPU tensors. tests/native runs 
 themselves without a GPU. Tests for all devices are in test_kernels.py.
 """
 
+import contextlib
 import functools
 import re
 import warnings
@@ -228,14 +229,14 @@ GPU_DTYPES = [torch.float32, "tf32", torch.bfloat16, torch.float16, torch.float6
 @pytest.fixture
 def precision():
     """Set the precision of float32 in torch's RNNs for one test."""
-    before = torch.backends.cudnn.allow_tf32
+    with contextlib.ExitStack() as flags:
 
-    def set_to(dtype):
-        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-        return torch.float32 if dtype == "tf32" else dtype
+        def set_to(dtype):
+            tf32 = dtype == "tf32"
+            flags.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32))
+            return torch.float32 if tf32 else dtype
 
-    yield set_to
-    torch.backends.cudnn.allow_tf32 = before
+        yield set_to
 
 
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)

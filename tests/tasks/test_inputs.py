@@ -49,7 +49,8 @@ def test_numbers():
         3,
         2,
     ]
-    for wrong in (np.ones((2, 2)), np.ones((0, 1)), np.array([np.nan]), np.ones((1, 1, 1))):
+    assert Numbers(2).encode([np.ones((0, 2))])[0].shape == (0, 2)
+    for wrong in (np.ones((2, 2)), np.ones((0, 2)), np.array([np.nan]), np.ones((1, 1, 1))):
         with pytest.raises(UserError, match=r"X\[1\] must be"):
             Numbers(1).encode([np.ones(3), wrong])
 

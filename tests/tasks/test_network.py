@@ -41,6 +41,18 @@ def test_network_is_that_of_each_sequence_alone(pooling, bidirectional, layers):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_sequences_without_steps_have_states_of_zero(pooling):
+    network = SequenceNetwork(
+        None, 3, 7, 2, True, "tanh", dropout=0.0, pooling=pooling, outputs=5
+    ).double()
+    nn.init.normal_(network.head.bias)
+    x, empty = torch.randn(4, 3, dtype=torch.double), torch.zeros(0, 3, dtype=torch.double)
+    expected = torch.cat([network.run([x]), network.head.bias[None]])
+    torch.testing.assert_close(network.run([x, empty]), expected)
+    torch.testing.assert_close(network.run([empty]), expected[1:])
+
+
 def test_embedding_is_the_sum_over_features_and_word_dropout_makes_them_unknown():
     unknown = torch.tensor([0, 4])
     embedding = Embedding(9, unknown, 5, word_dropout=0.25)
