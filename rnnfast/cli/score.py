@@ -200,7 +200,10 @@ def _lines(prompt: str) -> Iterator[str]:
     """Yield the lines of standard input without their ends, until there are no more."""
     try:
         if not sys.stdin.isatty():
-            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            # As for texts: UTF-8 in every locale, and a byte order mark is not part of the text.
+            with contextlib.suppress(AttributeError):  # a stream of characters has no encoding
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+            yield from (line.rstrip("\n") for line in sys.stdin)
             return
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - input() then edits lines and has a history

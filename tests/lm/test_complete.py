@@ -101,6 +101,24 @@ def test_lines_of_a_pipe(arpa, monkeypatch, capsys):
     assert "top-k must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=ascii)
+def test_a_byte_order_mark_is_not_part_of_the_first_line(arpa, monkeypatch, capsys, end, encoding):
+    """The encoding of the locale does not matter. Only the first mark of the input is left out."""
+    lines = ["the cat", "été", "\ufeffa"]
+    data = end.join(lines).encode("utf-8-sig")
+    standard_input = io.TextIOWrapper(io.BytesIO(data), encoding, "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", standard_input)
+    assert cli.main(["complete", "m", "--json", "-"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == lines
+    best = [(one["token"], one["probability"]) for one in answers[0]["suggestions"]]
+    assert best == arpa.complete("the cat")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfea\0"), encoding))
+    assert cli.main(["complete", "m"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("leave", [EOFError, KeyboardInterrupt])
 def test_lines_of_a_terminal(terminal, capsys, leave):
     model = small_model(text="a b")
