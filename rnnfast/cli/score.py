@@ -201,7 +201,8 @@ def _lines(prompt: str) -> Iterator[str]:
     try:
         if not sys.stdin.isatty():
             # As for texts: UTF-8 in every locale, and a byte order mark is not part of the text.
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+            with contextlib.suppress(AttributeError):  # a stream of characters has no encoding
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
             yield from (line.rstrip("\n") for line in sys.stdin)
             return
         with contextlib.suppress(ImportError):
