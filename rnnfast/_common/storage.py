@@ -24,7 +24,14 @@ from .files import corrupted, sync, write_atomic, writing
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 VOCAB = "vocab.json"
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+BOARD = "tensorboard"  # a folder
+
+# What every model has, and what a folder may hold besides if it holds a model of rnnfast.
 MODEL_FILES = frozenset({WEIGHTS, CONFIG, VOCAB})
+RUN_FILES = MODEL_FILES | {CHECKPOINT, LOG}
+RUN_FOLDERS = frozenset({BOARD})
 
 
 def is_model(folder: Path) -> bool:
@@ -47,8 +54,9 @@ class Folder:
         path: The folder.
         overwrite: Replace a model that the folder holds.
         resume: Go on in the folder of an earlier run.
-        files: The names of the files that the run may write.
-        folders: The names of the folders that the run may write.
+        files: The names of the files that the folder may hold. By default they are those of any
+            model of rnnfast, so that one kind of model may replace another.
+        folders: The names of the folders that the folder may hold, in the same way.
         checkpoint: The name of the file that a model needs to be resumed, for messages.
 
     Raises:
@@ -62,14 +70,13 @@ class Folder:
         overwrite: bool = False,
         resume: bool = False,
         *,
-        files: Collection[str] = MODEL_FILES,
-        folders: Collection[str] = (),
+        files: Collection[str] = RUN_FILES,
+        folders: Collection[str] = RUN_FOLDERS,
         checkpoint: str | None = None,
     ):
         self.path = self.final = Path(path)
-        self._real = Path(
-            os.path.realpath(path)
-        )  # the folder to rename; messages have the name that was given
+        # The folder to rename. Messages have the name that was given.
+        self._real = Path(os.path.realpath(path))
         self._files, self._folders, self._checkpoint = files, folders, checkpoint
         self._locks: list[int] = []  # the descriptors of locked folders
         weakref.finalize(self, _unlock, self._locks)

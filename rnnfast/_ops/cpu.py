@@ -33,9 +33,9 @@ def prepare(x, h0, weights, batch_sizes, descriptor):
 def new_outputs(x, weights, batch_sizes, descriptor):
     """Return new tensors for the outputs of all layers, which may run at the same time, and h_n."""
     num_layers, directions, batch_first, *_ = descriptor
+    rows = shape_of_rows(x, batch_sizes)
     like = weights[1]
     H = like.shape[-1]
-    rows = shape_of_rows(x, batch_sizes)
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
     shape = (*rows, directions * H)
     outs = [_C.empty(shape, like) for _ in range(num_layers)]

@@ -28,7 +28,16 @@ from safetensors.torch import save as to_bytes
 from .._common.errors import MissingPackage, UserError
 from .._common.files import corrupted, read_json, to_json, write_atomic, writing
 from .._common.runtime import check_device
-from .._common.storage import CONFIG, MODEL_FILES, VOCAB, WEIGHTS, Folder, read_tensors
+from .._common.storage import (
+    BOARD,
+    CHECKPOINT,
+    CONFIG,
+    LOG,
+    VOCAB,
+    WEIGHTS,
+    Folder,
+    read_tensors,
+)
 from .._version import __version__
 from .config import Config
 from .data.vocabulary import Vocabulary
@@ -38,10 +47,6 @@ from .ngram import arpa
 from .ngram.model import NgramLM
 
 FORMAT = 1
-CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.jsonl"
-FILES = MODEL_FILES | {CHECKPOINT, LOG}
-BOARD = "tensorboard"
 
 
 class Board(Protocol):
@@ -60,9 +65,7 @@ class RunFolder(Folder):
     _board: Board | None = None
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False):
-        super().__init__(
-            path, overwrite, resume, files=FILES, folders={BOARD}, checkpoint=CHECKPOINT
-        )
+        super().__init__(path, overwrite, resume, checkpoint=CHECKPOINT)
 
     def write_settings(self, config: Config, vocab: Vocabulary, corpus: dict) -> None:
         """Write `config.json` and `vocab.json`.

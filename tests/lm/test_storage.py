@@ -16,6 +16,7 @@ from lm_helpers import (
 
 from rnnfast import lm
 from rnnfast._common.files import check_writable, write_atomic
+from rnnfast._common.storage import RUN_FILES
 from rnnfast.lm import storage
 from rnnfast.lm.training.runs import prepare, resume
 
@@ -86,7 +87,7 @@ def test_an_old_model_stands_until_the_new_one_is_there(tmp_path):
 
     trainer.run(still_there, validations.append)
     assert lm.load(tmp_path / "model").rnn.hidden_size == 8
-    assert {p.name for p in (tmp_path / "model").iterdir()} == storage.FILES
+    assert {p.name for p in (tmp_path / "model").iterdir()} == RUN_FILES
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

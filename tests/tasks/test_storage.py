@@ -58,6 +58,18 @@ def test_save_does_not_overwrite_unasked(classifier, tmp_path):
     with pytest.raises(UserError, match="holds a model"):
         classifier.save(tmp_path / "m")
     classifier.save(tmp_path / "m", overwrite=True)
+
+
+def test_save_replaces_the_run_of_a_language_model(classifier, tmp_path):
+    config = lm.Config.defaults("char", nhid=4, emsize=4, batch_size=2, bptt=5, epochs=1)
+    lm.train(config, lm.corpus.split("abcd\n" * 20), tmp_path / "m")
+    assert (tmp_path / "m" / "checkpoint.safetensors").exists()
+    classifier.save(tmp_path / "m", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+    ]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"letter\.txt"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..._common.errors import UserError
-from ..storage import LOG
+from ..._common.storage import LOG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
