@@ -12,7 +12,10 @@ import rnnfast
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if device.type == "cuda" and rnnfast.build_info()["cuda"]:
-    rnnfast.set_cuda_kernel("auto")  # rnnfast's own kernels instead of cuDNN
+    # Turn on rnnfast's CUDA kernels, which are off by default: those that were measured, of commit
+    # c54f8eb (2026-11-22), have been rewritten, and the new ones have not run on a GPU. Without
+    # this call, cuDNN runs, as for nn.RNN. RNNFAST_CUDA_KERNEL=auto has the same effect.
+    rnnfast.set_cuda_kernel("auto")
 print(f"device: {device}")
 
 

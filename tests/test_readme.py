@@ -16,23 +16,29 @@ def test_every_line_of_the_table_names_a_test_that_exists():
     table = re.search(r"\| test \|\n\| --- .*\n((?:\|.*\n)+)", page)[1].splitlines()
     assert len(table) > 30
     for line in table:
-        file = None  # a name without a file belongs to the file before it
-        tests = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", line.split(" | ")[-1])
-        assert tests, f"no test in {line}"
-        for other, name in tests:
-            file = other or file
-            [path] = (ROOT / "tests").rglob(file)
-            source = path.read_text()
-            assert f"def {name}(" in source, f"{file} has no {name}"
+        names = re.findall(r"`([^`]+)`", line.split(" | ")[-1])
+        assert names, f"no test in {line}"
+        for name in names:
+            file, _, function = name.partition("::")
+            assert function and f"def {function}(" in (ROOT / file).read_text(), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/where.md", "docs/index.md"])
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += [*sorted((ROOT / "csrc").rglob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "csrc|rnnfast|tests|benchmarks|docs|examples"
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
 def test_the_files_that_a_page_names_exist(page):
-    text = (ROOT / page).read_text()
-    paths = re.findall(r"`((?:csrc|rnnfast|tests|benchmarks|docs|examples)/[\w./*-]+)`", text)
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w./*-]+)`", text)
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    assert paths or links, f"the test finds no file in {page}"
     for path in paths:
         # NAME stands for a file that the reader would add.
         assert "NAME" in path or any(ROOT.glob(path.rstrip("/"))), f"{page} names {path}"
+    for link in links:
+        assert (folder / link).exists(), f"{page} links to {link}"
 
 
 def test_source_without_the_compiled_part_says_so(tmp_path):
