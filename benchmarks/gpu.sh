@@ -3,7 +3,6 @@
 #
 #   build      in place                                                       3 minutes at most
 #   test       the tests of the device, each kernel's in a process of its own  5
-#   barriers   barriers.cu                                                     1
 #   bench      gpu.py: benchmarks/results/<gpu>.{json,md,png}                  7
 #   sanitize   compute-sanitizer on small cases                                4
 #
@@ -64,11 +63,6 @@ tests() {
   return $status
 }
 
-barriers() {
-  nvcc -std=c++17 -O3 -arch=native -I csrc benchmarks/barriers.cu -o "$notes/barriers" &&
-    "$notes/barriers"
-}
-
 # Of one block and of clusters; dense and packed.
 sanitize() {
   local tool status=0
@@ -92,20 +86,19 @@ bench() {
   local gpu note kept=()
   gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') ||
     return
-  for note in test sanitize barriers; do
+  for note in test sanitize; do
     [ -f "$notes/$note.txt" ] && kept+=("$notes/$note.txt")
   done
   "$python" benchmarks/gpu.py "$1/$gpu.json" --seconds 360 --notes "${kept[@]}"
 }
 
-export -f build tests barriers sanitize bench
-[ $# -gt 0 ] || set -- test barriers bench sanitize
+export -f build tests sanitize bench
+[ $# -gt 0 ] || set -- test bench sanitize
 for name in build "${@#build}"; do
   case $name in
   '') ;; # build comes first anyway
   build) stage build 180 bash -c build ;;
   test) stage test 290 bash -c tests ;;
-  barriers) stage barriers 45 bash -c barriers ;;
   bench) stage bench 420 bash -c 'bench "$1"' _ "$results" ;;
   sanitize) stage sanitize 240 bash -c sanitize ;;
   *)

@@ -6,7 +6,11 @@
 //
 // Stricter than the machine where that is possible: shared memory begins as NaN in a block of its
 // own size, asynchronous copies happen at the wait and not before, and the blocks of a launch that
-// promises them no company run one after another, in random order.
+// promises them no company run one after another, in random order. In most launches some thread,
+// warp or block, drawn anew now and then, hardly runs while others can; and what is stored without
+// a promise of when it arrives, by store_async and store_numbered, arrives late and in any order.
+// So a wait that is missing is found by the results. (Not under ThreadSanitizer, to which a store
+// that is late would be another thread's; it finds the missing wait itself.)
 #pragma once
 
 #include <algorithm>
@@ -92,6 +96,17 @@ struct Warp {
   uint32_t words[2][32][8]; // of two collective calls, so that one barrier each is enough
 };
 
+// Counts arrivals and bytes; waiting is by the parity of the phase, as on the machine.
+struct Counter {
+  int arrivals;
+  int pending = arrivals;
+  int64_t bytes = 0, phase = 0;
+  std::atomic<int64_t> order[2] = {};
+  std::vector<Fiber*> waiting;
+
+  explicit Counter(int arrivals) : arrivals(arrivals) {}
+};
+
 struct Block;
 struct Cluster_ {
   Barrier barrier;
@@ -105,6 +120,9 @@ struct Block {
   uint4* shared;
   Cluster_* cluster;
   int rank;
+  size_t bytes;    // of shared memory
+  int running = 0; // threads
+  std::vector<std::unique_ptr<Counter>> counters{};
 };
 
 // What a fiber needs of the system, used again by the next launch.
@@ -144,6 +162,19 @@ struct Host {
   std::function<void()> work;
   std::deque<Seat> seats; // free ones; whoever left first is first
 
+  // A store on its way, of 16 bytes and to be counted, or of 8.
+  struct Store {
+    Block* block; // or nullptr: to device memory
+    void* to;
+    uint32_t words[4];
+    Counter* counter;
+  };
+  std::vector<Store> stores;
+
+  // Threads that are to be late: of this block, warp and thread, or of any where that is -1.
+  bool delays = false;
+  int late_block = 0, late_warp = 0, late_thread = 0;
+
   uint64_t random() {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
     return seed >> 33;
@@ -173,6 +204,15 @@ __attribute__((no_sanitize("thread"), noinline)) inline Fiber& self() { return *
 // Back to the scheduler, which calls again what is in `ready`.
 inline void suspend() { switch_to(self().place, host.place); }
 
+// Lets others go first, now and then.
+inline void dawdle() {
+  const Quiet quiet;
+  if (host.random() % 8 == 0) {
+    host.ready.push_back(&self());
+    suspend();
+  }
+}
+
 inline int64_t arrive(Barrier& b) {
   const Quiet quiet;
   const int64_t phase = b.phase;
@@ -192,6 +232,8 @@ inline void wait(Barrier& b, int64_t phase) {
     if (b.phase == phase) {
       b.waiting.push_back(&self());
       suspend();
+    } else {
+      dawdle();
     }
   }
   b.order[phase % 2].load(std::memory_order_acquire);
@@ -227,25 +269,145 @@ template <class T> T shuffle_xor(T value, int mask) {
 }
 
 constexpr bool kClusters = true;
-inline void cluster_arrive() { self().cluster_phase = arrive(self().block->cluster->barrier); }
-inline void cluster_wait() { wait(self().block->cluster->barrier, self().cluster_phase); }
-template <class V> void store_remote(V* mine, int rank, const V& value) {
-  const Block& here = *self().block;
-  if (rank >= int(here.cluster->blocks.size())) {
-    give_up("a store to a block that the cluster does not have");
-  }
-  const auto offset = reinterpret_cast<char*>(mine) - reinterpret_cast<char*>(here.shared);
-  char* const there = reinterpret_cast<char*>(here.cluster->blocks[rank]->shared) + offset;
-  *reinterpret_cast<V*>(there) = value;
+inline void sync_cluster() {
+  Barrier& b = self().block->cluster->barrier;
+  wait(b, arrive(b));
 }
 
-inline void store_release(uint32_t* flag, uint32_t value) {
-  __atomic_store_n(flag, value, __ATOMIC_RELEASE);
+using Address = uintptr_t;
+inline Address address(const void* shared) { return reinterpret_cast<Address>(shared); }
+inline Address remote(Address local, int rank) {
+  const Block& here = *self().block;
+  if (rank >= int(here.cluster->blocks.size())) {
+    give_up("an address in a block that the cluster does not have");
+  }
+  return local - address(here.shared) + address(here.cluster->blocks[rank]->shared);
+}
+
+// Eight bytes of shared memory, which name a Counter.
+using Mbarrier = uint64_t;
+
+inline Counter& counter(Address barrier) { return **reinterpret_cast<Counter**>(barrier); }
+
+// After something was counted in the current phase.
+inline void counted(Counter& c) {
+  if (c.bytes < -(1 << 20) || c.bytes >= 1 << 20) {
+    give_up("more bytes than a barrier counts");
+  }
+  if (c.pending == 0 && c.bytes == 0) {
+    ++c.phase;
+    c.pending = c.arrivals;
+    host.ready.insert(host.ready.end(), c.waiting.begin(), c.waiting.end());
+    c.waiting.clear();
+    host.polls = 0;
+  }
+}
+inline void mbarrier_init(Mbarrier* barrier, int arrivals) {
+  const Quiet quiet;
+  self().block->counters.emplace_back(new Counter(arrivals));
+  *reinterpret_cast<Counter**>(barrier) = self().block->counters.back().get();
+}
+inline void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  Counter& c = counter(address(barrier));
+  dawdle();
+  c.order[c.phase % 2].fetch_add(1, std::memory_order_acq_rel);
+  const Quiet quiet;
+  if (--c.pending < 0) {
+    give_up("more arrivals than a phase has");
+  }
+  c.bytes += bytes;
+  counted(c);
+}
+inline void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
+  Counter& c = counter(address(barrier));
+  {
+    const Quiet quiet;
+    dawdle();
+    while (c.phase % 2 == parity) {
+      c.waiting.push_back(&self());
+      suspend();
+    }
+  }
+  c.order[parity].load(std::memory_order_acquire);
+}
+
+inline void deliver(const Host::Store& store) {
+  std::memcpy(store.to, store.words, store.counter != nullptr ? 16 : 8);
+  if (store.counter != nullptr) {
+    if (store.block->running == 0) {
+      give_up("a store to a block that is gone");
+    }
+    store.counter->bytes -= 16;
+    counted(*store.counter);
+  }
+}
+inline void send(const Host::Store& store) {
+#if defined(__SANITIZE_THREAD__)
+  if (store.counter != nullptr) {
+    *static_cast<uint4*>(store.to) = {store.words[0], store.words[1], store.words[2],
+                                      store.words[3]};
+    store.counter->order[store.counter->phase % 2].fetch_add(1, std::memory_order_acq_rel);
+    const Quiet quiet;
+    store.counter->bytes -= 16;
+    counted(*store.counter);
+  } else {
+    uint64_t value;
+    std::memcpy(&value, store.words, 8);
+    __atomic_store_n(static_cast<uint64_t*>(store.to), value, __ATOMIC_RELAXED);
+  }
+#else
+  for (const Host::Store& other : host.stores) {
+    if (other.to == store.to) {
+      give_up("two stores to one place are on their way");
+    }
+  }
+  host.stores.push_back(store);
+#endif
+}
+
+// The block of the cluster in whose shared memory this is.
+inline Block* owner(Address there, size_t bytes) {
+  for (Block* block : self().block->cluster->blocks) {
+    const Address begin = address(block->shared);
+    if (there >= begin && there + bytes <= begin + block->bytes) {
+      return block;
+    }
+  }
+  give_up("a store outside of the shared memory of the cluster");
+}
+inline void store_async(bool active, Address to, const uint4& value, Address barrier) {
+  if (!active) {
+    return;
+  }
+  Block* const block = owner(to, 16);
+  if (block != owner(barrier, 8) || self().block->cluster->blocks.size() < 2 || to % 16 != 0) {
+    give_up("st.async: data and barrier lie in one block of a cluster of at least two, aligned");
+  }
+  dawdle();
+  send({block,
+        reinterpret_cast<void*>(to),
+        {value.x, value.y, value.z, value.w},
+        &counter(barrier)});
+}
+
+inline void store_numbered(uint64_t* to, uint32_t data, uint32_t number) {
+  dawdle();
+  send({nullptr, to, {data, number, 0, 0}, nullptr});
   const Quiet quiet;
   host.polls = 0;
 }
-inline uint32_t load_acquire(const uint32_t* flag) {
-  return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+inline uint64_t load_numbered(const uint64_t* from) {
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+
+inline void add_release(uint32_t* counter) {
+  dawdle();
+  __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE);
+  const Quiet quiet;
+  host.polls = 0;
+}
+inline uint32_t load_acquire(const uint32_t* counter) {
+  return __atomic_load_n(counter, __ATOMIC_ACQUIRE);
 }
 inline void pause() {
   const Quiet quiet;
@@ -297,16 +459,34 @@ inline uint16_t to_float16(float x) {
   std::memcpy(&bits, &half, 2);
   return bits;
 }
+// From a table, for the compiler's own conversion is a call where the processor has none.
 inline float from_float16(uint16_t x) {
-  _Float16 half;
-  std::memcpy(&half, &x, 2);
-  return half;
+  static const std::vector<float> table = [] {
+    std::vector<float> all(1 << 16);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const uint16_t bits = uint16_t(i);
+      _Float16 half;
+      std::memcpy(&half, &bits, 2);
+      all[i] = half;
+    }
+    return all;
+  }();
+  return table[x];
 }
 // Ten bits of mantissa are left; ties away from zero.
 inline float to_tf32(float x) {
   return std::isfinite(x) ? float_of((bits_of(x) + 0x1000) & ~uint32_t(0x1fff)) : x;
 }
 inline float tanh_roughly(float x) { return std::tanh(x); }
+inline float relu(float x) { return x < 0 ? 0 : x; }
+inline float select(bool which, float yes, float no) { return which ? yes : no; }
+template <class T> void keep(T*&) {}
+inline uint32_t to_bfloat16s(float first, float second) {
+  return to_bfloat16(first) | uint32_t(to_bfloat16(second)) << 16;
+}
+inline uint32_t to_float16s(float first, float second) {
+  return to_float16(first) | uint32_t(to_float16(second)) << 16;
+}
 
 // The matrix instruction from its definition: whole A, B from the words of all lanes, in the layout
 // of the PTX manual; then this lane's four elements of the product.
@@ -358,6 +538,7 @@ inline void enter() {
   {
     const Quiet quiet;
     self().done = true;
+    --self().block->running;
   }
   suspend();
 }
@@ -400,6 +581,29 @@ inline std::unique_ptr<Fiber> new_fiber(Block* block, int thread) {
   return f;
 }
 
+inline void draw_late(int first, int count, int threads) {
+  const int which = int(host.random() % 4); // none, a block, a warp, a thread
+  host.delays = which > 0;
+  host.late_block = first + int(host.random() % count);
+  host.late_warp = which > 1 ? int(host.random() % (threads / 32)) : -1;
+  host.late_thread = which > 2 ? int(host.random() % 32) : -1;
+}
+inline bool late(const Fiber& f) {
+  return host.delays && f.block->index == host.late_block &&
+         (host.late_warp < 0 || f.thread / 32 == host.late_warp) &&
+         (host.late_thread < 0 || f.thread % 32 == host.late_thread);
+}
+// A thread at random; a late one only after a few tries.
+inline void take_ready() {
+  size_t at = host.random() % host.ready.size();
+  for (int tries = 0; tries < 40 && late(*host.ready[at]); ++tries) {
+    at = host.random() % host.ready.size();
+  }
+  std::swap(host.ready[at], host.ready.back());
+  host.current = host.ready.back();
+  host.ready.pop_back();
+}
+
 // Runs the blocks [first, first + count) together, `cluster` of them a cluster.
 inline void run_together(int first, int count, int cluster, int threads, size_t shared) {
   std::vector<std::unique_ptr<Cluster_>> clusters;
@@ -412,7 +616,7 @@ inline void run_together(int first, int count, int cluster, int threads, size_t 
     uint4* const memory = static_cast<uint4*>(std::aligned_alloc(16, shared));
     std::memset(static_cast<void*>(memory), 0xff, shared);
     blocks.emplace_back(new Block{first + b, Barrier(threads), std::vector<Warp>(threads / 32),
-                                  memory, clusters.back().get(), b % cluster});
+                                  memory, clusters.back().get(), b % cluster, shared, threads});
     clusters.back()->blocks.push_back(blocks.back().get());
     for (int t = 0; t < threads; ++t) {
       fibers.push_back(new_fiber(blocks.back().get(), t));
@@ -420,15 +624,28 @@ inline void run_together(int first, int count, int cluster, int threads, size_t 
     }
   }
   size_t finished = 0;
-  while (finished < fibers.size()) {
-    if (host.ready.empty()) {
+  for (int64_t turn = 0; finished < fibers.size(); ++turn) {
+    if (turn % 4096 == 0) {
+      draw_late(first, count, threads);
+    }
+    if (!host.stores.empty() && (host.ready.empty() || host.random() % 4 == 0)) {
+      std::swap(host.stores[host.random() % host.stores.size()], host.stores.back());
+      const Host::Store store = host.stores.back();
+      host.stores.pop_back();
+      deliver(store);
+    }
+    if (host.ready.empty() && host.stores.empty()) {
       give_up("all threads wait for one another");
     }
-    std::swap(host.ready[host.random() % host.ready.size()], host.ready.back());
-    host.current = host.ready.back();
-    host.ready.pop_back();
+    if (host.ready.empty()) {
+      continue;
+    }
+    take_ready();
     switch_to(host.place, host.current->place);
     finished += host.current->done;
+  }
+  if (!host.stores.empty()) {
+    give_up("a store that nobody waited for");
   }
   for (const auto& f : fibers) {
     host.seats.push_back(f->seat);
