@@ -15,15 +15,13 @@ using namespace rnnfast;
 
 namespace {
 
-constexpr const char* kKernelNames[] = {"cluster", "grid", "step"};
-
 std::optional<cuda::Kernel> kernel_of(const std::optional<std::string>& name) {
   if (!name) {
     return std::nullopt;
   }
   for (const cuda::Kernel kernel :
        {cuda::Kernel::kCluster, cuda::Kernel::kGrid, cuda::Kernel::kStep}) {
-    if (*name == kKernelNames[int(kernel)]) {
+    if (*name == cuda::kKernelNames[int(kernel)]) {
       return kernel;
     }
   }
@@ -63,7 +61,7 @@ py::tuple py_choose(int64_t T, int64_t B, int64_t H, int directions, bool backwa
   const cuda::Problem problem{T,      B, H, directions, backward, false, precision_of(precision),
                               nullptr};
   const cuda::Choice choice = cuda::choose(problem, forced ? &*forced : nullptr);
-  return py::make_tuple(kKernelNames[int(choice.kernel)], choice.workspace, choice.reason);
+  return py::make_tuple(cuda::kKernelNames[int(choice.kernel)], choice.workspace, choice.reason);
 }
 
 // Of each direction a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end), as in

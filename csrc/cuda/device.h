@@ -14,6 +14,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -243,6 +244,7 @@ inline void check(cudaError_t error, const char* what) {
 
 // The current device.
 struct Machine {
+  int id;
   int processors, shared; // bytes of shared memory that a block may have
   int cluster;            // blocks in a cluster, at most; 1: has no clusters
 };
@@ -262,7 +264,7 @@ inline Machine machine() {
     return value;
   };
   const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  const Machine machine{attribute(cudaDevAttrMultiProcessorCount),
+  const Machine machine{device, attribute(cudaDevAttrMultiProcessorCount),
                         attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters ? 16 : 1};
   return known[device] = machine;
 }
@@ -274,15 +276,24 @@ struct Launch {
   void* stream;
 };
 
-// As much as there is, not as much as this launch needs: another thread's may need more.
+// As much as there is, not as much as this launch needs: another thread's may need more. Once for a
+// device and kernel, for the driver takes microseconds.
 template <class Kernel> void allow(const char* name, Kernel* kernel, const Launch& launch) {
+  const Machine here = machine();
   const void* const function = reinterpret_cast<const void*>(kernel);
-  check(
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, machine().shared),
-      name);
+  static std::mutex mutex;
+  static std::set<std::tuple<int, const void*, bool>> done;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::tuple key(here.id, function, launch.cluster > 8);
+  if (done.count(key) != 0) {
+    return;
+  }
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared),
+        name);
   if (launch.cluster > 8) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   }
+  done.insert(key);
 }
 
 struct Config {

@@ -59,6 +59,7 @@ template <> struct Shapes<Float32> {
       shape<ScalarProduct<Float32, 16, 4, 4, 1>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 4, 2>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 4, 4>, Cluster>(),
+      shape<ScalarProduct<Float32, 16, 4, 4, 8>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 8, 1>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 8, 4>, Cluster>(),
       shape<ScalarProduct<Float32, 32, 4, 4, 1>, Cluster>(),

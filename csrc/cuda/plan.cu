@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <type_traits>
 
 #include "step.h"
 
@@ -43,6 +47,7 @@ constexpr double kMatrixWarp = 25;       // and for each warp that stores sums
 constexpr double kScalarStep = 330;      // the same of FMA
 constexpr double kRow = 65;              // a row more than one, of matrix instructions
 constexpr double kScalarRow = 250;       // and of FMA
+constexpr double kStepFactor = 3.3;      // the step kernel took 92 us where this counts 28
 // Exchanges: of a cluster, with the member's part sent to all; through L2, with the whole state.
 constexpr double kCluster = 500, kClusterMember = 9, kClusterBytes = 1 / 17.0;
 constexpr double kNumbered = 480, kNumberedBlock = 6.5, kNumberedBytes = 0.376;
@@ -150,7 +155,7 @@ double step_clocks(const Geometry& g, const Problem& p) {
   const double waves = ceil_div(blocks, 132); // of blocks that run at the same time
   const double step = ceil_div(g.rows, g.chunk) * 200 + sums +
                       std::max({multiply, read / kL2Rate, read * std::min(blocks, 132) / kL2Total});
-  return step * waves + 2 * kL2 + kLaunch;
+  return kStepFactor * step * waves + 2 * kL2 + kLaunch;
 }
 
 size_t step_shared(const Geometry& g, const Problem& p) {
@@ -169,8 +174,32 @@ void check(const Problem& p) {
   }
 }
 
-const char* name_of(Kernel kernel) {
-  return kernel == Kernel::kCluster ? "cluster" : kernel == Kernel::kGrid ? "grid" : "step";
+const char* name_of(Kernel kernel) { return kKernelNames[int(kernel)]; }
+
+// What cuDNN takes for a step where it launches kernels for each one, fitted to the measurements in
+// README.md, which are of B <= 256. Where it keeps W_hh on the chip, the kernels here are predicted
+// to be faster for all sizes that it holds, and the result is 0: not to be compared. float64 has
+// not been measured and counts as float32. A backward step takes as long as a forward step, in
+// cuDNN and here.
+double cudnn_clocks(const Problem& p) {
+  const double gflop = 2e-9 * double(p.B) * p.H * p.H * p.directions;
+  switch (p.precision) {
+  case Precision::kFloat32:
+  case Precision::kFloat64:
+    return p.H <= 384 ? 0 : kClock * std::min(15 + 61 * gflop, 27 + 39 * gflop);
+  case Precision::kTf32:
+    return p.H <= 384 ? 0 : kClock * (15 + 6.9 * gflop);
+  case Precision::kBfloat16:
+    return kClock * (11.5 + 2.6 * gflop);
+  case Precision::kFloat16:
+    return p.H <= 384 ? 0 : kClock * std::min(3.2 + 10.6 * gflop, 11.5 + 2.6 * gflop);
+  }
+  return 0;
+}
+
+bool slower_than_cudnn(const Plan& plan, const Problem& p) {
+  const double cudnn = cudnn_clocks(p);
+  return cudnn > 0 && plan.clocks > cudnn;
 }
 
 // As many as the 4 KiB of a kernel's arguments hold.
@@ -257,6 +286,34 @@ std::vector<Plan> plans(const Problem& p, const Kernel* force) {
   return fitting;
 }
 
+Plan plan_of(const Problem& p, const Kernel* force) {
+  check(p);
+  const device::Machine machine = device::machine();
+  const std::tuple key(machine.id, machine.processors, p.B, p.H, p.directions, p.backward,
+                       p.precision, force == nullptr ? -1 : int(*force));
+  static std::mutex mutex;
+  static std::map<std::remove_const_t<decltype(key)>, Plan> known;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(key);
+    if (found != known.end()) {
+      return found->second;
+    }
+  }
+  const Plan plan = plans(p, force).front();
+  const std::lock_guard<std::mutex> lock(mutex);
+  constexpr size_t kMost = 1000; // batches of many sizes are no reason to keep ever more
+  if (known.size() >= kMost) {
+    known.clear();
+  }
+  known.emplace(key, plan);
+  return plan;
+}
+
+size_t workspace(const Problem& p, const Kernel* force) { return plan_of(p, force).workspace(); }
+
+bool prefers_torch(const Problem& p) { return slower_than_cudnn(plan_of(p, nullptr), p); }
+
 Choice choose(const Problem& p, const Kernel* force) {
   const std::vector<Plan> all = plans(p, force);
   const Plan& best = all.front();
@@ -280,12 +337,19 @@ Choice choose(const Problem& p, const Kernel* force) {
                 (force != nullptr ? "not asked for" : "does not fit");
     }
   }
-  return {best.kernel, best.workspace(), reason};
+  const double cudnn = cudnn_clocks(p);
+  if (cudnn > 0) {
+    std::snprintf(text, sizeof text, ", cuDNN %.2f", cudnn / kClock);
+    reason += text;
+  }
+  const bool torch = force == nullptr && slower_than_cudnn(best, p);
+  return {best.kernel, torch, best.workspace(),
+          torch ? "torch's own path; otherwise " + reason : reason};
 }
 
 void run(const Problem& p, const Kernel* force, const Direction* directions, void* workspace,
          void* stream) {
-  run(p, plans(p, force).front(), directions, workspace, stream);
+  run(p, plan_of(p, force), directions, workspace, stream);
 }
 
 void run(const Problem& p, const Plan& plan, const Direction* directions, void* workspace,

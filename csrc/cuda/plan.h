@@ -47,6 +47,9 @@ const Kernels& kernels(Precision);
 // All that fit the current device, the fastest first. `force` as for `choose`.
 std::vector<Plan> plans(const Problem&, const Kernel* force);
 
+// The fastest, which is found once for each shape and device.
+Plan plan_of(const Problem&, const Kernel* force);
+
 void run(const Problem&, const Plan&, const Direction*, void* workspace, void* stream);
 
 } // namespace rnnfast::cuda

@@ -147,11 +147,11 @@ struct Fiber {
 
 // The state of the machine, and what a test sets.
 struct Machine {
-  int processors, shared, cluster;
+  int id, processors, shared, cluster;
 };
 
 struct Host {
-  Machine machine{4, 227 << 10, 16};
+  Machine machine{0, 4, 227 << 10, 16};
   uint64_t seed = 1;
   int64_t launches = 0;
 

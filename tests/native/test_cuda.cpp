@@ -379,6 +379,25 @@ void check_choice() {
   }
 }
 
+void check_memory_of_choices() {
+  // A plan is made once for each shape and machine, and does not depend on T.
+  Problem p{10, 64, 256, 1, false, false, Precision::kBfloat16, nullptr};
+  for (const int processors : {132, 12, 132}) {
+    device::host.machine.processors = processors;
+    for (const int64_t B : {int64_t(64), int64_t(1)}) {
+      p.B = B;
+      const Plan made = plans(p, nullptr).front(), known = plan_of(p, nullptr);
+      p.T += 1;
+      const Plan later = plan_of(p, nullptr);
+      if (made.shape != known.shape || made.geometry.groups != known.geometry.groups ||
+          made.workspace() != known.workspace() || made.workspace() != later.workspace()) {
+        fail("a plan that was remembered is another one");
+      }
+    }
+  }
+  device::host.machine.processors = 4;
+}
+
 void check_upload() {
   for (const int64_t n : {1, 1000, 1001, 2500}) {
     std::vector<int64_t> numbers(n), found(n + 1, -1);
@@ -394,7 +413,7 @@ void check_upload() {
 
 // On 132 multiprocessors of 227 KiB.
 void print_table() {
-  device::host.machine = {132, 227 << 10, 16};
+  device::host.machine = {0, 132, 227 << 10, 16};
   const std::pair<const char*, Precision> precisions[] = {{"bfloat16", Precision::kBfloat16},
                                                           {"TF32", Precision::kTf32},
                                                           {"float32", Precision::kFloat32}};
@@ -436,6 +455,7 @@ int main(int count, char** arguments) {
   check_maps();
   check_rounding();
   check_choice();
+  check_memory_of_choices();
   check_upload();
   const int64_t sizes[][4] = {
       // T, B, H, multiprocessors
