@@ -225,6 +225,23 @@ def without_cudnn():
         _set_cudnn_enabled(enabled)
 
 
+def constant_in_dynamo(function):
+    """Let Dynamo call ``function`` while it traces, and take the result for a constant.
+
+    torch.compiler.assume_constant_result does this, too, but imports Dynamo, which takes seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+# CUDA
+
+# cuda_stream(index) returns the address of the current stream of a device.
+cuda_stream = _private(
+    "_C._cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
+)
+
+
 # Modules and optimizers
 
 

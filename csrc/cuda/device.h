@@ -86,21 +86,30 @@ RNNFAST_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
 }
 // Until the phase of this parity has ended; the first has parity 0. All bytes that `store_async`
 // wrote in it are visible afterwards. The wait is relaxed and the fence is of shared memory alone,
-// for an acquire of the cluster also empties L1.
+// for an acquire of the cluster also empties L1; CUDA 12.6 and before do not have that fence.
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 7)
+#define RNNFAST_ORDER "relaxed"
+#define RNNFAST_FENCE "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#else
+#define RNNFAST_ORDER "acquire"
+#define RNNFAST_FENCE ""
+#endif
 RNNFAST_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
   uint32_t done;
   do {
     asm volatile("{\n"
                  ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2;\n"
+                 "mbarrier.try_wait.parity." RNNFAST_ORDER ".cluster.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;\n"
                  "}"
                  : "=r"(done)
                  : "r"(address(barrier)), "r"(parity)
                  : "memory");
   } while (done == 0);
-  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+  asm volatile(RNNFAST_FENCE ::: "memory");
 }
+#undef RNNFAST_ORDER
+#undef RNNFAST_FENCE
 // If `active`, stores 16 bytes and then counts them at a barrier; both lie in the same block of a
 // cluster of at least two.
 RNNFAST_DEVICE void store_async(bool active, Address to, const uint4& value, Address barrier) {
