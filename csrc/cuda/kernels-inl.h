@@ -25,10 +25,12 @@ template <class P, template <class> class Exchange> constexpr Shape shape() {
            {&recur<P, Exchange, true, false>, &recur<P, Exchange, true, true>}}};
 }
 
-// W_hh in the registers of one block, or of the members of a group: 128 a thread at most.
+// W_hh in the registers of one block, or of the members of a group: 128 a thread at most, and the
+// same again in shared memory. What each precision has is what its bytes and its product need.
+
+// MatrixProduct: tiles, blocks of k and warps that share k; 8 rows; cells; blocks in shared memory.
 template <class E> struct Shapes {
   static constexpr Shape kAll[] = {
-      // MatrixProduct: tiles, blocks of k and warps that share k; 8 rows; cells.
       shape<MatrixProduct<E, 1, 2, 1, 1, 1>, Block>(),
       shape<MatrixProduct<E, 1, 2, 1, 1, 2>, Block>(),
       shape<MatrixProduct<E, 2, 4, 1, 1, 1>, Block>(),
@@ -47,9 +49,27 @@ template <class E> struct Shapes {
       shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
   };
 };
+template <> struct Shapes<Tf32> {
+  static constexpr Shape kAll[] = {
+      shape<MatrixProduct<Tf32, 1, 4, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<Tf32, 1, 4, 1, 1, 2>, Block>(),
+      shape<MatrixProduct<Tf32, 2, 8, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<Tf32, 2, 8, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<Tf32, 1, 8, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 8, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 16, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 16, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 16, 2, 4, 4>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 32, 2, 1, 1, 18>, Cluster>(),
+      shape<MatrixProduct<Tf32, 1, 16, 4, 1, 1>, Numbered>(),
+      shape<MatrixProduct<Tf32, 1, 16, 4, 1, 1>, Counted>(),
+      shape<MatrixProduct<Tf32, 1, 16, 4, 4, 2>, Counted>(),
+  };
+};
+// ScalarProduct: lanes that share units; units, 16-byte words and rows of a thread; words in shared
+// memory.
 template <> struct Shapes<Float32> {
   static constexpr Shape kAll[] = {
-      // ScalarProduct: lanes that share units; units, 16-byte words and rows of a thread.
       shape<ScalarProduct<Float32, 16, 4, 1, 1>, Block>(),
       shape<ScalarProduct<Float32, 16, 4, 1, 2>, Block>(),
       shape<ScalarProduct<Float32, 16, 4, 1, 4>, Block>(),
@@ -62,13 +82,14 @@ template <> struct Shapes<Float32> {
       shape<ScalarProduct<Float32, 16, 4, 4, 8>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 8, 1>, Cluster>(),
       shape<ScalarProduct<Float32, 16, 4, 8, 4>, Cluster>(),
+      shape<ScalarProduct<Float32, 16, 4, 16, 1, 9>, Cluster>(),
       shape<ScalarProduct<Float32, 32, 4, 4, 1>, Cluster>(),
       shape<ScalarProduct<Float32, 32, 4, 4, 4>, Cluster>(),
       shape<ScalarProduct<Float32, 32, 4, 4, 8>, Cluster>(),
       shape<ScalarProduct<Float32, 32, 4, 8, 1>, Numbered>(),
       shape<ScalarProduct<Float32, 32, 2, 16, 1>, Numbered>(),
-      shape<ScalarProduct<Float32, 32, 4, 8, 1>, Counted>(),
       shape<ScalarProduct<Float32, 32, 4, 8, 4>, Counted>(),
+      shape<ScalarProduct<Float32, 32, 2, 16, 1>, Counted>(),
       shape<ScalarProduct<Float32, 32, 2, 16, 4>, Counted>(),
   };
 };

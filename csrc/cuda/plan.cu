@@ -100,6 +100,9 @@ double clocks(const Geometry& g, const Problem& p, const Shape& shape, int at_on
     step = fma + read + kScalarRow * (g.rows - 1);
     step += shape.together ? 0 : kScalarStep;
   }
+  // What registers do not hold of W is read in every step.
+  const double held = 512.0 * g.threads, weights = double(g.units) * g.blocks * 64;
+  step += std::max(0.0, weights - held) / kSharedRate * (shape.matrix ? ceil_div(g.rows, 8) : 1);
   const int blocks = g.groups * g.members * g.directions;
   if (shape.kernel == Kernel::kCluster && shape.together) {
     step += kCluster + kClusterMember * g.members +

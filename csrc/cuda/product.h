@@ -1,6 +1,7 @@
 // The products of the kernels that keep W_hh on the chip. Every thread holds its part of a member's
-// W_hh in registers, multiplies it with the state in shared memory, and finishes some of the sums:
-// `kCells` rows of the batch by `kUnits` adjacent units. All sizes are template arguments, for a
+// W_hh in registers, or some of it in shared memory where S says so, multiplies it with the state
+// in shared memory, and finishes some of the sums: `kCells` rows of the batch by `kUnits` adjacent
+// units. All sizes are template arguments, for a
 // step is as long as its instructions are many.
 #pragma once
 
@@ -14,9 +15,12 @@ template <class Sum> struct alignas(2 * sizeof(Sum)) Two {
 };
 
 // By matrix instructions. The warps of a block are warps_m x WK: MT tiles of 16 units and KB blocks
-// of k each, for 8 N rows of the batch. Their partial sums meet in shared memory and are added in
-// a fixed order.
-template <class Element, int MT, int KB, int WK, int N, int J> class MatrixProduct {
+// of k each, for 8 N rows of the batch; the last S blocks are in shared memory. Their partial sums
+// meet in shared memory and are added in a fixed order.
+template <class Element, int MT, int KB, int WK, int N, int J, int S = 0> class MatrixProduct {
+  static constexpr int kSumWords = WK * 8 * N * (kWarps / WK * 16 * MT + 4) / 4;
+  static constexpr int kHeld = KB - S; // blocks of k in registers
+
 public:
   using E = Element;
   using Sum = float;
@@ -31,7 +35,7 @@ public:
   // 16-byte words from one row of the state to the next: an odd number of 64 bytes, so that the 8
   // lanes that read at a time, from 2 rows, find their words in different banks.
   static constexpr int kStride = 4 * (kBlocks | 1);
-  static constexpr int kSharedWords = WK * kRows * (kMostUnits + 4) / 4;
+  static constexpr int kSharedWords = kSumWords + kWarps * S * MT * (kPartBytes / 16);
 
   static constexpr int threads(int units) { return units / kUnitStep * WK * 32; }
   static constexpr int rows(int units) { // that a block of so many units finishes
@@ -39,7 +43,8 @@ public:
   }
 
   RNNFAST_DEVICE MatrixProduct(const Geometry& g, const uint4* weights, int rows, uint4* memory)
-      : rows_(rows), unit_(device::thread() % (g.units / 2) * 2) {
+      : shared_(memory + kSumWords + device::warp() * S * MT * 64 + device::thread() % 32),
+        rows_(rows), unit_(device::thread() % (g.units / 2) * 2) {
     const int lane = device::thread() % 32, warp = device::warp();
     const int warp_m = warp % g.warps_m, warp_k = warp / g.warps_m;
     weights += (warp_m * MT * kBlocks + warp_k * KB) * (kPartBytes / 16) + lane;
@@ -47,8 +52,17 @@ public:
     for (int k = 0; k < KB; ++k) {
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        weights_[k][m].low = weights[(m * kBlocks + k) * 64];
-        weights_[k][m].high = weights[(m * kBlocks + k) * 64 + 32];
+        const uint4 low = weights[(m * kBlocks + k) * 64];
+        const uint4 high = weights[(m * kBlocks + k) * 64 + 32];
+        const uint4 parts[2] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (k < kHeld) {
+            weights_[k][m][i] = parts[i];
+          } else { // which only this lane reads
+            shared_[(((k - kHeld) * MT + m) * 2 + i) * 32] = parts[i];
+          }
+        }
       }
     }
     const int pairs = g.units / 2;
@@ -76,9 +90,13 @@ public:
         const uint4 h = state[n * 8 * kStride + k * 4];
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          const uint4 &low = weights_[k][m].low, &high = weights_[k][m].high;
-          E::mma(c[2 * k % kChains][m][n], low.x, high.x, low.y, high.y, h.x, h.y);
-          E::mma(c[(2 * k + 1) % kChains][m][n], low.z, high.z, low.w, high.w, h.z, h.w);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const uint4 w = k < kHeld ? weights_[min(k, kHeld - 1)][m][i]
+                                      : shared_[(((k - kHeld) * MT + m) * 2 + i) * 32];
+            E::mma(c[(2 * k + i) % kChains][m][n], w.x, w.y, w.z, w.w, i == 0 ? h.x : h.z,
+                   i == 0 ? h.y : h.w);
+          }
         }
       }
     }
@@ -124,15 +142,17 @@ private:
   // 4 away from a multiple of 16, so that lanes of different rows hit different banks.
   static constexpr int kSumStride = kMostUnits + 4;
 
-  Weights weights_[KB][MT];
+  uint4 weights_[kHeld][MT][2]; // each for one matrix instruction
+  uint4* const shared_;
   int rows_, unit_, first_row_, row_step_, from_;
   float *to_, *sums_;
 };
 
 // By multiply-adds. Q lanes of a warp share U units: each multiplies V times 16 bytes of R rows of
-// the state, every Q-th, with those of all its units, so that a load feeds 4 U instructions. Then
-// the lanes add up their sums, halving what each of them holds.
-template <class Element, int Q, int U, int V, int R> class ScalarProduct {
+// the state, every Q-th, with those of all its units, so that a load feeds 4 U instructions. The
+// last S of V are in shared memory. Then the lanes add up their sums, halving what each of them
+// holds.
+template <class Element, int Q, int U, int V, int R, int S = 0> class ScalarProduct {
   static constexpr int kSums = U * R;                       // of Q lanes: number unit * R + row
   static constexpr int kCopies = kSums < Q ? Q / kSums : 1; // lanes that end up with the same sum
 
@@ -144,20 +164,25 @@ public:
   static constexpr int kUnitStep = U * 32 / Q, kMostUnits = kThreads / Q * U;
   static constexpr int kAhead = U * V * R <= 16 ? 4 : U * V * R <= 64 ? 2 : 1;
   static constexpr bool kByRows = true, kThroughShared = false;
-  static constexpr int kStride = 4 * kBlocks, kSharedWords = 0;
+  static constexpr int kStride = 4 * kBlocks, kSharedWords = kThreads * U * S;
   static_assert(Q <= 32 && U * 4 >= kCells && kCells <= R && Q * V % 4 == 0);
 
   static constexpr int threads(int units) { return units / U * Q; }
   static constexpr int rows(int) { return R; }
 
-  RNNFAST_DEVICE ScalarProduct(const Geometry&, const uint4* weights, int, uint4*)
-      : lane_(device::thread() % Q) {
+  RNNFAST_DEVICE ScalarProduct(const Geometry&, const uint4* weights, int, uint4* memory)
+      : shared_(memory + device::thread()), lane_(device::thread() % Q) {
     const int group = device::thread() / Q;
 #pragma unroll
     for (int u = 0; u < U; ++u) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        weights_[u][v] = weights[(group * U + u) * kStride + v * Q + lane_];
+        const uint4 w = weights[(group * U + u) * kStride + v * Q + lane_];
+        if (v < kHeld) {
+          weights_[u][v] = w;
+        } else { // which only this thread reads
+          shared_[((v - kHeld) * U + u) * kThreads] = w;
+        }
       }
     }
     const int first = lane_ * kCells / kCopies;
@@ -183,7 +208,8 @@ public:
         float even = 0, odd = 0; // two chains
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const uint4& w = weights_[u][v];
+          const uint4 w = v < kHeld ? weights_[u][min(v, kHeld - 1)]
+                                    : shared_[((v - kHeld) * U + u) * kThreads];
           even = fmaf(device::float_of(h[v].x), device::float_of(w.x), even);
           odd = fmaf(device::float_of(h[v].y), device::float_of(w.y), odd);
           even = fmaf(device::float_of(h[v].z), device::float_of(w.z), even);
@@ -226,7 +252,10 @@ private:
     }
   }
 
-  uint4 weights_[U][V];
+  static constexpr int kHeld = V - S; // in registers
+
+  uint4 weights_[U][kHeld];
+  uint4* const shared_;
   float sums_[kCells];
   int lane_, row_, unit_;
 };

@@ -5,9 +5,9 @@
 Compiles csrc/cuda/kernels_*.cu, or the given files, for sm_90 with nvcc, disassembles them with
 nvdisasm and finds the loop over the time steps in each kernel. A step is a chain of latencies, so
 what counts is how many instructions a warp executes in it. Prints for each loop, of one time step:
-the instructions on the longest way through it, and of those the ones that are neither matrix
-instructions nor multiply-adds; the jumps; and of the whole loop: the bytes of code, the fences
-(MEMBAR, ERRBAR, CCTL) and the accesses to local memory.
+the instructions on the longest way through it, and of those the ones beside matrix instructions,
+multiply-adds and loads of W from shared memory; the jumps; and of the whole loop: the bytes of
+code, the fences (MEMBAR, ERRBAR, CCTL) and the accesses to local memory.
 
 Fails if a loop of a cluster kernel holds a fence, if any loop accesses local memory, or if a loop
 is over its budget. csrc/cuda/README.md gives the reasons for the budgets.
@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 # Instructions of a warp and step beside products: of the kernels for one row, dense and packed.
-ONE_ROW = {"Block": (80, 125), "Cluster": (200, 200), "Numbered": (200, 200), "Counted": (200, 200)}
+ONE_ROW = {"Block": (80, 125), "Cluster": (200, 215), "Numbered": (200, 215), "Counted": (200, 215)}
 CODE_BYTES = 16 << 10
 PRODUCTS = ("HMMA", "FFMA")
 FENCES = ("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL")
@@ -187,18 +187,19 @@ def describe(name):
     return exchange, product, numbers.split(", "), backward == "true", packed == "true"
 
 
-def steps_and_rows(exchange, product, numbers):
-    """Steps that the loop holds and rows of a group, as product.h computes them."""
+def sizes_of(exchange, product, numbers):
+    """Steps of the loop, rows of a group, and loads of W from shared memory, as in product.h."""
     sizes = [int(n) for n in numbers[1:]]
     if product == "MatrixProduct":
-        tiles, blocks, sharing, eights, cells = sizes
+        tiles, blocks, sharing, eights, cells, shared = sizes
         # Counted is for more rows than one, for which there is Numbered.
         one = eights == cells == 1 and exchange != "Counted"
         steps = 2 if eights < 4 and tiles * blocks * cells < 64 else 1
         steps = 4 if sharing == eights == cells == 1 else steps
-        return steps, 1 if one else 8 * eights
-    _, units, words, rows = sizes
-    return next((n for n, most in ((4, 16), (2, 64)) if units * words * rows <= most), 1), rows
+        return steps, 1 if one else 8 * eights, 2 * tiles * shared
+    _, units, words, rows, shared = sizes
+    steps = next((n for n, most in ((4, 16), (2, 64)) if units * words * rows <= most), 1)
+    return steps, rows, units * shared
 
 
 def main():
@@ -224,11 +225,11 @@ def main():
                 continue
             kernels += 1
             exchange, product, numbers, backward, packed = what
-            steps, rows = steps_and_rows(exchange, product, numbers)
+            steps, rows, loads = sizes_of(exchange, product, numbers)
             loop = Loop(code, labels)
             way = loop.longest()
             total = way.total() / steps
-            beside = total - sum(way[p] for p in PRODUCTS) / steps
+            beside = total - sum(way[p] for p in PRODUCTS) / steps - loads
             title = (
                 f"{exchange} {product}<{', '.join(numbers)}> "
                 f"{'backward' if backward else 'forward'}{' packed' if packed else ''}"
