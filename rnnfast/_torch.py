@@ -236,10 +236,14 @@ def constant_in_dynamo(function):
 
 # CUDA
 
-# cuda_stream(index) returns the address of the current stream of a device.
-cuda_stream = _private(
-    "_C._cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
-)
+
+def _cuda_stream(index):
+    return torch.cuda.current_stream(index).cuda_stream
+
+
+# cuda_stream(index) returns the address of the current stream of a device. The private name is not
+# in HAS, because only builds of torch with CUDA have it.
+cuda_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _cuda_stream)
 
 
 # Modules and optimizers
