@@ -28,8 +28,10 @@ template <class P, template <class> class Exchange> constexpr Shape shape() {
 // W_hh in the registers of one block, or of the members of a group: 128 a thread at most, and the
 // same again in shared memory. What each precision has is what its bytes and its product need.
 
+// (Templates all three, so that a file compiles no kernels but its own.)
+
 // MatrixProduct: tiles, blocks of k and warps that share k; 8 rows; cells; blocks in shared memory.
-template <class E> struct Shapes {
+template <class E, class = void> struct Shapes {
   static constexpr Shape kAll[] = {
       shape<MatrixProduct<E, 1, 2, 1, 1, 1>, Block>(),
       shape<MatrixProduct<E, 1, 2, 1, 1, 2>, Block>(),
@@ -49,48 +51,48 @@ template <class E> struct Shapes {
       shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
   };
 };
-template <> struct Shapes<Tf32> {
+template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Tf32>>> {
   static constexpr Shape kAll[] = {
-      shape<MatrixProduct<Tf32, 1, 4, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<Tf32, 1, 4, 1, 1, 2>, Block>(),
-      shape<MatrixProduct<Tf32, 2, 8, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<Tf32, 2, 8, 1, 1, 4>, Block>(),
-      shape<MatrixProduct<Tf32, 1, 8, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 8, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 16, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 16, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 16, 2, 4, 4>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 32, 2, 1, 1, 18>, Cluster>(),
-      shape<MatrixProduct<Tf32, 1, 16, 4, 1, 1>, Numbered>(),
-      shape<MatrixProduct<Tf32, 1, 16, 4, 1, 1>, Counted>(),
-      shape<MatrixProduct<Tf32, 1, 16, 4, 4, 2>, Counted>(),
+      shape<MatrixProduct<E, 1, 4, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 1, 4, 1, 1, 2>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 4, 4>, Cluster>(),
+      shape<MatrixProduct<E, 1, 32, 2, 1, 1, 18>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
+      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
   };
 };
 // ScalarProduct: lanes that share units; units, 16-byte words and rows of a thread; words in shared
 // memory.
-template <> struct Shapes<Float32> {
+template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Float32>>> {
   static constexpr Shape kAll[] = {
-      shape<ScalarProduct<Float32, 16, 4, 1, 1>, Block>(),
-      shape<ScalarProduct<Float32, 16, 4, 1, 2>, Block>(),
-      shape<ScalarProduct<Float32, 16, 4, 1, 4>, Block>(),
-      shape<ScalarProduct<Float32, 8, 4, 4, 1>, Block>(),
-      shape<ScalarProduct<Float32, 8, 4, 4, 2>, Block>(),
-      shape<ScalarProduct<Float32, 8, 4, 4, 4>, Block>(),
-      shape<ScalarProduct<Float32, 16, 4, 4, 1>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 4, 2>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 4, 4>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 4, 8>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 8, 1>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 8, 4>, Cluster>(),
-      shape<ScalarProduct<Float32, 16, 4, 16, 1, 9>, Cluster>(),
-      shape<ScalarProduct<Float32, 32, 4, 4, 1>, Cluster>(),
-      shape<ScalarProduct<Float32, 32, 4, 4, 4>, Cluster>(),
-      shape<ScalarProduct<Float32, 32, 4, 4, 8>, Cluster>(),
-      shape<ScalarProduct<Float32, 32, 4, 8, 1>, Numbered>(),
-      shape<ScalarProduct<Float32, 32, 2, 16, 1>, Numbered>(),
-      shape<ScalarProduct<Float32, 32, 4, 8, 4>, Counted>(),
-      shape<ScalarProduct<Float32, 32, 2, 16, 1>, Counted>(),
-      shape<ScalarProduct<Float32, 32, 2, 16, 4>, Counted>(),
+      shape<ScalarProduct<E, 16, 4, 1, 1>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 1, 2>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 1, 4>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 1>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 2>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 4>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 4, 1>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 2>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 4>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 8>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 8, 1>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 8, 4>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 16, 1, 9>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 1>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 4>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 8>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 8, 1>, Numbered>(),
+      shape<ScalarProduct<E, 32, 2, 16, 1>, Numbered>(),
+      shape<ScalarProduct<E, 32, 4, 8, 4>, Counted>(),
+      shape<ScalarProduct<E, 32, 2, 16, 1>, Counted>(),
+      shape<ScalarProduct<E, 32, 2, 16, 4>, Counted>(),
   };
 };
 
