@@ -42,7 +42,9 @@ public:
     return min(kRows, J * (threads(units) / (units / 2)));
   }
 
-  RNNFAST_DEVICE MatrixProduct(const Geometry& g, const uint4* weights, int rows, uint4* memory)
+  // `units`: of the member, those below H.
+  RNNFAST_DEVICE MatrixProduct(const Geometry& g, const uint4* weights, int rows, int units,
+                               uint4* memory)
       : shared_(memory + kSumWords + device::warp() * S * MT * 64 + device::thread() % 32),
         rows_(rows), unit_(device::thread() % (g.units / 2) * 2) {
     const int lane = device::thread() % 32, warp = device::warp();
@@ -67,7 +69,11 @@ public:
     }
     const int pairs = g.units / 2;
     first_row_ = device::thread() / pairs, row_step_ = g.threads / pairs;
-    first_row_ = first_row_ < row_step_ ? first_row_ : kRows; // a thread too many
+    // A thread too many, or one whose 16 bytes of the state lie beyond H. It must not read sums,
+    // for it sends nothing that would show the others that it has read them.
+    constexpr int kTogether = 16 / int(sizeof(typename E::Stored));
+    first_row_ =
+        first_row_ < row_step_ && unit_ / kTogether * kTogether < units ? first_row_ : kRows;
     from_ = lane / 4 * kStride + warp_k * KB * 4 + lane % 4;
     float* const sums = reinterpret_cast<float*>(memory);
     to_ = sums + (warp_k * kRows + lane % 4 * 2) * kSumStride + warp_m * MT * 16 + lane / 4;
@@ -170,7 +176,7 @@ public:
   static constexpr int threads(int units) { return units / U * Q; }
   static constexpr int rows(int) { return R; }
 
-  RNNFAST_DEVICE ScalarProduct(const Geometry&, const uint4* weights, int, uint4* memory)
+  RNNFAST_DEVICE ScalarProduct(const Geometry&, const uint4* weights, int, int, uint4* memory)
       : shared_(memory + device::thread()), lane_(device::thread() % Q) {
     const int group = device::thread() / Q;
 #pragma unroll

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
 
   uint4* const memory = device::shared_memory();
   P product(g, call.weights + place.direction * g.weight_words() + place.member * g.member_words(),
-            rows, memory);
+            rows, min(g.units, H - place.member * g.units), memory);
   Exchange<P> exchange(call, place, rows, product, memory + P::kSharedWords);
 
   // Cell j is row[j] of the batch, or the largest number where there is no such row; its unit e is
