@@ -1,6 +1,6 @@
 """FastRNN on the CUDA kernels against nn.RNN on cuDNN, on the GPU at hand.
 
-    python benchmarks/gpu.py results.json [--seconds 600] [--notes FILE ...]
+    python benchmarks/gpu.py results.json [--seconds 150] [--notes FILE ...]
 
 Samples of the two alternate in one run, timed by CUDA events, with the L2 cache flushed before
 each; medians. Both hold the same weights and must agree before they are timed. The ceilings, a copy
@@ -8,6 +8,10 @@ in device memory and a large product in each dtype, are measured in the same run
 after every case, and at the end beside it the table (.md) and, with matplotlib, the plot (.png).
 Cases that fail are named there with the reason, and so are those that were not run because the
 seconds were over or the device did not answer any more. Notes, such as what tests printed, stay.
+
+Two measurements take a user's view. The wall time of whole calls with short sequences is decided by
+the host: many calls follow one another, and the device is waited for at the end. And `rnnfast train
+--device cuda` runs with its defaults, with the kernels and with nn.RNN.
 """
 
 import argparse
@@ -15,11 +19,13 @@ import datetime
 import io
 import itertools
 import json
+import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,6 +48,10 @@ DTYPES = {
 # Largest difference of the two, relative to the largest element; gradients sum over all steps.
 TOLERANCE = {"bfloat16": 0.1, "float16": 0.02, "tf32": 0.02, "float32": 1e-4}
 ROUNDS = 11
+# Short sequences, (T, B, H), and calls of one sample.
+SHORT = ((4, 16, 128), (16, 32, 256), (35, 20, 200), (64, 16, 512))
+CALLS = 50
+TRAIN_SECONDS = 12
 
 
 def cases():
@@ -147,6 +157,59 @@ def measure(T, B, H, layers, packed, dtype, flush):
     return result
 
 
+def short_calls():
+    """Microseconds of wall time of a call: a row a shape and dtype."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    rows = []
+    for (T, B, H), dtype in itertools.product(SHORT, ("float32", "bfloat16")):
+        theirs = nn.RNN(H, H, device="cuda", dtype=DTYPES[dtype])
+        ours = FastRNN(H, H, device="cuda", dtype=DTYPES[dtype])
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(T, B, H, device="cuda", dtype=DTYPES[dtype])
+
+        def forward(module, x=x):
+            with torch.no_grad():
+                module(x)
+
+        def training(module, x=x):
+            module(x)[0].sum().backward()
+
+        row = {"T": T, "B": B, "H": H, "dtype": dtype}
+        for mode, call in (("forward", forward), ("training", training)):
+            samples = {"rnnfast": [], "nn.RNN": []}
+            for i in range(ROUNDS):
+                pair = [("rnnfast", ours), ("nn.RNN", theirs)]
+                for name, module in pair if i % 2 else pair[::-1]:
+                    call(module)
+                    torch.cuda.synchronize()
+                    begin = time.perf_counter()
+                    for _ in range(CALLS):
+                        call(module)
+                    torch.cuda.synchronize()
+                    samples[name].append(1e6 * (time.perf_counter() - begin) / CALLS)
+            row[mode] = {name: statistics.median(times) for name, times in samples.items()}
+        rows.append(row)
+    return rows
+
+
+def train_speed():
+    """Tokens a second of `rnnfast train` on built-in text, with the kernels and with nn.RNN."""
+    speeds = {}
+    for name, kernel in (("rnnfast", "auto"), ("nn.RNN", "torch")):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "rnnfast", "train", "--device", "cuda"]
+            command += ["--max-seconds", str(TRAIN_SECONDS), "--out", f"{folder}/run"]
+            subprocess.run(
+                [*command, "--json", f"{folder}/report.json"],
+                env={**os.environ, "RNNFAST_CUDA_KERNEL": kernel},
+                check=True,
+                capture_output=True,
+            )
+            report = json.loads(Path(folder, "report.json").read_text())
+            speeds[name] = report["tokens_per_second"]
+    return speeds
+
+
 def answers():
     """Whether the device still runs anything: after some errors it does not in this process."""
     try:
@@ -186,6 +249,21 @@ def markdown(report):
         if report["cases"]:
             mean = statistics.geometric_mean(r[mode]["ratio"] for r in report["cases"])
             lines += ["", f"Geometric mean of the ratios, {mode}: {mean:.2f}"]
+    if report["short"]:
+        lines += [
+            "",
+            "Whole calls of short sequences, microseconds of wall time, one after another.",
+            "",
+            "| case | forward | nn.RNN | with backward | nn.RNN |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for r in report["short"]:
+            times = [r[mode][name] for mode in ("forward", "training") for name in r["forward"]]
+            name = describe([r["T"], r["B"], r["H"], 1, False, r["dtype"]])
+            lines.append(f"| {name} | {' | '.join(f'{t:.0f}' for t in times)} |")
+    if report["train"]:
+        speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in report["train"].items())
+        lines += ["", f"Tokens a second of `rnnfast train --device cuda`: {speeds}"]
     if report["failed"]:
         lines += ["", "Failed:", "", *(f"- {c}: {why}" for c, why in report["failed"].items())]
     if report["not_run"]:
@@ -221,7 +299,7 @@ def plot(report, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("json", type=Path)
-    parser.add_argument("--seconds", type=float, default=600, help="for the cases together")
+    parser.add_argument("--seconds", type=float, default=150, help="for the cases together")
     parser.add_argument("--notes", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -242,6 +320,8 @@ def main():
         "notes": {path.stem: path.read_text() for path in arguments.notes},
         "ceilings": ceilings(),
         "cases": [],
+        "short": [],
+        "train": {},
         "failed": {},
         "not_run": [describe(case) for case in cases()],
     }
@@ -262,6 +342,12 @@ def main():
             ratios = ", ".join(f"{m} {result[m]['ratio']:.2f}" for m in ("forward", "training"))
             print(f"{name}: {ratios}; {result['plan']}", flush=True)
         write_atomic(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+    for name, view in (("short", short_calls), ("train", train_speed)):
+        try:
+            report[name] = view()
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            report["failed"][name] = str(error).split("\n")[0]
+    write_atomic(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(arguments.json.with_suffix(".md"), markdown(report).encode())
     try:
         plot(report, arguments.json.with_suffix(".png"))

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# All there is to do when a GPU is at hand, in 20 minutes:
+# All there is to do when a GPU is at hand. `build test bench`, the default, takes at most 6 minutes
+# on 16 cores:
 #
-#   build      in place                                                       3 minutes at most
-#   test       the tests of the device, each kernel's in a process of its own  5
-#   barriers   barriers.cu                                                     1
-#   bench      gpu.py: benchmarks/results/<gpu>.{json,md,png}                  7
-#   sanitize   compute-sanitizer on small cases                                4
+#   build      in place                                                       2 minutes at most
+#   test       the tests of the device, each kernel's in a process of its own  1.5
+#   bench      gpu.py: benchmarks/results/<gpu>.{json,md,png}                  2.5 and a half
+#   sanitize   compute-sanitizer on small cases                                4, by name only
 #
-#   benchmarks/gpu.sh [stage...]       some of them, after build; all by default
+#   benchmarks/gpu.sh [stage...]       some of them, after build
 #
-# A stage that fails or hangs takes nothing from the others, but the script fails. Logs are in
-# build/gpu; OUT names another folder for logs and results together. PYTHON names another python3
-# than the first on the PATH; it needs torch with CUDA, pytest, setuptools, pybind11 and ninja.
+# A stage that fails or hangs takes nothing from the others, but the script fails. A log for each
+# stage is in build/gpu; OUT names another folder for these logs and the results together, at most 7
+# files. PYTHON names another python3 than the first on the PATH; it needs torch with CUDA, pytest,
+# setuptools, pybind11 and ninja.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/cuda/bin PYTHONPATH=. PYTHONUNBUFFERED=1 python=${PYTHON:-python3}
@@ -51,22 +52,18 @@ tests() {
   for kernel in torch step grid cluster auto; do
     which="cuda-$kernel or [$kernel"
     [ "$kernel" = torch ] && which="(cuda or gpu) and $others"
-    timeout -s INT -k 10 270 "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 \
+    timeout -s INT -k 10 110 "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 \
       -o faulthandler_timeout=60 -k "$which" tests/{ops/test_cuda,test_kernels,nn/test_module}.py \
-      >"$logs/test-$kernel.log" 2>&1 &
+      >"$notes/test-$kernel.log" 2>&1 &
     pids[$kernel]=$!
   done
   for kernel in "${!pids[@]}"; do
     wait "${pids[$kernel]}" || status=1
-    grep -E '^(FAILED|ERROR) ' "$logs/test-$kernel.log" | head -n 4
-    printf '%s: %s\n' "$kernel" "$(tail -n 1 "$logs/test-$kernel.log")"
+    grep -E -A 30 '^(____|E  )' "$notes/test-$kernel.log" | head -n 200
+    grep -E '^(FAILED|ERROR) ' "$notes/test-$kernel.log" | head -n 4
+    printf '%s: %s\n' "$kernel" "$(tail -n 1 "$notes/test-$kernel.log")"
   done
   return $status
-}
-
-barriers() {
-  nvcc -std=c++17 -O3 -arch=native -I csrc benchmarks/barriers.cu -o "$notes/barriers" &&
-    "$notes/barriers"
 }
 
 # Of one block and of clusters; dense and packed.
@@ -77,13 +74,13 @@ sanitize() {
     timeout -s INT -k 10 220 compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 5 \
       "$python" -m pytest -v -p no:cacheprovider --tb=short tests/ops/test_cuda.py \
       -k 'rule_on_a_gpu and (bfloat16 or torch.float32) and (T7 and not batch or T3-B5 and time)' \
-      >"$logs/$tool.log" 2>&1 &
+      >"$notes/$tool.log" 2>&1 &
     pids[$tool]=$!
   done
   for tool in "${!pids[@]}"; do
     wait "${pids[$tool]}" || status=1
-    grep -A 8 -m 3 -E '========= (Invalid|Error|Warning|Race)' "$logs/$tool.log"
-    printf '%s: %s\n' "$tool" "$(tail -n 1 "$logs/$tool.log")"
+    grep -A 8 -m 3 -E '========= (Invalid|Error|Warning|Race)' "$notes/$tool.log"
+    printf '%s: %s\n' "$tool" "$(tail -n 1 "$notes/$tool.log")"
   done
   return $status
 }
@@ -92,21 +89,20 @@ bench() {
   local gpu note kept=()
   gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') ||
     return
-  for note in test sanitize barriers; do
+  for note in test sanitize; do
     [ -f "$notes/$note.txt" ] && kept+=("$notes/$note.txt")
   done
-  "$python" benchmarks/gpu.py "$1/$gpu.json" --seconds 360 --notes "${kept[@]}"
+  "$python" benchmarks/gpu.py "$1/$gpu.json" --seconds 150 --notes "${kept[@]}"
 }
 
-export -f build tests barriers sanitize bench
-[ $# -gt 0 ] || set -- test barriers bench sanitize
+export -f build tests sanitize bench
+[ $# -gt 0 ] || set -- test bench
 for name in build "${@#build}"; do
   case $name in
   '') ;; # build comes first anyway
-  build) stage build 180 bash -c build ;;
-  test) stage test 290 bash -c tests ;;
-  barriers) stage barriers 45 bash -c barriers ;;
-  bench) stage bench 420 bash -c 'bench "$1"' _ "$results" ;;
+  build) stage build 150 bash -c build ;;
+  test) stage test 120 bash -c tests ;;
+  bench) stage bench 240 bash -c 'bench "$1"' _ "$results" ;;
   sanitize) stage sanitize 240 bash -c sanitize ;;
   *)
     echo "gpu.sh: no stage $name" >&2

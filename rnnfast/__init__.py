@@ -41,6 +41,7 @@ def build_info():
         - ``openmp``: whether the CPU kernels use threads.
         - ``threads``: the number of threads that the CPU kernels would use now.
         - ``cuda``: whether the build has CUDA kernels.
+        - ``cuda_kernel``: what :func:`set_cuda_kernel` has set, or what holds by default.
         - ``compiler``: the compiler of the build.
         - ``kernels``: for each type of device, the dtypes that run on rnnfast's kernels. All others
           run on torch's operators.
@@ -62,6 +63,7 @@ def build_info():
         "openmp": _C.openmp,
         "threads": torch.get_num_threads() if _C.openmp else 1,
         "cuda": _C.cuda,
+        "cuda_kernel": _ops.cuda.kernel(),
         "compiler": _C.compiler,
         "kernels": {"cpu": names(_ops.cpu.DTYPES)} | ({"cuda": names(on_cuda)} if on_cuda else {}),
     }
@@ -89,10 +91,15 @@ def set_cuda_kernel(name=None):
     """Choose what runs FastRNN and :func:`rnnfast.functional.rnn` on CUDA devices.
 
     Args:
-        name: None, the default, for torch's own operators, because the kernels have not run on a
-            GPU yet. ``"auto"`` for the kernel that the model in csrc/cuda/README.md predicts to be
-            the fastest. ``"cluster"``, ``"grid"`` or ``"step"`` force one kernel, for tests and
-            comparisons. For float64 there is only the step kernel.
+        name: None for torch's own operators. ``"auto"`` for the fastest way according to the model
+            in csrc/cuda/README.md, which may be torch's own operators, too. ``"cluster"``,
+            ``"grid"`` or ``"step"`` force one kernel, for tests and comparisons. For float64 there
+            is only the step kernel.
+
+    Until this function is called, the environment variable ``RNNFAST_CUDA_KERNEL`` decides:
+    ``torch`` for torch's own operators, or one of the names above. If it is not set,
+    None holds, because the present kernels have not run on a GPU yet. If a kernel cannot be
+    launched, there is a warning, and torch's own operators run from then on.
 
     Raises:
         ValueError: ``name`` is none of these, or this build has no CUDA kernels. If a kernel is

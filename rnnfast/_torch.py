@@ -225,6 +225,27 @@ def without_cudnn():
         _set_cudnn_enabled(enabled)
 
 
+def constant_in_dynamo(function):
+    """Let Dynamo call ``function`` while it traces, and take the result for a constant.
+
+    torch.compiler.assume_constant_result does this, too, but imports Dynamo, which takes seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+# CUDA
+
+
+def _cuda_stream(index):
+    return torch.cuda.current_stream(index).cuda_stream
+
+
+# cuda_stream(index) returns the address of the current stream of a device. The private name is not
+# in HAS, because only builds of torch with CUDA have it.
+cuda_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _cuda_stream)
+
+
 # Modules and optimizers
 
 

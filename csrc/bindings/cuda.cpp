@@ -15,15 +15,13 @@ using namespace rnnfast;
 
 namespace {
 
-constexpr const char* kKernelNames[] = {"cluster", "grid", "step"};
-
 std::optional<cuda::Kernel> kernel_of(const std::optional<std::string>& name) {
   if (!name) {
     return std::nullopt;
   }
   for (const cuda::Kernel kernel :
        {cuda::Kernel::kCluster, cuda::Kernel::kGrid, cuda::Kernel::kStep}) {
-    if (*name == kKernelNames[int(kernel)]) {
+    if (*name == cuda::kKernelNames[int(kernel)]) {
       return kernel;
     }
   }
@@ -57,13 +55,30 @@ Dtype stored(cuda::Precision precision) {
   }
 }
 
+cuda::Problem problem_of(int64_t T, int64_t B, int64_t H, int directions, bool backward,
+                         const std::string& precision) {
+  return {T, B, H, directions, backward, false, precision_of(precision), nullptr};
+}
+
+// (The kernel, whether torch's own path should be faster, why.)
 py::tuple py_choose(int64_t T, int64_t B, int64_t H, int directions, bool backward,
                     const std::string& precision, const std::optional<std::string>& force) {
   const std::optional<cuda::Kernel> forced = kernel_of(force);
-  const cuda::Problem problem{T,      B, H, directions, backward, false, precision_of(precision),
-                              nullptr};
-  const cuda::Choice choice = cuda::choose(problem, forced ? &*forced : nullptr);
-  return py::make_tuple(kKernelNames[int(choice.kernel)], choice.workspace, choice.reason);
+  const cuda::Choice choice = cuda::choose(problem_of(T, B, H, directions, backward, precision),
+                                           forced ? &*forced : nullptr);
+  return py::make_tuple(cuda::kKernelNames[int(choice.kernel)], choice.torch, choice.reason);
+}
+
+// What every call asks, for any T.
+size_t py_workspace(int64_t B, int64_t H, int directions, bool backward,
+                    const std::string& precision, const std::optional<std::string>& force) {
+  const std::optional<cuda::Kernel> forced = kernel_of(force);
+  return cuda::workspace(problem_of(1, B, H, directions, backward, precision),
+                         forced ? &*forced : nullptr);
+}
+
+bool py_prefers_torch(int64_t B, int64_t H, int directions, const std::string& precision) {
+  return cuda::prefers_torch(problem_of(1, B, H, directions, false, precision));
 }
 
 // Of each direction a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end), as in
@@ -156,7 +171,11 @@ void py_upload(const std::vector<int64_t>& numbers, py::handle to_, uintptr_t st
 } // namespace
 
 void bind_cuda(py::module_& m) {
+  // The errors of the CUDA runtime, apart from those of arguments.
+  py::register_exception<cuda::Error>(m, "CudaError", PyExc_RuntimeError);
   m.def("cuda_choose", &py_choose);
+  m.def("cuda_workspace", &py_workspace);
+  m.def("cuda_prefers_torch", &py_prefers_torch);
   m.def("cuda_run", &py_run);
   m.def("cuda_upload", &py_upload);
 }

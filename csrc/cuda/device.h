@@ -14,6 +14,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -44,50 +45,115 @@ template <class T> RNNFAST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
 }
 
-// Barrier of the cluster, in two halves: what came before `arrive` in any thread, in the shared
-// memory of any block, is visible after `wait` in all.
+// An address in the shared memory of any block of the cluster. Arithmetic on it stays in that
+// block.
+using Address = uint32_t;
+RNNFAST_DEVICE Address address(const void* shared) {
+  return static_cast<Address>(__cvta_generic_to_shared(shared));
+}
+
+// An mbarrier counts arrivals and bytes. Its phase ends when as many threads have arrived as `init`
+// said and as many bytes as those threads expect; then the next phase begins.
+using Mbarrier = uint64_t;
+
 #if __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;
-RNNFAST_DEVICE void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-RNNFAST_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
-// Stores where block `rank` of the cluster has what `mine` is in this block. V: 4, 8 or 16 bytes.
-template <class V> RNNFAST_DEVICE void store_remote(V* mine, int rank, const V& value) {
-  static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16);
-  const uint32_t local = static_cast<uint32_t>(__cvta_generic_to_shared(mine));
-  uint32_t there;
+// What came before in any thread of the cluster is visible after it in all.
+RNNFAST_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Where block `rank` of the cluster has what `local` is in this block.
+RNNFAST_DEVICE Address remote(Address local, int rank) {
+  Address there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(local), "r"(rank));
-  const uint32_t* const word = reinterpret_cast<const uint32_t*>(&value);
-  if constexpr (sizeof(V) == 4) {
-    asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there), "r"(word[0]) : "memory");
-  } else if constexpr (sizeof(V) == 8) {
-    asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(there), "r"(word[0]),
-                 "r"(word[1])
+  return there;
+}
+
+// One thread does this before `sync_cluster`, which shows the barrier to the other blocks.
+RNNFAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals)
+               : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Arrives at the block's own barrier and expects that many more bytes in the current phase.
+RNNFAST_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+// Until the phase of this parity has ended; the first has parity 0. All bytes that `store_async`
+// wrote in it are visible afterwards. The wait is relaxed and the fence is of shared memory alone,
+// for an acquire of the cluster also empties L1; CUDA 12.6 and before do not have that fence.
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 7)
+#define RNNFAST_ORDER "relaxed"
+#define RNNFAST_FENCE "fence.acquire.sync_restrict::shared::cluster.cluster;"
+#else
+#define RNNFAST_ORDER "acquire"
+#define RNNFAST_FENCE ""
+#endif
+RNNFAST_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.try_wait.parity." RNNFAST_ORDER ".cluster.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(done)
+                 : "r"(address(barrier)), "r"(parity)
                  : "memory");
-  } else {
-    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(there), "r"(word[0]),
-                 "r"(word[1]), "r"(word[2]), "r"(word[3])
-                 : "memory");
-  }
+  } while (done == 0);
+  asm volatile(RNNFAST_FENCE ::: "memory");
+}
+#undef RNNFAST_ORDER
+#undef RNNFAST_FENCE
+// If `active`, stores 16 bytes and then counts them at a barrier; both lie in the same block of a
+// cluster of at least two.
+RNNFAST_DEVICE void store_async(bool active, Address to, const uint4& value, Address barrier) {
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.u32 p, %6, 0;\n"
+               "@p st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+               "[%0], {%1, %2, %3, %4}, [%5];\n"
+               "}" ::"r"(to),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier),
+               "r"(uint32_t(active))
+               : "memory");
 }
 #else // nor any cluster of more than one block
 constexpr bool kClusters = false;
-RNNFAST_DEVICE void cluster_arrive() {}
-RNNFAST_DEVICE void cluster_wait() {}
-template <class V> RNNFAST_DEVICE void store_remote(V*, int, const V&) {}
+RNNFAST_DEVICE void sync_cluster() {}
+RNNFAST_DEVICE Address remote(Address local, int) { return local; }
+RNNFAST_DEVICE void mbarrier_init(Mbarrier*, int) {}
+RNNFAST_DEVICE void mbarrier_expect(Mbarrier*, uint32_t) {}
+RNNFAST_DEVICE void mbarrier_wait(Mbarrier*, uint32_t) {}
+RNNFAST_DEVICE void store_async(bool, Address, const uint4&, Address) {}
 #endif
+
+// Half of an exchange through L2: 4 bytes of data and the number of their step in one access, so
+// that a reader that finds the number has the data.
+RNNFAST_DEVICE void store_numbered(uint64_t* to, uint32_t data, uint32_t number) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(uint64_t(number) << 32 | data)
+               : "memory");
+}
+RNNFAST_DEVICE uint64_t load_numbered(const uint64_t* from) {
+  uint64_t value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+  return value;
+}
 
 // Between blocks, through L2: what came before the release, in this thread or before a barrier of
 // its block, is visible after an acquire that reads its value, in that thread and after a barrier
 // of its block.
-RNNFAST_DEVICE void store_release(uint32_t* flag, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+RNNFAST_DEVICE void add_release(uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-RNNFAST_DEVICE uint32_t load_acquire(const uint32_t* flag) {
+RNNFAST_DEVICE uint32_t load_acquire(const uint32_t* counter) {
   uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
 RNNFAST_DEVICE void pause() {}
@@ -126,6 +192,15 @@ RNNFAST_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 RNNFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 RNNFAST_DEVICE double double_of(uint32_t low, uint32_t high) { return __hiloint2double(high, low); }
 
+// Two in a word, the first in its lower half.
+RNNFAST_DEVICE uint32_t to_bfloat16s(float first, float second) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(both);
+}
+RNNFAST_DEVICE uint32_t to_float16s(float first, float second) {
+  const __half2 both = __floats2half2_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(both);
+}
 RNNFAST_DEVICE uint16_t to_bfloat16(float x) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
@@ -144,6 +219,29 @@ RNNFAST_DEVICE float tanh_roughly(float x) {
   return y;
 }
 
+// x, or 0 where it is below; NaN stays NaN.
+RNNFAST_DEVICE float relu(float x) {
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Without a jump, which the compiler would put around what is not needed.
+RNNFAST_DEVICE float select(bool which, float yes, float no) {
+  float y;
+  asm("{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %1, 0;\n"
+      "selp.f32 %0, %2, %3, p;\n"
+      "}"
+      : "=f"(y)
+      : "r"(uint32_t(which)), "f"(yes), "f"(no));
+  return y;
+}
+
+// Hides from the compiler how a pointer came about, which it would otherwise compute anew at each
+// use instead of keeping it.
+template <class T> RNNFAST_DEVICE void keep(T*& pointer) { asm volatile("" : "+l"(pointer)); }
+
 // The host's side.
 
 inline void check(cudaError_t error, const char* what) {
@@ -155,6 +253,7 @@ inline void check(cudaError_t error, const char* what) {
 
 // The current device.
 struct Machine {
+  int id;
   int processors, shared; // bytes of shared memory that a block may have
   int cluster;            // blocks in a cluster, at most; 1: has no clusters
 };
@@ -174,7 +273,7 @@ inline Machine machine() {
     return value;
   };
   const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  const Machine machine{attribute(cudaDevAttrMultiProcessorCount),
+  const Machine machine{device, attribute(cudaDevAttrMultiProcessorCount),
                         attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters ? 16 : 1};
   return known[device] = machine;
 }
@@ -186,15 +285,24 @@ struct Launch {
   void* stream;
 };
 
-// As much as there is, not as much as this launch needs: another thread's may need more.
+// As much as there is, not as much as this launch needs: another thread's may need more. Once for a
+// device and kernel, for the driver takes microseconds.
 template <class Kernel> void allow(const char* name, Kernel* kernel, const Launch& launch) {
+  const Machine here = machine();
   const void* const function = reinterpret_cast<const void*>(kernel);
-  check(
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, machine().shared),
-      name);
+  static std::mutex mutex;
+  static std::set<std::tuple<int, const void*, bool>> done;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::tuple key(here.id, function, launch.cluster > 8);
+  if (done.count(key) != 0) {
+    return;
+  }
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, here.shared),
+        name);
   if (launch.cluster > 8) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
   }
+  done.insert(key);
 }
 
 struct Config {
@@ -234,9 +342,9 @@ template <class Kernel> int active_clusters(Kernel* kernel, int threads, const L
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   static std::mutex mutex;
-  static std::map<std::tuple<int, Kernel*, int>, int> known;
+  static std::map<std::tuple<int, Kernel*, int, int>, int> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const std::tuple key(device, kernel, how.cluster);
+  const std::tuple key(device, kernel, how.cluster, threads);
   const auto found = known.find(key);
   if (found != known.end()) {
     return found->second;

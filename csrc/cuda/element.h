@@ -14,14 +14,21 @@ namespace rnnfast::cuda {
 struct Weights {
   uint4 low, high;
 };
+constexpr int kPartBytes = 1024; // of a warp
 
 // kMatrix: 8 columns (batch rows) at a time by matrix instructions; otherwise one, by FMA.
-// `operand`: a sum as a factor of the next product. `store`: as the caller's tensor keeps it.
+// `operand`: a sum as a factor of the next product. `store`: as the caller's tensor keeps it. Of
+// the sums that a thread finishes at a time `operands` makes all factors, in words of 4 bytes, and
+// `stored` takes the e-th from there if it can.
 struct Float32 {
   using Stored = float;
   using Sum = float;
   static constexpr bool kMatrix = false;
   static RNNFAST_DEVICE float operand(float x) { return x; }
+  static RNNFAST_DEVICE void operands(const float (&x)[1], uint32_t* words) {
+    words[0] = device::bits_of(x[0]);
+  }
+  static RNNFAST_DEVICE float stored(float x, const uint32_t*, int) { return x; }
   static RNNFAST_DEVICE float store(float x) { return x; }
   static RNNFAST_DEVICE float load(float x) { return x; }
   static RNNFAST_DEVICE float tanh(float x) { return ::tanhf(x); }
@@ -50,6 +57,10 @@ struct Float64 {
 struct Tf32 : Float32 {
   static constexpr bool kMatrix = true;
   static RNNFAST_DEVICE float operand(float x) { return device::to_tf32(x); }
+  static RNNFAST_DEVICE void operands(const float (&x)[2], uint32_t* words) {
+    words[0] = device::bits_of(operand(x[0]));
+    words[1] = device::bits_of(operand(x[1]));
+  }
   template <class... Words> static RNNFAST_DEVICE void mma(float (&c)[4], Words... words) {
     device::mma_tf32(c, words...);
   }
@@ -60,6 +71,12 @@ struct Bfloat16 {
   using Sum = float;
   static constexpr bool kMatrix = true;
   static RNNFAST_DEVICE uint16_t operand(float x) { return device::to_bfloat16(x); }
+  static RNNFAST_DEVICE void operands(const float (&x)[2], uint32_t* words) {
+    words[0] = device::to_bfloat16s(x[0], x[1]);
+  }
+  static RNNFAST_DEVICE uint16_t stored(float, const uint32_t* words, int e) {
+    return uint16_t(words[0] >> 16 * e);
+  }
   static RNNFAST_DEVICE uint16_t store(float x) { return device::to_bfloat16(x); }
   static RNNFAST_DEVICE float load(uint16_t x) { return device::from_bfloat16(x); }
   static RNNFAST_DEVICE float tanh(float x) { return device::tanh_roughly(x); }
@@ -73,6 +90,12 @@ struct Float16 {
   using Sum = float;
   static constexpr bool kMatrix = true;
   static RNNFAST_DEVICE uint16_t operand(float x) { return device::to_float16(x); }
+  static RNNFAST_DEVICE void operands(const float (&x)[2], uint32_t* words) {
+    words[0] = device::to_float16s(x[0], x[1]);
+  }
+  static RNNFAST_DEVICE uint16_t stored(float, const uint32_t* words, int e) {
+    return uint16_t(words[0] >> 16 * e);
+  }
   static RNNFAST_DEVICE uint16_t store(float x) { return device::to_float16(x); }
   static RNNFAST_DEVICE float load(uint16_t x) { return device::from_float16(x); }
   static RNNFAST_DEVICE float tanh(float x) { return ::tanhf(x); }
@@ -90,79 +113,5 @@ template <class E> struct alignas(2 * sizeof(typename E::Stored)) Pair {
 template <class E> constexpr int kBlock = 64 / sizeof(typename E::Stored);
 // Batch rows that a lane multiplies with at a time.
 template <class E> constexpr int kColumns = E::kMatrix ? 8 : 1;
-
-// Sums of products of a warp: MT times 16 hidden units by N times kColumns batch rows.
-template <class E, int MT, int N> class Sums {
-  using Sum = typename E::Sum;
-
-public:
-  RNNFAST_DEVICE void add(const Weights (&w)[MT], const uint4 (&h)[N]) {
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if constexpr (E::kMatrix) {
-          const uint4 &low = w[m].low, &high = w[m].high;
-          E::mma(c_[0][m][n], low.x, high.x, low.y, high.y, h[n].x, h[n].y);
-          E::mma(c_[kChains - 1][m][n], low.z, high.z, low.w, high.w, h[n].z, h[n].w);
-        } else {
-          c_[0][m][n][0] = E::dot(c_[0][m][n][0], w[m].low, h[n]);
-          c_[0][m][n][1] = E::dot(c_[0][m][n][1], w[m].high, h[n]);
-        }
-      }
-    }
-  }
-
-  // To a matrix of batch rows by hidden units, whose rows are `stride` apart.
-  RNNFAST_DEVICE void store(Sum* to, int stride, int lane) const {
-    const int g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      if constexpr (E::kMatrix) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const Sum sum =
-                kChains == 1 ? c_[0][m][n][i] : c_[0][m][n][i] + c_[kChains - 1][m][n][i];
-            to[(n * 8 + 2 * t + i % 2) * stride + m * 16 + g + i / 2 * 8] = sum;
-          }
-        }
-      } else {
-        // Each lane of a g has the sum over its own k.
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int unit = m * 16 + g + i * 8;
-          if constexpr (N == 1) {
-            Sum sum = c_[0][m][0][i];
-            sum += device::shuffle_xor(sum, 1);
-            sum += device::shuffle_xor(sum, 2);
-            if (t == 0) {
-              to[unit] = sum;
-            }
-          } else { // lane t takes batch row t
-            static_assert(N == 4);
-            const bool upper = (t & 2) != 0, odd = (t & 1) != 0;
-            Sum half[2];
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-              const Sum kept = upper ? c_[0][m][n + 2][i] : c_[0][m][n][i];
-              const Sum given = upper ? c_[0][m][n][i] : c_[0][m][n + 2][i];
-              half[n] = kept + device::shuffle_xor(given, 2);
-            }
-            const Sum kept = odd ? half[1] : half[0], given = odd ? half[0] : half[1];
-            to[t * stride + unit] = kept + device::shuffle_xor(given, 1);
-          }
-        }
-      }
-    }
-  }
-
-private:
-  // Matrix instructions that add to the same sum wait for one another, so that few of them are
-  // better spread over two.
-  static constexpr int kChains = E::kMatrix && N == 1 ? 2 : 1;
-  Sum c_[kChains][MT][N][E::kMatrix ? 4 : 2] = {};
-};
 
 } // namespace rnnfast::cuda

@@ -2,66 +2,111 @@
 // side by side.
 #pragma once
 
-#include "kernel.h"
 #include "plan.h"
+#include "recur.h"
+#include "step.h"
 
 namespace rnnfast::cuda {
 
-template <class E> struct KernelsOf {
-  template <template <class> class Exchange>
-  static void start(const char* name, const Plan& plan, const Call& call, void* stream) {
-    const Geometry& g = plan.geometry;
-    const device::Launch how{g.directions * g.groups * g.members,
-                             plan.kernel == Kernel::kCluster ? g.members : 1,
-                             plan.kernel == Kernel::kGrid, plan.shared, stream};
-    const auto kernel = g.tiles == 1 ? &recur<E, Exchange, 1> : &recur<E, Exchange, 2>;
-    device::allow(name, kernel, how);
-    device::launch(name, kernel, kThreads, how, call);
-  }
+template <class P, template <class> class Exchange> constexpr Shape shape() {
+  constexpr bool kGrid = Exchange<P>::kKernel == Kernel::kGrid;
+  return {Exchange<P>::kKernel,
+          P::E::kMatrix,
+          Exchange<P>::kTogether,
+          std::is_same_v<Exchange<P>, Numbered<P>>,
+          P::kUnitStep,
+          P::kMostUnits,
+          P::kBlocks,
+          &P::threads,
+          &P::rows,
+          size_t(P::kSharedWords + Exchange<P>::kSharedWords) * 16,
+          size_t(kGrid ? Exchange<P>::kGlobalBytes : 0),
+          {{&recur<P, Exchange, false, false>, &recur<P, Exchange, false, true>},
+           {&recur<P, Exchange, true, false>, &recur<P, Exchange, true, true>}}};
+}
 
-  static void prepare_(const Call& call, int blocks, void* stream) {
-    device::launch("prepare", &prepare<E>, kThreads, {blocks, 1, false, 0, stream}, call, blocks);
-  }
+// W_hh in the registers of one block, or of the members of a group: 128 a thread at most, and the
+// same again in shared memory. What each precision has is what its bytes and its product need.
 
-  static void recur_(const Plan& plan, const Call& call, void* stream) {
-    switch (plan.kernel) {
-    case Kernel::kCluster:
-      if constexpr (kPersistent) {
-        start<Cluster>("cluster kernel", plan, call, stream);
-      }
-      return;
-    case Kernel::kGrid:
-      if constexpr (kPersistent) {
-        start<Grid>("grid kernel", plan, call, stream);
-      }
-      return;
-    case Kernel::kStep: {
-      const Geometry& g = plan.geometry;
-      const device::Launch how{g.directions * g.groups * g.members, 1, false, plan.shared, stream};
-      device::allow("step kernel", &recur<E, Launches, 2>, how);
-      for (int i = call.first; i < call.last; ++i) {
-        Call step = call;
-        step.first = i, step.last = i + 1;
-        device::launch("step kernel", &recur<E, Launches, 2>, kThreads, how, step);
-      }
-    }
-    }
-  }
+// (Templates all three, so that a file compiles no kernels but its own.)
 
-  static int active_clusters(int tiles, int members) {
-    if constexpr (kPersistent) {
-      const device::Machine machine = device::machine();
-      const device::Launch how{members, members, false, size_t(machine.shared), nullptr};
-      const auto kernel = tiles == 1 ? &recur<E, Cluster, 1> : &recur<E, Cluster, 2>;
-      return members == 1                ? machine.processors
-             : members > machine.cluster ? 0
-                                         : device::active_clusters(kernel, kThreads, how);
-    }
-    return 0;
-  }
-
-  static constexpr bool kPersistent = sizeof(typename E::Sum) == 4;
-  static constexpr Kernels kTable{&active_clusters, &prepare_, &recur_};
+// MatrixProduct: tiles, blocks of k and warps that share k; 8 rows; cells; blocks in shared memory.
+template <class E, class = void> struct Shapes {
+  static constexpr Shape kAll[] = {
+      shape<MatrixProduct<E, 1, 2, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 1, 2, 1, 1, 2>, Block>(),
+      shape<MatrixProduct<E, 2, 4, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 2, 4, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<E, 1, 4, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 4, 4>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 8, 1, 1>, Numbered>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
+      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
+  };
 };
+template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Tf32>>> {
+  static constexpr Shape kAll[] = {
+      shape<MatrixProduct<E, 1, 4, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 1, 4, 1, 1, 2>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 32, 2, 1, 1, 18>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
+      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
+  };
+};
+// ScalarProduct: lanes that share units; units, 16-byte words and rows of a thread; words in shared
+// memory.
+template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Float32>>> {
+  static constexpr Shape kAll[] = {
+      shape<ScalarProduct<E, 16, 4, 1, 1>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 1, 2>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 1, 4>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 1>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 2>, Block>(),
+      shape<ScalarProduct<E, 8, 4, 4, 4>, Block>(),
+      shape<ScalarProduct<E, 16, 4, 4, 1>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 2>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 4>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 4, 8>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 8, 1>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 8, 4>, Cluster>(),
+      shape<ScalarProduct<E, 16, 4, 16, 1, 10>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 1>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 4>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 4, 8>, Cluster>(),
+      shape<ScalarProduct<E, 32, 4, 8, 1>, Numbered>(),
+      shape<ScalarProduct<E, 32, 2, 16, 1>, Numbered>(),
+      shape<ScalarProduct<E, 32, 4, 8, 4>, Counted>(),
+      shape<ScalarProduct<E, 32, 2, 16, 1>, Counted>(),
+      shape<ScalarProduct<E, 32, 2, 16, 4>, Counted>(),
+  };
+};
+
+template <class E> void prepare_for(const Call& call, uint4* weights, int blocks, void* stream) {
+  device::launch("prepare", &prepare<E>, kThreads, {blocks, 1, false, 0, stream}, call, weights,
+                 blocks);
+}
+
+template <class E> constexpr Kernels kernels_of() {
+  if constexpr (sizeof(typename E::Sum) == 4) {
+    return {Shapes<E>::kAll, int(sizeof Shapes<E>::kAll / sizeof(Shape)), &prepare_for<E>,
+            &step<E>};
+  } else {
+    return {nullptr, 0, &prepare_for<E>, &step<E>};
+  }
+}
 
 } // namespace rnnfast::cuda

@@ -2,5 +2,5 @@
 
 namespace rnnfast::cuda {
 extern const Kernels kBfloat16;
-const Kernels kBfloat16 = KernelsOf<Bfloat16>::kTable;
+const Kernels kBfloat16 = kernels_of<Bfloat16>();
 } // namespace rnnfast::cuda

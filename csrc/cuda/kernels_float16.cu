@@ -2,5 +2,5 @@
 
 namespace rnnfast::cuda {
 extern const Kernels kFloat16;
-const Kernels kFloat16 = KernelsOf<Float16>::kTable;
+const Kernels kFloat16 = kernels_of<Float16>();
 } // namespace rnnfast::cuda

@@ -2,5 +2,5 @@
 
 namespace rnnfast::cuda {
 extern const Kernels kFloat32;
-const Kernels kFloat32 = KernelsOf<Float32>::kTable;
+const Kernels kFloat32 = kernels_of<Float32>();
 } // namespace rnnfast::cuda

@@ -2,5 +2,5 @@
 
 namespace rnnfast::cuda {
 extern const Kernels kFloat64;
-const Kernels kFloat64 = KernelsOf<Float64>::kTable;
+const Kernels kFloat64 = kernels_of<Float64>();
 } // namespace rnnfast::cuda

@@ -2,5 +2,5 @@
 
 namespace rnnfast::cuda {
 extern const Kernels kTf32;
-const Kernels kTf32 = KernelsOf<Tf32>::kTable;
+const Kernels kTf32 = kernels_of<Tf32>();
 } // namespace rnnfast::cuda

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <iterator>
 #include <map>
 #include <mutex>
+#include <tuple>
+#include <type_traits>
 
-#include "kernel.h"
+#include "step.h"
 
 namespace rnnfast::cuda {
 
@@ -30,24 +31,27 @@ const Kernels& kernels(Precision precision) {
 
 namespace {
 
-// The machine in clocks of a multiprocessor, for the model: Hopper. Latencies as published for
-// DSMEM and L2; barriers, launches and the rates of remote stores are guesses to be measured.
-constexpr double kClock = 1.755e3;       // a microsecond
-constexpr double kBlockBarrier = 40;     // with the wait for the slowest warp
-constexpr double kClusterBarrier = 240;  // and for what was stored remotely
-constexpr double kL2 = 263;              // a trip
+// The machine in clocks of a multiprocessor, as measured on an H100 with kernels that hold nothing
+// but a step. README.md has the measurements beside what this model makes of them.
+constexpr double kClock = 1.98e3;        // a microsecond
 constexpr double kLaunch = 2.2 * kClock; // from one launch of a stream to the next
-constexpr double kElementwise = 120;     // sum, function, store: the chain of one pair
 constexpr double kMatrixLatency = 33;    // a matrix instruction that waits for the one before
 constexpr double kMatrixRate = 2;        // clocks a matrix instruction, of the multiprocessor
 constexpr double kFmaRate = 128;         // a clock
 constexpr double kSharedRate = 128;      // bytes a clock
-constexpr double kRemoteRate = 14;       // bytes a clock that a block receives
+constexpr double kL2 = 263;              // a trip
 constexpr double kL2Rate = 64;           // bytes a clock that a block receives
 constexpr double kL2Total = 3100;        // bytes a clock of the whole machine
-
-// Rows at a time: more wait less, fewer need less shared memory.
-constexpr int kChunks[] = {32, 16, 8};
+constexpr double kMatrixStep = 230;      // a step beside the product: barriers, sums, function
+constexpr double kMatrixWarp = 25;       // and for each warp that stores sums
+constexpr double kScalarStep = 330;      // the same of FMA
+constexpr double kRow = 65;              // a row more than one, of matrix instructions
+constexpr double kScalarRow = 250;       // and of FMA
+constexpr double kStepFactor = 3.3;      // the step kernel took 92 us where this counts 28
+// Exchanges: of a cluster, with the member's part sent to all; through L2, with the whole state.
+constexpr double kCluster = 500, kClusterMember = 9, kClusterBytes = 1 / 17.0;
+constexpr double kNumbered = 480, kNumberedBlock = 6.5, kNumberedBytes = 0.376;
+constexpr double kCounted = 2500, kCountedBlock = 2.5, kCountedBytes = 0.016;
 
 struct Sizes {
   int stored, sum, columns;
@@ -69,98 +73,97 @@ Sizes sizes(Precision precision) {
 
 int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
-// A group's members and their warps.
-Geometry members(const Problem& p, int tiles, int warps_m) {
+// Deals the batch out to groups of at most `most` rows, to as few more than run at once as
+// possible.
+void deal(Geometry& g, const Problem& p, int at_once, int most) {
+  const int groups = std::max(1, at_once / p.directions);
+  g.rows = std::min(most, ceil_div(p.B, std::min<int64_t>(groups, p.B)));
+  // Where the groups run one after another, the last ones are as long as the first.
+  const int waves = ceil_div(ceil_div(p.B, g.rows), groups);
+  g.rows = std::min(most, ceil_div(p.B, std::min<int64_t>(int64_t(waves) * groups, p.B)));
+  g.groups = ceil_div(p.B, g.rows);
+}
+
+// The prediction of a kernel that keeps W_hh on the chip.
+double clocks(const Geometry& g, const Problem& p, const Shape& shape, int at_once) {
+  const double stored = sizes(p.precision).stored, warps = g.threads / 32.0;
+  const double state = double(g.rows) * g.H * stored; // bytes of a group
+  double step = 0;
+  if (shape.matrix) {
+    const double eights = ceil_div(g.rows, 8), mma = g.units / 16.0 * g.blocks * 2 * eights;
+    const double chain = kMatrixLatency * g.blocks / (warps / (g.units / double(shape.unit_step)));
+    step = std::max(mma * kMatrixRate, chain) + kRow * (g.rows - 1);
+    step += shape.together ? 0 : kMatrixStep + kMatrixWarp * warps;
+  } else {
+    const double fma = double(g.units) * g.blocks * 16 * g.rows / kFmaRate;
+    const double read = double(g.units) * g.blocks * 64 * g.rows / kSharedRate / 4;
+    step = fma + read + kScalarRow * (g.rows - 1);
+    step += shape.together ? 0 : kScalarStep;
+  }
+  // What registers do not hold of W is read in every step.
+  const double held = 512.0 * g.threads, weights = double(g.units) * g.blocks * 64;
+  step += std::max(0.0, weights - held) / kSharedRate * (shape.matrix ? ceil_div(g.rows, 8) : 1);
+  const int blocks = g.groups * g.members * g.directions;
+  if (shape.kernel == Kernel::kCluster && shape.together) {
+    step += kCluster + kClusterMember * g.members +
+            g.rows * g.units * stored * g.members * kClusterBytes;
+  } else if (shape.numbered) {
+    step += kNumbered + kNumberedBlock * std::min(blocks, 132) + kNumberedBytes * state;
+  } else if (shape.together) {
+    step += kCounted + kCountedBlock * std::min(blocks, 132) + kCountedBytes * state;
+  }
+  return step * ceil_div(g.groups * g.directions, at_once); // waves
+}
+
+constexpr int kStepChunk = 32; // rows at a time of the step kernel
+
+Geometry step_geometry(const Problem& p, int warps_m) {
+  const Sizes s = sizes(p.precision);
   Geometry g{};
-  g.H = int(p.H), g.directions = p.directions, g.tiles = tiles, g.warps_m = warps_m;
-  g.units = warps_m * tiles * 16;
+  g.H = int(p.H), g.directions = p.directions, g.warps_m = warps_m, g.threads = kThreads;
+  g.units = warps_m * kTiles * 16;
   g.members = ceil_div(p.H, g.units);
-  g.blocks = ceil_div(p.H * sizes(p.precision).stored, 64);
+  g.blocks = ceil_div(p.H * s.stored, 64);
   g.warp_blocks = ceil_div(g.blocks, kWarps / warps_m);
   g.warps_k = ceil_div(g.blocks, g.warp_blocks);
+  g.rows = ceil_div(p.B, ceil_div(p.B, s.columns * 4));
+  g.groups = ceil_div(p.B, g.rows);
+  g.chunk = std::min(kPairs * (kThreads / (g.units / 2)), kStepChunk);
+  // A chunk of matrix instructions is 8, 16 or 32 rows, and then not padded itself.
+  g.chunk = s.columns == 1 ? g.chunk : g.chunk < 16 ? 8 : g.chunk < 32 ? 16 : 32;
+  g.chunk = std::min(g.chunk, padded(g.rows, s.columns));
+  g.padded_rows = g.rows / g.chunk * g.chunk + padded(g.rows % g.chunk, s.columns);
   return g;
 }
 
-// Deals the batch out to at most `groups` groups, at most `chunk` rows at a time.
-void deal(Geometry& g, const Problem& p, int64_t groups, int chunk) {
-  const int columns = sizes(p.precision).columns;
-  g.rows = ceil_div(p.B, std::clamp<int64_t>(groups, 1, p.B));
-  g.groups = ceil_div(p.B, g.rows);
-  const int finished = kPairs * (kThreads / (g.units / 2));
-  g.chunk = std::min(finished, chunk);
-  // A chunk of matrix instructions is 8, 16 or 32 rows, and then not padded itself.
-  g.chunk = columns == 1 ? g.chunk : g.chunk < 16 ? 8 : g.chunk < 32 ? 16 : 32;
-  g.chunk = std::min(g.chunk, padded(g.rows, columns));
-  g.padded_rows = g.rows / g.chunk * g.chunk + padded(g.rows % g.chunk, columns);
-}
-
-size_t shared_bytes(const Geometry& g, const Problem& p, Kernel kernel) {
+double step_clocks(const Geometry& g, const Problem& p) {
   const Sizes s = sizes(p.precision);
-  const size_t sums =
-      (size_t(2) * g.warps_k * padded(g.chunk, s.columns) * g.sum_stride() + g.units) * s.sum;
-  const int parts = std::max(0, g.warp_blocks * g.tiles - kRegisterParts);
-  const size_t weights = size_t(g.warps_m) * g.warps_k * parts * kPartBytes;
-  const size_t row = size_t(g.shared_stride()) * 16;
-  switch (kernel) {
-  case Kernel::kCluster:
-    return sums + weights + 2 * g.padded_rows * row;
-  case Kernel::kGrid:
-    return sums + weights + 2 * padded(g.chunk, s.columns) * row;
-  case Kernel::kStep:
-    break;
-  }
-  return sums;
-}
-
-// The prediction. What the README's table of a step holds is this function.
-double clocks(const Geometry& g, const Problem& p, Kernel kernel) {
-  const Sizes s = sizes(p.precision);
-  const int chunks = ceil_div(g.rows, g.chunk), warps = g.warps_m * g.warps_k;
-  const double parts = double(g.warp_blocks) * g.tiles; // of a warp
-  const double held = kernel == Kernel::kStep ? 0 : std::min<double>(parts, kRegisterParts);
-  const double state = double(g.rows) * g.blocks * 64; // bytes of a group
-  const int blocks_of_grid = g.directions * g.groups * g.members;
-
+  const double warps = g.warps_m * g.warps_k, parts = double(g.warp_blocks) * kTiles; // of a warp
+  const int blocks = g.directions * g.groups * g.members;
   double multiply = 0, passes = 0; // passes over the weights
   if (s.columns == 8) {
     const int eights = ceil_div(g.rows, 8);
-    const double rate = warps * parts * 2 * kMatrixRate * eights;
-    const int at_once = kernel == Kernel::kStep ? 4 : 2; // eights that share a pass
-    const double wait = g.warp_blocks * kMatrixLatency * eights / std::min(eights, at_once);
-    const double read = double(warps) * g.warp_blocks * eights * 4; // 4 clocks a 16-byte load
-    multiply = std::max({rate, wait, read});
-    passes = ceil_div(eights, at_once);
+    const double wait = g.warp_blocks * kMatrixLatency * eights / std::min(eights, 4);
+    const double read = warps * g.warp_blocks * eights * 4; // 4 clocks a 16-byte load
+    multiply = std::max({warps * parts * 2 * kMatrixRate * eights, wait, read});
+    passes = ceil_div(eights, 4);
   } else {
-    const double elements = 64.0 / s.stored;
-    const double rate = g.rows * double(g.units) * g.blocks * elements / kFmaRate *
+    const double rate = g.rows * double(g.units) * g.blocks * (64.0 / s.stored) / kFmaRate *
                         (p.precision == Precision::kFloat64 ? 2 : 1);
-    const double read = double(warps) * g.warp_blocks * g.rows * 4;
-    multiply = std::max(rate, read) + 8 * g.warp_blocks;
+    multiply = std::max(rate, warps * g.warp_blocks * g.rows * 4) + 8 * g.warp_blocks;
     passes = ceil_div(g.rows, 4);
   }
   const double sums = double(g.rows) * g.units * g.warps_k * s.sum * 2 / kSharedRate;
-  const double chunk = 2 * kBlockBarrier + kElementwise;
-  double step = chunks * chunk + sums;
-  switch (kernel) {
-  case Kernel::kCluster:
-    step += multiply + warps * (parts - held) * passes * kPartBytes / kSharedRate;
-    step += g.members == 1 ? kBlockBarrier
-                           : kClusterBarrier + state * (g.members - 1) / g.members / kRemoteRate;
-    break;
-  case Kernel::kGrid:
-    step += multiply + warps * (parts - held) * passes * kPartBytes / kSharedRate;
-    step +=
-        3 * kL2 + 2 * kBlockBarrier + std::max(state / kL2Rate, state * blocks_of_grid / kL2Total);
-    break;
-  case Kernel::kStep: {
-    const double waves = ceil_div(blocks_of_grid, 132); // of blocks that run at the same time
-    const double read = warps * parts * passes * kPartBytes;
-    step += std::max({multiply, read / kL2Rate, read * std::min(blocks_of_grid, 132) / kL2Total});
-    step = step * waves + 2 * kL2 + kLaunch;
-    break;
-  }
-  }
-  return step;
+  const double read = warps * parts * passes * kPartBytes;
+  const double waves = ceil_div(blocks, 132); // of blocks that run at the same time
+  const double step = ceil_div(g.rows, g.chunk) * 200 + sums +
+                      std::max({multiply, read / kL2Rate, read * std::min(blocks, 132) / kL2Total});
+  return kStepFactor * step * waves + 2 * kL2 + kLaunch;
+}
+
+size_t step_shared(const Geometry& g, const Problem& p) {
+  const Sizes s = sizes(p.precision);
+  return size_t(g.warps_k) * padded(g.chunk, s.columns) * g.sum_stride() * s.sum;
 }
 
 void check(const Problem& p) {
@@ -174,8 +177,32 @@ void check(const Problem& p) {
   }
 }
 
-const char* name_of(Kernel kernel) {
-  return kernel == Kernel::kCluster ? "cluster" : kernel == Kernel::kGrid ? "grid" : "step";
+const char* name_of(Kernel kernel) { return kKernelNames[int(kernel)]; }
+
+// What cuDNN takes for a step where it launches kernels for each one, fitted to the measurements in
+// README.md, which are of B <= 256. Where it keeps W_hh on the chip, the kernels here are predicted
+// to be faster for all sizes that it holds, and the result is 0: not to be compared. float64 has
+// not been measured and counts as float32. A backward step takes as long as a forward step, in
+// cuDNN and here.
+double cudnn_clocks(const Problem& p) {
+  const double gflop = 2e-9 * double(p.B) * p.H * p.H * p.directions;
+  switch (p.precision) {
+  case Precision::kFloat32:
+  case Precision::kFloat64:
+    return p.H <= 384 ? 0 : kClock * std::min(15 + 61 * gflop, 27 + 39 * gflop);
+  case Precision::kTf32:
+    return p.H <= 384 ? 0 : kClock * (15 + 6.9 * gflop);
+  case Precision::kBfloat16:
+    return kClock * (11.5 + 2.6 * gflop);
+  case Precision::kFloat16:
+    return p.H <= 384 ? 0 : kClock * std::min(3.2 + 10.6 * gflop, 11.5 + 2.6 * gflop);
+  }
+  return 0;
+}
+
+bool slower_than_cudnn(const Plan& plan, const Problem& p) {
+  const double cudnn = cudnn_clocks(p);
+  return cudnn > 0 && plan.clocks > cudnn;
 }
 
 // As many as the 4 KiB of a kernel's arguments hold.
@@ -190,6 +217,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Clusters of so many blocks that the current device can run at the same time.
+int active_clusters(const Shape& shape, const Problem& p, const Geometry& g) {
+  const device::Launch how{g.members, g.members, false, shape.shared, nullptr};
+  return device::active_clusters(shape.function[p.backward][false], g.threads, how);
+}
+
 size_t align(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 } // namespace
@@ -198,45 +231,48 @@ std::vector<Plan> plans(const Problem& p, const Kernel* force) {
   check(p);
   const device::Machine machine = device::machine();
   const Sizes s = sizes(p.precision);
+  const Kernels& of = kernels(p.precision);
   std::vector<Plan> fitting;
-  const auto add = [&](Kernel kernel, const Geometry& g) {
-    Plan plan{kernel, g, shared_bytes(g, p, kernel), 0, 0, 0, clocks(g, p, kernel)};
-    if (plan.shared > size_t(machine.shared)) {
-      return;
+  for (const Shape* shape = of.shapes; shape != of.shapes + of.count; ++shape) {
+    if ((force != nullptr && *force != shape->kernel) ||
+        int64_t(shape->blocks) * 64 < p.H * s.stored || shape->shared > size_t(machine.shared)) {
+      continue;
     }
-    const size_t teams = size_t(g.directions) * g.groups;
-    plan.weights = g.directions * g.weight_words() * 16;
-    plan.states = kernel == Kernel::kCluster ? 0 : teams * 2 * g.state_words() * 16;
-    plan.flags = kernel == Kernel::kGrid ? align(teams * g.members * sizeof(uint32_t)) : 0;
-    fitting.push_back(plan);
-  };
-  for (const auto& [tiles, warps_m] :
-       {std::pair{1, 1}, {2, 1}, {2, 2}, {2, 3}, {2, 4}, {2, 5}, {2, 6}, {2, 7}, {2, 8}}) {
-    Geometry g = members(p, tiles, warps_m);
-    if (p.precision != Precision::kFloat64) {
-      // Fewer rows a group are faster, so there are as many groups as run at the same time.
-      const int clusters = kernels(p.precision).active_clusters(tiles, g.members);
-      const int teams = machine.processors / g.members;
-      const auto each_chunk = [&](Kernel kernel, int at_once) {
-        int before = 0;
-        for (const int chunk : kChunks) {
-          deal(g, p, at_once / p.directions, chunk);
-          if (g.chunk != before) {
-            add(kernel, g);
-          }
-          before = g.chunk;
-        }
-      };
-      if (clusters > 0 && (force == nullptr || *force == Kernel::kCluster)) {
-        each_chunk(Kernel::kCluster, clusters);
+    const int H = int(p.H);
+    for (int units = shape->unit_step; units <= shape->most_units; units += shape->unit_step) {
+      Geometry g{};
+      g.H = H, g.directions = p.directions, g.units = units, g.blocks = shape->blocks;
+      g.members = ceil_div(H, units), g.threads = shape->threads(units);
+      g.by_rows = !shape->matrix, g.warps_m = units / shape->unit_step;
+      int at_once = 0; // groups
+      if (shape->kernel == Kernel::kGrid) {
+        at_once = units == shape->most_units ? machine.processors / g.members : 0;
+      } else if (units > shape->unit_step && ceil_div(H, units - shape->unit_step) == g.members) {
+        continue; // fewer units for as many members do as well
+      } else if (!shape->together) {
+        at_once = g.members == 1 ? machine.processors : 0;
+      } else if (g.members > 1 && g.members <= machine.cluster) {
+        at_once = active_clusters(*shape, p, g);
       }
-      if (teams >= p.directions && (force == nullptr || *force == Kernel::kGrid)) {
-        each_chunk(Kernel::kGrid, teams);
+      if (at_once == 0) {
+        continue;
       }
+      deal(g, p, at_once, shape->numbered ? 1 : shape->rows(units));
+      const size_t teams = size_t(g.directions) * g.groups;
+      fitting.push_back({shape->kernel, shape, g, at_once, shape->shared,
+                         size_t(g.directions * g.weight_words() * 16), teams * shape->group_bytes,
+                         shape->kernel == Kernel::kGrid ? align(teams * sizeof(uint32_t)) : 0,
+                         p.backward ? size_t(g.row_words() * 16) : 0,
+                         clocks(g, p, *shape, at_once)});
     }
-    if (tiles == 2 && (force == nullptr || *force == Kernel::kStep)) {
-      deal(g, p, ceil_div(p.B, s.columns * 4), kChunks[0]);
-      add(Kernel::kStep, g);
+  }
+  for (int warps_m = 1; warps_m <= kWarps; ++warps_m) {
+    if (force == nullptr || *force == Kernel::kStep) {
+      const Geometry g = step_geometry(p, warps_m);
+      const size_t teams = size_t(g.directions) * g.groups;
+      fitting.push_back({Kernel::kStep, nullptr, g, int(teams), step_shared(g, p),
+                         size_t(g.directions * g.weight_words() * 16),
+                         teams * 2 * g.state_words() * 16, 0, 0, step_clocks(g, p)});
     }
   }
   if (fitting.empty()) {
@@ -252,6 +288,34 @@ std::vector<Plan> plans(const Problem& p, const Kernel* force) {
                    [](const Plan& a, const Plan& b) { return a.clocks < b.clocks; });
   return fitting;
 }
+
+Plan plan_of(const Problem& p, const Kernel* force) {
+  check(p);
+  const device::Machine machine = device::machine();
+  const std::tuple key(machine.id, machine.processors, p.B, p.H, p.directions, p.backward,
+                       p.precision, force == nullptr ? -1 : int(*force));
+  static std::mutex mutex;
+  static std::map<std::remove_const_t<decltype(key)>, Plan> known;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(key);
+    if (found != known.end()) {
+      return found->second;
+    }
+  }
+  const Plan plan = plans(p, force).front();
+  const std::lock_guard<std::mutex> lock(mutex);
+  constexpr size_t kMost = 1000; // batches of many sizes are no reason to keep ever more
+  if (known.size() >= kMost) {
+    known.clear();
+  }
+  known.emplace(key, plan);
+  return plan;
+}
+
+size_t workspace(const Problem& p, const Kernel* force) { return plan_of(p, force).workspace(); }
+
+bool prefers_torch(const Problem& p) { return slower_than_cudnn(plan_of(p, nullptr), p); }
 
 Choice choose(const Problem& p, const Kernel* force) {
   const std::vector<Plan> all = plans(p, force);
@@ -276,19 +340,27 @@ Choice choose(const Problem& p, const Kernel* force) {
                 (force != nullptr ? "not asked for" : "does not fit");
     }
   }
-  return {best.kernel, best.workspace(), reason};
+  const double cudnn = cudnn_clocks(p);
+  if (cudnn > 0) {
+    std::snprintf(text, sizeof text, ", cuDNN %.2f", cudnn / kClock);
+    reason += text;
+  }
+  const bool torch = force == nullptr && slower_than_cudnn(best, p);
+  return {best.kernel, torch, best.workspace(),
+          torch ? "torch's own path; otherwise " + reason : reason};
 }
 
 void run(const Problem& p, const Kernel* force, const Direction* directions, void* workspace,
          void* stream) {
-  run(p, plans(p, force).front(), directions, workspace, stream);
+  run(p, plan_of(p, force), directions, workspace, stream);
 }
 
 void run(const Problem& p, const Plan& plan, const Direction* directions, void* workspace,
          void* stream) {
   const Kernels& of = kernels(p.precision);
+  const Geometry& g = plan.geometry;
   Call call{};
-  call.geometry = plan.geometry;
+  call.geometry = g;
   call.T = int(p.T), call.B = int(p.B), call.starts = p.starts;
   call.backward = p.backward, call.relu = p.relu;
   bool ends = false;
@@ -296,20 +368,65 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
     call.direction[d] = directions[d];
     ends |= directions[d].end != nullptr;
   }
-  call.first = 0, call.last = call.T + (p.backward && ends ? 1 : 0);
   char* const memory = static_cast<char*>(workspace);
-  call.weights = reinterpret_cast<uint4*>(memory);
+  uint4* const weights = reinterpret_cast<uint4*>(memory);
+  call.weights = weights;
+  const int teams = g.directions * g.groups;
   if (plan.states > 0) {
     call.states = reinterpret_cast<uint4*>(memory + plan.weights);
+    call.state_words = int64_t(plan.states) / 16 / teams;
+    call.zero_states = plan.kernel != Kernel::kStep;
   }
-  if (plan.flags > 0) {
-    call.flags = reinterpret_cast<uint32_t*>(memory + plan.weights + plan.states);
+  if (plan.counters > 0) {
+    call.counters = reinterpret_cast<uint32_t*>(memory + plan.weights + plan.states);
+  }
+  if (plan.zeros > 0) {
+    call.zeros = reinterpret_cast<uint4*>(memory + plan.weights + plan.states + plan.counters);
   }
   const size_t words = (plan.weights + plan.states) / 16;
   const int blocks = int(std::min<size_t>((words + kThreads - 1) / kThreads,
                                           size_t(2) * device::machine().processors));
-  of.prepare(call, blocks, stream);
-  of.recur(plan, call, stream);
+  of.prepare(call, weights, blocks, stream);
+  if (plan.kernel == Kernel::kStep) {
+    const device::Launch how{teams * g.members, 1, false, plan.shared, stream};
+    device::allow("step kernel", of.step, how);
+    const int last = call.T + (p.backward && ends ? 1 : 0);
+    for (call.first = 0; call.first < last; ++call.first) {
+      device::launch("step kernel", of.step, kThreads, how, call);
+    }
+    return;
+  }
+  const Sizes s = sizes(p.precision);
+  for (int d = 0; d < p.directions; ++d) {
+    Direction& direction = call.direction[d];
+    if (p.backward && direction.in.data == nullptr) {
+      direction.in = {call.zeros, 0, 0};
+    }
+    if (p.starts == nullptr && call.steps(d).from_end) {
+      const auto turn = [&](auto& sequence, int bytes) {
+        using Data = decltype(sequence.data);
+        const intptr_t last =
+            reinterpret_cast<intptr_t>(sequence.data) + (p.T - 1) * sequence.step * bytes;
+        sequence.data = sequence.data == nullptr ? nullptr : reinterpret_cast<Data>(last);
+        sequence.step = -sequence.step;
+      };
+      turn(direction.in, p.backward ? s.stored : s.sum);
+      turn(direction.h, s.stored);
+      turn(direction.out, s.stored);
+    }
+  }
+  void (*const kernel)(Call) = plan.shape->function[p.backward][p.starts != nullptr];
+  const bool grid = plan.kernel == Kernel::kGrid;
+  const char* const name = grid ? "grid kernel" : "cluster kernel";
+  // The blocks of a grid must all run at the same time; other groups need not.
+  const int at_once = grid ? std::min(plan.groups_at_once, teams) : teams;
+  for (int first = 0; first < teams; first += at_once) {
+    call.first_block = first * g.members;
+    const device::Launch how{std::min(at_once, teams - first) * g.members, grid ? 1 : g.members,
+                             grid, plan.shared, stream};
+    device::allow(name, kernel, how);
+    device::launch(name, kernel, g.threads, how, call);
+  }
 }
 
 void upload(const int64_t* numbers, int64_t n, int64_t* to, void* stream) {

@@ -4,34 +4,51 @@
 
 #include <vector>
 
-#include "geometry.h"
-#include "recurrence.h"
+#include "call.h"
 
 namespace rnnfast::cuda {
 
+// A kernel that keeps W_hh on the chip, compiled for sizes of its own.
+struct Shape {
+  Kernel kernel;
+  bool matrix;    // by matrix instructions; otherwise by FMA
+  bool together;  // for groups of several members; otherwise of one
+  bool numbered;  // the words of the state carry the number of their step: one row a group
+  int unit_step;  // units of a member are a multiple of this
+  int most_units; // and no more than this
+  int blocks;     // of k: 64 bytes each
+  int (*threads)(int units);
+  int (*rows)(int units);       // that a block of so many units finishes, at most
+  size_t shared, group_bytes;   // of a block; of a group in device memory
+  void (*function[2][2])(Call); // [backward][packed]
+};
+
 struct Plan {
   Kernel kernel;
+  const Shape* shape; // nullptr: the step kernel
   Geometry geometry;
-  size_t shared;                 // bytes of a block
-  size_t weights, states, flags; // bytes in the workspace, in this order
-  double clocks;                 // predicted, of a step
+  int groups_at_once;                      // of a launch, of all directions
+  size_t shared;                           // bytes of a block
+  size_t weights, states, counters, zeros; // bytes in the workspace, in this order
+  double clocks;                           // predicted, of a step
 
-  size_t workspace() const { return weights + states + flags; }
+  size_t workspace() const { return weights + states + counters + zeros; }
 };
 
 // The kernels of one precision, seen from the host.
-struct Call;
 struct Kernels {
-  // Clusters of `members` blocks that the current device can run at the same time, by the shared
-  // memory that it has at most.
-  int (*active_clusters)(int tiles, int members);
-  void (*prepare)(const Call&, int blocks, void* stream);
-  void (*recur)(const Plan&, const Call&, void* stream);
+  const Shape* shapes;
+  int count;
+  void (*prepare)(const Call&, uint4* weights, int blocks, void* stream);
+  void (*step)(Call);
 };
 const Kernels& kernels(Precision);
 
 // All that fit the current device, the fastest first. `force` as for `choose`.
 std::vector<Plan> plans(const Problem&, const Kernel* force);
+
+// The fastest, which is found once for each shape and device.
+Plan plan_of(const Problem&, const Kernel* force);
 
 void run(const Problem&, const Plan&, const Direction*, void* workspace, void* stream);
 

@@ -22,10 +22,11 @@ namespace rnnfast::cuda {
 // of mantissa. Sums are float, of kFloat64 double: `Sum` below.
 enum class Precision { kFloat32, kTf32, kBfloat16, kFloat16, kFloat64 };
 
-// kCluster: the blocks of a group are a cluster and exchange the state through its shared memory.
-// kGrid: through L2, with a flag for each block. Both keep W_hh on the chip for the whole sequence.
-// kStep: a launch a step, of any size.
+// kCluster: a group is one block, or the blocks of a cluster, which exchange the state through
+// their shared memory. kGrid: the blocks of a group exchange it through L2. Both keep W_hh on the
+// chip for the whole sequence. kStep: a launch a step, of any size.
 enum class Kernel { kCluster, kGrid, kStep };
+constexpr const char* kKernelNames[] = {"cluster", "grid", "step"};
 
 struct Problem {
   int64_t T, B, H;
@@ -56,6 +57,7 @@ struct Error : std::runtime_error {
 // How a problem runs on the current device: a fixed choice, from sizes alone.
 struct Choice {
   Kernel kernel;
+  bool torch;         // torch's own path, cuDNN, should be faster than any kernel
   size_t workspace;   // bytes of device memory that `run` needs, 16-byte aligned
   std::string reason; // one line: what was chosen, how it is cut, what that is predicted to take
 };
@@ -63,6 +65,10 @@ struct Choice {
 // `force`: this kernel or std::invalid_argument that says why it cannot run this; nullptr: the one
 // that should be fastest.
 Choice choose(const Problem&, const Kernel* force);
+
+// Two parts of a choice, found once for each shape and device: for every call.
+size_t workspace(const Problem&, const Kernel* force);
+bool prefers_torch(const Problem&);
 
 // Starts the work on `stream`, a cudaStream_t of the current device, and returns. Does not
 // synchronise or allocate, so it can be captured in a CUDA graph.

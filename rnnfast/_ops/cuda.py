@@ -5,38 +5,94 @@ over all time steps run on torch: the input projection, dx and the gradients of 
 here waits for the device, and no sum depends on an order that changes from run to run.
 """
 
+import os
+import warnings
 from itertools import accumulate, pairwise
 
 import torch
 
-from .. import _C
+from .. import _C, _torch
 from .schema import is_one_hot, shape_of_rows
 
 # float32 uses TF32 where torch's setting for RNNs allows TF32, as in nn.RNN.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 KERNELS = ("cluster", "grid", "step")
 
-# None for torch's own operators, "auto" for the choice of csrc/cuda/plan.cu, or one of KERNELS.
-_kernel = None
+# The compute capabilities of the devices on which the kernels run without being asked for. It is
+# empty because the kernels of csrc/cuda have not run on a GPU since they were rewritten. Add (9, 0)
+# when benchmarks/gpu.sh has passed on an H100 or H200.
+ON_BY_DEFAULT = ()
+
+# None for torch's own operators, "auto" for the choice of csrc/cuda/plan.cu, one of KERNELS, or
+# "default" for RNNFAST_CUDA_KERNEL or what the devices decide.
+_kernel = "default"
+_default = None  # what "default" means, in a list, once that is known
+_has_failed = False  # a kernel could not be launched
+
+
+def _checked(name, what):
+    choices = ("auto", *KERNELS)
+    if name is not None and name not in choices:
+        raise ValueError(f"{what} must be None or one of {', '.join(choices)}, got {name!r}")
+    if name is not None and not _C.cuda:
+        raise ValueError(
+            f"{what} must be None, got {name!r}: this build of rnnfast has no CUDA kernels, "
+            "because nvcc was not found"
+        )
+    return name
 
 
 def set_kernel(name):
     """Set which kernel runs; see :func:`rnnfast.set_cuda_kernel`."""
-    global _kernel
-    choices = ("auto", *KERNELS)
-    if name is not None and name not in choices:
-        raise ValueError(f"name must be None or one of {', '.join(choices)}, got {name!r}")
-    if name is not None and not _C.cuda:
-        raise ValueError(
-            f"name must be None, got {name!r}: this build of rnnfast has no CUDA kernels, because "
-            "nvcc was not found"
-        )
-    _kernel = name
+    global _kernel, _has_failed
+    _kernel, _has_failed = _checked(name, "name"), False
+
+
+@_torch.constant_in_dynamo
+def _kernel_by_default():
+    """Return the kernel that runs where `set_kernel` has not been called."""
+    global _default
+    if _default is None:
+        name = os.environ.get("RNNFAST_CUDA_KERNEL")
+        if name:
+            name = None if name == "torch" else name
+            _default = [_checked(name, "RNNFAST_CUDA_KERNEL")]
+        else:
+            is_measured = (
+                _C.cuda
+                and torch.cuda.is_available()
+                and all(
+                    torch.cuda.get_device_capability(index) in ON_BY_DEFAULT
+                    for index in range(torch.cuda.device_count())
+                )
+            )
+            _default = ["auto" if is_measured else None]
+    return _default[0]
+
+
+def kernel():
+    """Return None for torch's own operators, "auto", or the kernel that is forced."""
+    if _kernel == "default":
+        return _kernel_by_default()
+    return _kernel
 
 
 def has_kernel(dtype):
     """Return whether weights of ``dtype`` run on a kernel of rnnfast, as `set_kernel` says."""
-    return _kernel is not None and dtype in DTYPES
+    return dtype in DTYPES and kernel() is not None
+
+
+def is_torch_faster(x, weights, batch_sizes, descriptor):
+    """Return whether torch's own path is faster than the kernels, where nothing is forced.
+
+    ReLU and tokens stay on the kernels: cuDNN turns NaN into 0, and it needs one-hot vectors.
+    """
+    if kernel() != "auto" or descriptor.nonlinearity == "relu" or is_one_hot(x):
+        return False
+    batch_dim = 0 if descriptor.batch_first else 1
+    B = x.shape[batch_dim] if batch_sizes is None else int(batch_sizes[0])
+    precision, H = _precision(weights[1].dtype), weights[1].shape[-1]
+    return _C.cuda_prefers_torch(B, H, descriptor.directions, precision)
 
 
 def _precision(dtype):
@@ -47,13 +103,19 @@ def _precision(dtype):
 
 def _forced(precision):
     """Return the kernel that is forced, or None. For float64 there is only the step kernel."""
-    return "step" if precision == "float64" else None if _kernel == "auto" else _kernel
+    if precision == "float64" or _has_failed:
+        return "step"
+    name = kernel()
+    return None if name == "auto" else name
 
 
 def plan(T, B, H, dtype, directions=1, backward=False):
     """Return which kernel runs and why; see :func:`rnnfast.cuda_plan`."""
     precision = _precision(dtype)
-    return _C.cuda_choose(T, B, H, directions, backward, precision, _forced(precision))[2]
+    reason = _C.cuda_choose(T, B, H, directions, backward, precision, _forced(precision))[2]
+    if kernel() is not None:
+        return reason
+    return f"torch's own path; with rnnfast.set_cuda_kernel('auto'): {reason}"
 
 
 class _Layout:
@@ -100,15 +162,41 @@ def _upload(numbers, device):
 
 def _launch(layout, H, backward, relu, dtype, directions, device):
     """Run one layer; csrc/cuda/recurrence.h describes ``directions``, a tuple for each."""
-    precision = _precision(dtype)
+    arguments = (layout, H, backward, relu, _precision(dtype), directions, device)
+    if device.index == torch.cuda.current_device():  # a context takes microseconds
+        _run(*arguments)
+    else:
+        with torch.cuda.device(device):
+            _run(*arguments)
+
+
+def _run(layout, H, backward, relu, precision, directions, device):
+    """Run one layer on the current device, if need be by the kernel that runs everywhere."""
+    global _kernel, _has_failed
     force = _forced(precision)
-    with torch.cuda.device(device):
-        sizes = (layout.T, layout.B, H)
-        _, size, _ = _C.cuda_choose(*sizes, len(directions), backward, precision, force)
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        stream = torch.cuda.current_stream().cuda_stream
-        options = (backward, relu, precision, force, layout.batch_first, layout.starts)
-        _C.cuda_run(*sizes, *options, directions, workspace, stream)
+    arguments = (layout, H, backward, relu, precision, directions, device)
+    try:
+        _run_kernel(force, *arguments)
+    except _C.CudaError as error:
+        if force is not None:
+            raise
+        warnings.warn(
+            f"rnnfast leaves CUDA devices to torch's own operators from now on, because a kernel "
+            f"could not be launched: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        _kernel, _has_failed = None, True
+        _run_kernel("step", *arguments)
+
+
+def _run_kernel(force, layout, H, backward, relu, precision, directions, device):
+    T, B = layout.T, layout.B
+    size = _C.cuda_workspace(B, H, len(directions), backward, precision, force)
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    options = (backward, relu, precision, force, layout.batch_first, layout.starts)
+    stream = _torch.cuda_stream(device.index)
+    _C.cuda_run(T, B, H, *options, directions, workspace, stream)
 
 
 def _project(x, w_ih):

@@ -20,6 +20,11 @@ def has_rnn_kernel(device_type, dtype):
     return device_type == "cpu" and dtype in cpu.DTYPES
 
 
+def is_torch_faster(x, weights, batch_sizes, descriptor):
+    """Return whether torch's own path is faster than the kernel that ``rnn`` has for ``x``."""
+    return x.is_cuda and cuda.is_torch_faster(x, weights, batch_sizes, descriptor)
+
+
 def has_dropout_kernel(device_type, dtype):
     """Return whether ``dropout`` has a kernel for tensors of ``dtype`` on devices of this type."""
     return device_type == "cpu" and dtype in cpu.DTYPES

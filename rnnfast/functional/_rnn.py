@@ -53,9 +53,9 @@ def rnn(
         and the final state of each layer, (L * D, B, H).
 
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels. bfloat16 and float16
-    compute in float32. Under autocast its dtype is used. CUDA devices use rnnfast's kernels after
-    :func:`rnnfast.set_cuda_kernel`. There, a token that is not in [0, I) fails an assertion on the
-    device.
+    compute in float32. Under autocast its dtype is used. CUDA devices use rnnfast's kernels as
+    :func:`rnnfast.set_cuda_kernel` says. There, a token that is not in [0, I) fails an assertion
+    on the device.
 
     Other dtypes and devices, transforms of torch.func, forward-mode AD, ``torch.jit.trace`` and
     weights with a ``__torch_function__`` of their own run on torch's operators, with the same
@@ -147,6 +147,9 @@ def run_rnn(
                 raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
         if hx is not None and hx.device != device:
             raise RuntimeError(f"hx must be on {device} like the input, got {hx.device}")
+        is_cuda = input.is_cuda and not torch.compiler.is_compiling()
+        if is_cuda and _ops.is_torch_faster(input, weights, batch_sizes, descriptor):
+            run = rnn_torch
     if descriptor.num_layers == 1 or not (dropout or variational_dropout):
         return run(input, hx, weights, batch_sizes, descriptor)
 
@@ -230,10 +233,14 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
         hx = input.new_zeros(descriptor.num_states, B, weights[1].shape[-1])
     call = torch.rnn_relu if nonlinearity == "relu" else torch.rnn_tanh
     # cuDNN has a backward pass only for a forward pass in training mode. Without dropout both
-    # modes give the same result. cuDNN also refuses an hx that is not contiguous. A trace may run
-    # with gradients and without, whatever the mode was while it was recorded.
-    training = dropout > 0 or torch.is_grad_enabled() or torch.jit.is_tracing()
-    common = (hx.contiguous(), weights, bias, num_layers, dropout, training, directions == 2)
+    # modes give the same result. A trace may run with gradients and without, whatever the mode was
+    # while it was recorded.
+    is_tracing = torch.jit.is_tracing()
+    training = dropout > 0 or torch.is_grad_enabled() or is_tracing
+    if not is_tracing:  # cuDNN refuses tensors that are not contiguous
+        input, weights = input.contiguous(), [w.contiguous() for w in weights]
+    hx = hx.contiguous()
+    common = (hx, weights, bias, num_layers, dropout, training, directions == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)
     return call(input, batch_sizes, *common)

@@ -6,34 +6,14 @@
 //
 // Stricter than the machine where that is possible: shared memory begins as NaN in a block of its
 // own size, asynchronous copies happen at the wait and not before, and the blocks of a launch that
-// promises them no company run one after another, in random order.
+// promises them no company run one after another, in random order. In most launches some thread,
+// warp or block, drawn anew now and then, hardly runs while others can; and what is stored without
+// a promise of when it arrives, by store_async and store_numbered, arrives late and in any order.
+// So a wait that is missing is found by the results. (Not under ThreadSanitizer, to which a store
+// that is late would be another thread's; it finds the missing wait itself.)
 #pragma once
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <memory>
-#include <set>
-#include <vector>
-
-#include <setjmp.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-extern "C" void __tsan_ignore_thread_begin();
-extern "C" void __tsan_ignore_thread_end();
-#endif
+#include "shim_fibers.h"
 
 #define __global__
 #define __grid_constant__
@@ -41,161 +21,10 @@ extern "C" void __tsan_ignore_thread_end();
 #define RNNFAST_DEVICE inline
 #define RNNFAST_BOTH inline
 
-struct alignas(16) uint4 {
-  uint32_t x, y, z, w;
-};
 using std::max;
 using std::min;
 
 namespace rnnfast::cuda::device {
-
-// Where a fiber or the scheduler goes on. swapcontext asks the system for the signal mask, twice;
-// so it only begins a fiber, and ThreadSanitizer, which follows jumps in its own way, does without.
-struct Where {
-  ucontext_t context;
-  jmp_buf jump;
-  bool begun = false;
-  void* tsan = nullptr;
-};
-__attribute__((noinline)) inline void switch_to(Where& from, Where& to) {
-#if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&from.context, &to.context);
-#else
-  const bool begin = !to.begun;
-  to.begun = true;
-  if (_setjmp(from.jump) == 0) {
-    if (begin) {
-      setcontext(&to.context);
-    }
-    _longjmp(to.jump, 1);
-  }
-#endif
-}
-
-struct Fiber;
-
-// Everyone waits for everyone. `order` is for ThreadSanitizer: one for even and one for odd phases,
-// so that nobody seems to come after what another did after this barrier.
-struct Barrier {
-  explicit Barrier(int members) : members(members) {}
-  const int members;
-  int arrived = 0;
-  int64_t phase = 0;
-  std::atomic<int64_t> order[2] = {};
-  std::vector<Fiber*> waiting;
-};
-
-struct Warp {
-  Barrier barrier = Barrier(32);
-  int64_t parity[32] = {};
-  uint32_t words[2][32][8]; // of two collective calls, so that one barrier each is enough
-};
-
-struct Block;
-struct Cluster_ {
-  Barrier barrier;
-  std::vector<Block*> blocks;
-};
-
-struct Block {
-  int index;
-  Barrier barrier;
-  std::vector<Warp> warps;
-  uint4* shared;
-  Cluster_* cluster;
-  int rank;
-};
-
-// What a fiber needs of the system, used again by the next launch.
-struct Seat {
-  void* stack;
-  void* tsan = nullptr;
-};
-
-struct Fiber {
-  Where place;
-  Seat seat;
-  Block* block;
-  int thread;
-  int64_t cluster_phase = 0;
-  struct Copy {
-    uint4* to;
-    const uint4* from;
-  };
-  std::vector<std::vector<Copy>> groups{1};
-  bool done = false;
-};
-
-// The state of the machine, and what a test sets.
-struct Machine {
-  int processors, shared, cluster;
-};
-
-struct Host {
-  Machine machine{4, 227 << 10, 16};
-  uint64_t seed = 1;
-  int64_t launches = 0;
-
-  std::vector<Fiber*> ready;
-  Fiber* current = nullptr;
-  Where place;
-  int64_t polls = 0;
-  std::function<void()> work;
-  std::deque<Seat> seats; // free ones; whoever left first is first
-
-  uint64_t random() {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return seed >> 33;
-  }
-};
-inline Host host;
-
-[[noreturn]] inline void give_up(const char* why) {
-  std::fprintf(stderr, "FAILED: %s\n", why);
-  std::abort();
-}
-
-constexpr size_t kStack = 256 << 10;
-
-// What the shim keeps for itself is shared by all fibers, but by one system thread alone.
-struct Quiet {
-#if defined(__SANITIZE_THREAD__)
-  Quiet() { __tsan_ignore_thread_begin(); }
-  ~Quiet() { __tsan_ignore_thread_end(); }
-#else
-  Quiet() {}
-#endif
-  Quiet(const Quiet&) = delete;
-};
-__attribute__((no_sanitize("thread"), noinline)) inline Fiber& self() { return *host.current; }
-
-// Back to the scheduler, which calls again what is in `ready`.
-inline void suspend() { switch_to(self().place, host.place); }
-
-inline int64_t arrive(Barrier& b) {
-  const Quiet quiet;
-  const int64_t phase = b.phase;
-  b.order[phase % 2].fetch_add(1, std::memory_order_acq_rel);
-  if (++b.arrived == b.members) {
-    b.arrived = 0;
-    ++b.phase;
-    host.ready.insert(host.ready.end(), b.waiting.begin(), b.waiting.end());
-    b.waiting.clear();
-    host.polls = 0;
-  }
-  return phase;
-}
-inline void wait(Barrier& b, int64_t phase) {
-  {
-    const Quiet quiet;
-    if (b.phase == phase) {
-      b.waiting.push_back(&self());
-      suspend();
-    }
-  }
-  b.order[phase % 2].load(std::memory_order_acquire);
-}
 
 inline int thread() { return self().thread; }
 inline int block() { return self().block->index; }
@@ -227,25 +56,145 @@ template <class T> T shuffle_xor(T value, int mask) {
 }
 
 constexpr bool kClusters = true;
-inline void cluster_arrive() { self().cluster_phase = arrive(self().block->cluster->barrier); }
-inline void cluster_wait() { wait(self().block->cluster->barrier, self().cluster_phase); }
-template <class V> void store_remote(V* mine, int rank, const V& value) {
-  const Block& here = *self().block;
-  if (rank >= int(here.cluster->blocks.size())) {
-    give_up("a store to a block that the cluster does not have");
-  }
-  const auto offset = reinterpret_cast<char*>(mine) - reinterpret_cast<char*>(here.shared);
-  char* const there = reinterpret_cast<char*>(here.cluster->blocks[rank]->shared) + offset;
-  *reinterpret_cast<V*>(there) = value;
+inline void sync_cluster() {
+  Barrier& b = self().block->cluster->barrier;
+  wait(b, arrive(b));
 }
 
-inline void store_release(uint32_t* flag, uint32_t value) {
-  __atomic_store_n(flag, value, __ATOMIC_RELEASE);
+using Address = uintptr_t;
+inline Address address(const void* shared) { return reinterpret_cast<Address>(shared); }
+inline Address remote(Address local, int rank) {
+  const Block& here = *self().block;
+  if (rank >= int(here.cluster->blocks.size())) {
+    give_up("an address in a block that the cluster does not have");
+  }
+  return local - address(here.shared) + address(here.cluster->blocks[rank]->shared);
+}
+
+// Eight bytes of shared memory, which name a Counter.
+using Mbarrier = uint64_t;
+
+inline Counter& counter(Address barrier) { return **reinterpret_cast<Counter**>(barrier); }
+
+// After something was counted in the current phase.
+inline void counted(Counter& c) {
+  if (c.bytes < -(1 << 20) || c.bytes >= 1 << 20) {
+    give_up("more bytes than a barrier counts");
+  }
+  if (c.pending == 0 && c.bytes == 0) {
+    ++c.phase;
+    c.pending = c.arrivals;
+    host.ready.insert(host.ready.end(), c.waiting.begin(), c.waiting.end());
+    c.waiting.clear();
+    host.polls = 0;
+  }
+}
+inline void mbarrier_init(Mbarrier* barrier, int arrivals) {
+  const Quiet quiet;
+  self().block->counters.emplace_back(new Counter(arrivals));
+  *reinterpret_cast<Counter**>(barrier) = self().block->counters.back().get();
+}
+inline void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  Counter& c = counter(address(barrier));
+  dawdle();
+  c.order[c.phase % 2].fetch_add(1, std::memory_order_acq_rel);
+  const Quiet quiet;
+  if (--c.pending < 0) {
+    give_up("more arrivals than a phase has");
+  }
+  c.bytes += bytes;
+  counted(c);
+}
+inline void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
+  Counter& c = counter(address(barrier));
+  {
+    const Quiet quiet;
+    dawdle();
+    while (c.phase % 2 == parity) {
+      c.waiting.push_back(&self());
+      suspend();
+    }
+  }
+  c.order[parity].load(std::memory_order_acquire);
+}
+
+inline void deliver(const Host::Store& store) {
+  std::memcpy(store.to, store.words, store.counter != nullptr ? 16 : 8);
+  if (store.counter != nullptr) {
+    if (store.block->running == 0) {
+      give_up("a store to a block that is gone");
+    }
+    store.counter->bytes -= 16;
+    counted(*store.counter);
+  }
+}
+inline void send(const Host::Store& store) {
+#if defined(__SANITIZE_THREAD__)
+  if (store.counter != nullptr) {
+    *static_cast<uint4*>(store.to) = {store.words[0], store.words[1], store.words[2],
+                                      store.words[3]};
+    store.counter->order[store.counter->phase % 2].fetch_add(1, std::memory_order_acq_rel);
+    const Quiet quiet;
+    store.counter->bytes -= 16;
+    counted(*store.counter);
+  } else {
+    uint64_t value;
+    std::memcpy(&value, store.words, 8);
+    __atomic_store_n(static_cast<uint64_t*>(store.to), value, __ATOMIC_RELAXED);
+  }
+#else
+  for (const Host::Store& other : host.stores) {
+    if (other.to == store.to) {
+      give_up("two stores to one place are on their way");
+    }
+  }
+  host.stores.push_back(store);
+#endif
+}
+
+// The block of the cluster in whose shared memory this is.
+inline Block* owner(Address there, size_t bytes) {
+  for (Block* block : self().block->cluster->blocks) {
+    const Address begin = address(block->shared);
+    if (there >= begin && there + bytes <= begin + block->bytes) {
+      return block;
+    }
+  }
+  give_up("a store outside of the shared memory of the cluster");
+}
+inline void store_async(bool active, Address to, const uint4& value, Address barrier) {
+  if (!active) {
+    return;
+  }
+  Block* const block = owner(to, 16);
+  if (block != owner(barrier, 8) || self().block->cluster->blocks.size() < 2 || to % 16 != 0) {
+    give_up("st.async: data and barrier lie in one block of a cluster of at least two, aligned");
+  }
+  dawdle();
+  send({block,
+        reinterpret_cast<void*>(to),
+        {value.x, value.y, value.z, value.w},
+        &counter(barrier)});
+}
+
+inline void store_numbered(uint64_t* to, uint32_t data, uint32_t number) {
+  dawdle();
+  send({nullptr, to, {data, number, 0, 0}, nullptr});
   const Quiet quiet;
   host.polls = 0;
 }
-inline uint32_t load_acquire(const uint32_t* flag) {
-  return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
+inline uint64_t load_numbered(const uint64_t* from) {
+  return __atomic_load_n(from, __ATOMIC_RELAXED);
+}
+
+inline void add_release(uint32_t* counter) {
+  dawdle();
+  __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE);
+  const Quiet quiet;
+  host.polls = 0;
+}
+inline uint32_t load_acquire(const uint32_t* counter) {
+  return __atomic_load_n(counter, __ATOMIC_ACQUIRE);
 }
 inline void pause() {
   const Quiet quiet;
@@ -270,77 +219,11 @@ template <int N> void copy_wait() {
   }
 }
 
-inline float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline double double_of(uint32_t low, uint32_t high) {
-  const uint64_t bits = uint64_t(high) << 32 | low;
-  double x;
-  std::memcpy(&x, &bits, 8);
-  return x;
-}
-inline uint16_t to_bfloat16(float x) {
-  const uint32_t bits = bits_of(x);
-  return std::isnan(x) ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline float from_bfloat16(uint16_t x) { return float_of(uint32_t(x) << 16); }
-inline uint16_t to_float16(float x) {
-  const _Float16 half = static_cast<_Float16>(x);
-  uint16_t bits;
-  std::memcpy(&bits, &half, 2);
-  return bits;
-}
-inline float from_float16(uint16_t x) {
-  _Float16 half;
-  std::memcpy(&half, &x, 2);
-  return half;
-}
-// Ten bits of mantissa are left; ties away from zero.
-inline float to_tf32(float x) {
-  return std::isfinite(x) ? float_of((bits_of(x) + 0x1000) & ~uint32_t(0x1fff)) : x;
-}
-inline float tanh_roughly(float x) { return std::tanh(x); }
+} // namespace rnnfast::cuda::device
 
-// The matrix instruction from its definition: whole A, B from the words of all lanes, in the layout
-// of the PTX manual; then this lane's four elements of the product.
-template <int K, class Decode> // decode(word, i): its i-th element, of 16 / K... elements
-void mma(float (&c)[4], const uint32_t (&words)[6], const Decode& decode) {
-  const auto& all = exchange(words, 6);
-  constexpr int kEach = K == 16 ? 2 : 1; // elements of a word
-  const int lane = thread() % 32, g = lane / 4, t = lane % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
-    float sum = c[i];
-    for (int k = 0; k < K; ++k) {
-      const int upper = k / (4 * kEach), holder = k / kEach % 4, element = k % kEach;
-      const uint32_t a = all[row % 8 * 4 + holder][row / 8 + 2 * upper];
-      const uint32_t b = all[column * 4 + holder][4 + upper];
-      sum += decode(a, element) * decode(b, element);
-    }
-    c[i] = sum;
-  }
-}
-inline void mma_bfloat16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                         uint32_t b0, uint32_t b1) {
-  mma<16>(c, {a0, a1, a2, a3, b0, b1},
-          [](uint32_t word, int i) { return from_bfloat16(uint16_t(word >> 16 * i)); });
-}
-inline void mma_float16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                        uint32_t b0, uint32_t b1) {
-  mma<16>(c, {a0, a1, a2, a3, b0, b1},
-          [](uint32_t word, int i) { return from_float16(uint16_t(word >> 16 * i)); });
-}
-inline void mma_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                     uint32_t b1) {
-  mma<8>(c, {a0, a1, a2, a3, b0, b1}, [](uint32_t word, int) { return float_of(word & ~0x1fffu); });
-}
+#include "shim_math.h"
+
+namespace rnnfast::cuda::device {
 
 // The host's side.
 
@@ -358,6 +241,7 @@ inline void enter() {
   {
     const Quiet quiet;
     self().done = true;
+    --self().block->running;
   }
   suspend();
 }
@@ -400,6 +284,29 @@ inline std::unique_ptr<Fiber> new_fiber(Block* block, int thread) {
   return f;
 }
 
+inline void draw_late(int first, int count, int threads) {
+  const int which = int(host.random() % 4); // none, a block, a warp, a thread
+  host.delays = which > 0;
+  host.late_block = first + int(host.random() % count);
+  host.late_warp = which > 1 ? int(host.random() % (threads / 32)) : -1;
+  host.late_thread = which > 2 ? int(host.random() % 32) : -1;
+}
+inline bool late(const Fiber& f) {
+  return host.delays && f.block->index == host.late_block &&
+         (host.late_warp < 0 || f.thread / 32 == host.late_warp) &&
+         (host.late_thread < 0 || f.thread % 32 == host.late_thread);
+}
+// A thread at random; a late one only after a few tries.
+inline void take_ready() {
+  size_t at = host.random() % host.ready.size();
+  for (int tries = 0; tries < 40 && late(*host.ready[at]); ++tries) {
+    at = host.random() % host.ready.size();
+  }
+  std::swap(host.ready[at], host.ready.back());
+  host.current = host.ready.back();
+  host.ready.pop_back();
+}
+
 // Runs the blocks [first, first + count) together, `cluster` of them a cluster.
 inline void run_together(int first, int count, int cluster, int threads, size_t shared) {
   std::vector<std::unique_ptr<Cluster_>> clusters;
@@ -412,7 +319,7 @@ inline void run_together(int first, int count, int cluster, int threads, size_t 
     uint4* const memory = static_cast<uint4*>(std::aligned_alloc(16, shared));
     std::memset(static_cast<void*>(memory), 0xff, shared);
     blocks.emplace_back(new Block{first + b, Barrier(threads), std::vector<Warp>(threads / 32),
-                                  memory, clusters.back().get(), b % cluster});
+                                  memory, clusters.back().get(), b % cluster, shared, threads});
     clusters.back()->blocks.push_back(blocks.back().get());
     for (int t = 0; t < threads; ++t) {
       fibers.push_back(new_fiber(blocks.back().get(), t));
@@ -420,15 +327,28 @@ inline void run_together(int first, int count, int cluster, int threads, size_t 
     }
   }
   size_t finished = 0;
-  while (finished < fibers.size()) {
-    if (host.ready.empty()) {
+  for (int64_t turn = 0; finished < fibers.size(); ++turn) {
+    if (turn % 4096 == 0) {
+      draw_late(first, count, threads);
+    }
+    if (!host.stores.empty() && (host.ready.empty() || host.random() % 4 == 0)) {
+      std::swap(host.stores[host.random() % host.stores.size()], host.stores.back());
+      const Host::Store store = host.stores.back();
+      host.stores.pop_back();
+      deliver(store);
+    }
+    if (host.ready.empty() && host.stores.empty()) {
       give_up("all threads wait for one another");
     }
-    std::swap(host.ready[host.random() % host.ready.size()], host.ready.back());
-    host.current = host.ready.back();
-    host.ready.pop_back();
+    if (host.ready.empty()) {
+      continue;
+    }
+    take_ready();
     switch_to(host.place, host.current->place);
     finished += host.current->done;
+  }
+  if (!host.stores.empty()) {
+    give_up("a store that nobody waited for");
   }
   for (const auto& f : fibers) {
     host.seats.push_back(f->seat);

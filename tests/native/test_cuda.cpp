@@ -4,7 +4,6 @@
 //
 //   test_cuda [seed] [part of the cases, as 1/3]
 //   test_cuda table     what would be chosen on an H200, for csrc/cuda/README.md
-#include "cuda/kernel.h"
 #include "cuda/plan.h"
 
 #include <cstdio>
@@ -234,12 +233,19 @@ int check(const Case& c, const Format& f, Kernel kernel) {
     }
   }
 
+  // Some of the cuts, others in each case.
+  constexpr size_t kSome = 3;
+  static size_t next = 0;
+  const std::vector<Plan> all = plans(problem, &kernel);
   int ran = 0;
-  for (const Plan& plan : plans(problem, &kernel)) {
+  for (size_t n = 0; n < std::min(kSome, all.size()); ++n) {
+    const Plan& plan = all[next++ % all.size()];
     const Geometry& g = plan.geometry;
-    const std::string name = std::string(f.name) + " kernel " + std::to_string(int(kernel)) + " " +
-                             c.name() + ", " + std::to_string(g.groups) + " groups of " +
-                             std::to_string(g.members) + " by " + std::to_string(g.units);
+    const std::string name =
+        std::string(f.name) + " kernel " + std::to_string(int(kernel)) + " " + c.name() + ", " +
+        std::to_string(g.groups) + " groups of " + std::to_string(g.members) + " by " +
+        std::to_string(g.units) + ", shape " +
+        std::to_string(plan.shape == nullptr ? -1 : plan.shape - kernels(p).shapes);
     if (plan.kernel != kernel) {
       fail(name + ": another kernel than was asked for");
     }
@@ -373,6 +379,25 @@ void check_choice() {
   }
 }
 
+void check_memory_of_choices() {
+  // A plan is made once for each shape and machine, and does not depend on T.
+  Problem p{10, 64, 256, 1, false, false, Precision::kBfloat16, nullptr};
+  for (const int processors : {132, 12, 132}) {
+    device::host.machine.processors = processors;
+    for (const int64_t B : {int64_t(64), int64_t(1)}) {
+      p.B = B;
+      const Plan made = plans(p, nullptr).front(), known = plan_of(p, nullptr);
+      p.T += 1;
+      const Plan later = plan_of(p, nullptr);
+      if (made.shape != known.shape || made.geometry.groups != known.geometry.groups ||
+          made.workspace() != known.workspace() || made.workspace() != later.workspace()) {
+        fail("a plan that was remembered is another one");
+      }
+    }
+  }
+  device::host.machine.processors = 4;
+}
+
 void check_upload() {
   for (const int64_t n : {1, 1000, 1001, 2500}) {
     std::vector<int64_t> numbers(n), found(n + 1, -1);
@@ -388,7 +413,7 @@ void check_upload() {
 
 // On 132 multiprocessors of 227 KiB.
 void print_table() {
-  device::host.machine = {132, 227 << 10, 16};
+  device::host.machine = {0, 132, 227 << 10, 16};
   const std::pair<const char*, Precision> precisions[] = {{"bfloat16", Precision::kBfloat16},
                                                           {"TF32", Precision::kTf32},
                                                           {"float32", Precision::kFloat32}};
@@ -430,6 +455,7 @@ int main(int count, char** arguments) {
   check_maps();
   check_rounding();
   check_choice();
+  check_memory_of_choices();
   check_upload();
   const int64_t sizes[][4] = {
       // T, B, H, multiprocessors
@@ -440,6 +466,8 @@ int main(int count, char** arguments) {
       {2, 21, 65, 5}, // over a block of k in every dtype; 3 tiles of 8 rows
       {2, 67, 17, 2}, // several chunks, the last of 1 or 3 rows
       {3, 3, 130, 9}, // nine members of 16 units
+      {9, 3, 40, 6},  // every phase of a barrier several times
+      {6, 1, 20, 3},
   };
   int cases = 0, ran = 0;
   for (const auto& [T, B, H, processors] : sizes) {
@@ -463,13 +491,6 @@ int main(int count, char** arguments) {
           }
         }
       }
-    }
-  }
-  // W_hh over what registers hold: the rest in shared memory.
-  for (const Kernel kernel : {Kernel::kCluster, Kernel::kGrid}) {
-    device::host.machine.processors = 2;
-    if (part % parts == 0) {
-      ran += check({2, 5, 330, Layout::kTime}, kFormats[kernel == Kernel::kGrid], kernel);
     }
   }
   std::printf("%d cuts of %d cases\n", ran, cases);

@@ -9,6 +9,7 @@ import functools
 import re
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import rule
@@ -21,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import rnnfast
 from rnnfast import _C, functional
-from rnnfast._ops import cuda, dispatch
+from rnnfast._ops import RNNDescriptor, cuda, dispatch
 from rnnfast.functional import _rnn
 
 CASES = [
@@ -126,6 +127,42 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
     assert seen == [(gradients, True)]
 
 
+def refuse_what_cudnn_refuses(monkeypatch):
+    """Let torch's RNN raise what cuDNN raises for tensors that are not contiguous."""
+    call = torch.rnn_tanh
+
+    def rnn_tanh(*arguments):
+        given = [t for a in arguments for t in (a if isinstance(a, list | tuple) else [a])]
+        for t in given:
+            if isinstance(t, torch.Tensor) and not t.is_contiguous():
+                raise RuntimeError(
+                    "view size is not compatible with input tensor's size and stride"
+                )
+        return call(*arguments)
+
+    monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
+    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+
+
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("memory", ["strided", "transposed", "expanded"])
+def test_torchs_path_gives_cudnn_what_it_takes(monkeypatch, layout, memory):
+    case = Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout, memory=memory)
+    expected = rule.run(rule.baseline, case, rule.make(case))
+    refuse_what_cudnn_refuses(monkeypatch)
+    found = rule.run(functional.rnn, case, rule.make(case))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_torchs_path_takes_tokens(monkeypatch):
+    """`rnnfast train` gives tokens and a table of which W_ih is a transposed view."""
+    refuse_what_cudnn_refuses(monkeypatch)
+    table = torch.randn(9, 6)
+    output, _ = functional.rnn(torch.randint(9, (4, 3)), None, [table.t(), torch.randn(6, 6)])
+    assert output.shape == (4, 3, 6)
+
+
 def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
     """cuDNN has no second derivatives. It is disabled for them and enabled again."""
     data = rule.make(Case(2, 3, 4, 5))
@@ -188,8 +225,129 @@ def test_wrong_arguments(on_cpu, wrong):
         functional.rnn(weights=weights, **arguments)
 
 
+@pytest.fixture
+def unset(monkeypatch):
+    """Undo what set_cuda_kernel, the environment and a failure decided, for one test."""
+    monkeypatch.setattr(cuda, "_kernel", "default")
+    monkeypatch.setattr(cuda, "_default", None)
+    monkeypatch.setattr(cuda, "_has_failed", False)
+    monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
+
+
+def pretend(monkeypatch, *capabilities):
+    """Let torch report CUDA devices of these compute capabilities, and the build its kernels."""
+    monkeypatch.setattr(cuda._C, "cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [([], None), ([(9, 0)], "auto"), ([(9, 0), (9, 0)], "auto"), ([(9, 0), (8, 0)], None)],
+)
+def test_kernel_by_default(unset, monkeypatch, capabilities, expected):
+    pretend(monkeypatch, *capabilities)
+    assert cuda.kernel() is None  # no device is on the list until the kernels have run on it
+    monkeypatch.setattr(cuda, "_default", None)
+    monkeypatch.setattr(cuda, "ON_BY_DEFAULT", ((9, 0),))
+    assert cuda.kernel() == expected
+    assert cuda.has_kernel(torch.bfloat16) == (expected is not None)
+    assert rnnfast.build_info()["cuda_kernel"] == expected
+
+
+@pytest.mark.parametrize("name", ["torch", "auto", "cluster", "grid", "step"])
+def test_kernel_from_the_environment(unset, monkeypatch, name):
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setenv("RNNFAST_CUDA_KERNEL", name)
+    assert cuda.kernel() == (None if name == "torch" else name)
+    rnnfast.set_cuda_kernel(None)
+    assert cuda.kernel() is None
+
+
+def test_unknown_kernel_in_the_environment(unset, monkeypatch):
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "clusters")
+    with pytest.raises(ValueError, match="RNNFAST_CUDA_KERNEL must be None or one of auto"):
+        cuda.kernel()
+
+
+class Kernels:
+    """Stands in for the native module: runs are kept, and fail where the test says so."""
+
+    class CudaError(RuntimeError):
+        pass
+
+    cuda = True
+
+    def __init__(self, failing=()):
+        self.failing, self.ran = failing, []
+
+    def cuda_workspace(self, B, H, directions, backward, precision, force):
+        return 16
+
+    def cuda_run(self, T, B, H, backward, relu, precision, force, *_):
+        if force in self.failing:
+            raise self.CudaError("rnnfast CUDA cluster kernel: out of resources")
+        self.ran.append(force)
+
+    def cuda_prefers_torch(self, B, H, directions, precision):
+        return (B, H, directions, precision) == (256, 2048, 1, "float32")
+
+
+LAYOUT = SimpleNamespace(T=3, B=2, batch_first=False, starts=None)
+
+
+def run_on(monkeypatch, kernels, times=1):
+    monkeypatch.setattr(cuda, "_C", kernels)
+    monkeypatch.setattr(cuda._torch, "cuda_stream", lambda index: 0)
+    for _ in range(times):
+        cuda._run(LAYOUT, 5, False, False, "float32", [None], torch.device("cpu"))
+
+
+def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
+    """There is one warning with the reason; the call is finished, and later calls are torch's."""
+    kernels = Kernels(failing=[None])
+    monkeypatch.setattr(cuda, "_kernel", "auto")
+    with pytest.warns(RuntimeWarning, match="out of resources") as warned:
+        run_on(monkeypatch, kernels, times=3)
+    assert len(warned) == 1 and kernels.ran == ["step"] * 3
+    assert not cuda.has_kernel(torch.float32)
+
+
+@pytest.mark.parametrize("failing", [["cluster"], [None, "step"]])
+def test_an_error_that_nothing_helps_against(unset, monkeypatch, failing):
+    monkeypatch.setattr(cuda, "_kernel", failing[0] or "auto")
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="out of resources"):
+        warnings.simplefilter("ignore")
+        run_on(monkeypatch, Kernels(failing))
+
+
+def test_torchs_path_where_it_is_faster(unset, monkeypatch):
+    """Not for ReLU, which cuDNN computes differently, for tokens, or if a kernel is forced."""
+    monkeypatch.setattr(cuda, "_C", Kernels())
+    options = {"num_layers": 1, "directions": 1, "batch_first": False, "bias": False}
+    tanh = RNNDescriptor(nonlinearity="tanh", **options)
+    relu = RNNDescriptor(nonlinearity="relu", **options)
+    weights = [torch.empty(2048, 1), torch.empty(2048, 2048)]
+    x = torch.empty(2, 256, 1)
+    for kernel, descriptor, given, expected in (
+        ("auto", tanh, x, True),
+        ("auto", tanh, x[:, :3], False),
+        ("auto", relu, x, False),
+        ("auto", tanh, torch.zeros(2, 256, dtype=torch.int64), False),
+        ("grid", tanh, x, False),
+    ):
+        monkeypatch.setattr(cuda, "_kernel", kernel)
+        assert cuda.is_torch_faster(given, weights, None, descriptor) == expected
+    monkeypatch.setattr(cuda, "_kernel", "auto")
+    sizes = torch.tensor([256, 3])
+    assert cuda.is_torch_faster(torch.empty(259, 1), weights, sizes, tanh)
+
+
 def test_set_cuda_kernel():
-    assert "cuda" not in rnnfast.build_info()["kernels"]
+    if not torch.cuda.is_available():
+        assert "cuda" not in rnnfast.build_info()["kernels"]
     with pytest.raises(ValueError, match="cluster"):
         rnnfast.set_cuda_kernel("clusters")
     if not _C.cuda:

@@ -1,0 +1,218 @@
+// The kernels that keep W_hh on the chip for the whole sequence: one loop over the time steps, for
+// every product (product.h) and every exchange of the state (exchange.h).
+//
+// A step is a chain of latencies, so the loop holds nothing that can be decided before it. Pointers
+// are kept and advanced; inputs are asked for kAhead steps before they are used; what lies outside
+// of the problem is masked by predicates of loads and stores.
+//   A row that is not active in a step of a packed batch hands on what it has. So the last state of
+// every row is there after the last step, h_n of the forward; and one product more gives
+// W_hh^T dpre of every row, dh0 of the backward.
+#pragma once
+
+#include <type_traits>
+
+#include "exchange.h"
+
+namespace rnnfast::cuda {
+
+// Calls f with 0, 1, ..., N - 1 as constants.
+template <int I> struct Constant {
+  RNNFAST_DEVICE constexpr operator int() const { return I; }
+};
+template <int N, class F> RNNFAST_DEVICE void unrolled(const F& f) {
+  if constexpr (N > 0) {
+    unrolled<N - 1>(f);
+    f(Constant<N - 1>());
+  }
+}
+
+// Where a thread's first cell is in a sequence: in the next computed step, which the host has made
+// the first in memory; or, of a packed batch, in the row that is the first of all. `step`: from
+// there to the next step, or row. `hop`: to the thread's next cell.
+template <class T> struct Walk {
+  T* at;
+  int64_t step, hop;
+
+  RNNFAST_DEVICE void advance() {
+    at += step;
+    device::keep(at);
+  }
+};
+
+template <class P, template <class> class Exchange, bool kBackward, bool kPacked>
+__global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Call call) {
+  if constexpr (!Exchange<P>::kAvailable) {
+    return; // never launched on such a device
+  }
+  using E = typename P::E;
+  using Stored = typename E::Stored;
+  using Sum = typename E::Sum;
+  using In = std::conditional_t<kBackward, Stored, Sum>;
+  constexpr int kCells = P::kCells, kUnits = P::kUnits, kAhead = P::kAhead;
+  const Geometry& g = call.geometry;
+  const Place place(call);
+  const Direction& d = call.direction[place.direction];
+  const Steps steps = call.steps(place.direction);
+  const int T = call.T, H = g.H, rows = g.local_rows(call.B, place.group);
+  const bool relu = call.relu;
+
+  uint4* const memory = device::shared_memory();
+  P product(g, call.weights + place.direction * g.weight_words() + place.member * g.member_words(),
+            rows, min(g.units, H - place.member * g.units), memory);
+  Exchange<P> exchange(call, place, rows, product, memory + P::kSharedWords);
+
+  // Cell j is row[j] of the batch, or the largest number where there is no such row; its unit e is
+  // one of H if inside[e]. If both hold, limit[j][e] is T, and 0 otherwise.
+  const int unit = place.member * g.units + product.unit();
+  int row[kCells], limit[kCells][kUnits];
+  bool inside[kUnits];
+  Sum last[kCells][kUnits];  // what was published last
+  Sum extra[kCells][kUnits]; // backward: dh_n, which is added in a row's first step
+  Sum bias[kUnits];
+#pragma unroll
+  for (int e = 0; e < kUnits; ++e) {
+    inside[e] = unit + e < H;
+    const auto add = [&](const void* b) {
+      return b != nullptr && inside[e] ? E::load(static_cast<const Stored*>(b)[unit + e]) : Sum(0);
+    };
+    bias[e] = add(d.b_ih) + add(d.b_hh);
+#pragma unroll
+    for (int j = 0; j < kCells; ++j) {
+      const bool exists = product.row(j) < rows;
+      row[j] = exists ? int(g.batch_row(product.row(j), place.group)) : INT32_MAX;
+      limit[j][e] = exists && inside[e] ? T : 0;
+      const Stored* const begin = static_cast<const Stored*>(d.begin);
+      const Sum value = limit[j][e] > 0 && begin != nullptr
+                            ? E::load(begin[int64_t(row[j]) * H + unit + e])
+                            : Sum(0);
+      last[j][e] = kBackward ? Sum(0) : value;
+      extra[j][e] = kBackward ? value : Sum(0);
+    }
+  }
+  const auto walk = [&](auto* data, const auto& sequence) {
+    const int64_t first = g.batch_row(product.row(0), place.group);
+    const int64_t hop = g.batch_row(product.row(1), place.group) - first;
+    return Walk<std::remove_pointer_t<decltype(data)>>{data + first * sequence.row + unit,
+                                                       kPacked ? sequence.row : sequence.step,
+                                                       hop * sequence.row};
+  };
+  Walk<const In> in = walk(static_cast<const In*>(d.in.data), d.in);
+  Walk<const Stored> h = walk(static_cast<const Stored*>(d.h.data), d.h);
+  Walk<Stored> out = walk(static_cast<Stored*>(d.out.data), d.out);
+
+  In ins[kAhead][kCells][kUnits];
+  Stored hs[kAhead][kCells][kUnits];
+  Step packed[kAhead], later{0, 0}; // the steps of the slots, and the one after those
+  const auto fetch = [&](auto slot, int i, const Step& at) {
+#pragma unroll
+    for (int j = 0; j < kCells; ++j) {
+#pragma unroll
+      for (int e = 0; e < kUnits; ++e) {
+        const bool active = kPacked ? inside[e] && row[j] < at.rows : i < limit[j][e];
+        const int64_t offset = (kPacked ? at.start * in.step : 0) + j * in.hop + e;
+        ins[slot][j][e] = active ? in.at[offset] : In(0);
+        if constexpr (kBackward) {
+          hs[slot][j][e] =
+              active ? h.at[(kPacked ? at.start * h.step : 0) + j * h.hop + e] : Stored(0);
+        }
+      }
+    }
+    if constexpr (!kPacked) {
+      in.advance();
+      if constexpr (kBackward) {
+        h.advance();
+      }
+    }
+  };
+  unrolled<kAhead>([&](auto slot) {
+    packed[slot] = kPacked ? steps.at(slot) : Step{0, 0};
+    fetch(slot, slot, packed[slot]);
+  });
+  later = kPacked ? steps.at(kAhead) : Step{0, 0};
+
+  const auto step = [&](auto slot, int i) {
+    product.multiply(exchange.state(i));
+    if constexpr (P::kThroughShared || Exchange<P>::kReadApart) {
+      device::sync_block();
+    }
+    exchange.read(i);
+    Words<P> words[kCells];
+#pragma unroll
+    for (int j = 0; j < kCells; ++j) {
+      const bool active = !kPacked || row[j] < packed[slot].rows;
+      Sum y[kUnits];
+      product.sum(j, y);
+#pragma unroll
+      for (int e = 0; e < kUnits; ++e) {
+        if constexpr (!kBackward) {
+          y[e] += ins[slot][j][e] + bias[e];
+          y[e] = device::select(relu, device::relu(y[e]), E::tanh(y[e]));
+        } else {
+          y[e] += E::load(ins[slot][j][e]) + extra[j][e];
+          const Sum h = E::load(hs[slot][j][e]);
+          y[e] = device::select(relu, h > 0 ? y[e] : Sum(0), y[e] * (1 - h * h));
+          extra[j][e] = active ? Sum(0) : extra[j][e];
+        }
+        y[e] = active ? y[e] : last[j][e];
+        // Units beyond H stay zero, or an infinity of a row would become NaN there and spread.
+        last[j][e] = y[e] = unit + e < H ? y[e] : Sum(0);
+      }
+      E::operands(y, words[j].word);
+      exchange.publish(i, j, product, words[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kCells; ++j) {
+#pragma unroll
+      for (int e = 0; e < kUnits; ++e) {
+        const bool active = kPacked ? inside[e] && row[j] < packed[slot].rows : limit[j][e] > 0;
+        if (active && product.owns()) {
+          out.at[(kPacked ? packed[slot].start * out.step : 0) + j * out.hop + e] =
+              E::stored(last[j][e], words[j].word, e);
+        }
+      }
+    }
+    if constexpr (!kPacked) {
+      out.advance();
+    }
+    fetch(slot, i + kAhead, later);
+    if constexpr (kPacked) {
+      packed[slot] = later;
+      later = steps.at(i + kAhead + 1);
+    }
+    exchange.wait(i);
+  };
+  const int rounds = T / kAhead;
+#pragma unroll 1
+  for (int round = 0; round < rounds; ++round) {
+    unrolled<kAhead>([&](auto slot) { step(slot, round * kAhead + slot); });
+  }
+  unrolled<kAhead - 1>([&](auto slot) {
+    if (rounds * kAhead + slot < T) {
+      step(slot, rounds * kAhead + slot);
+    }
+  });
+
+  if (d.end != nullptr) {
+    if constexpr (kBackward) {
+      product.multiply(exchange.state(T));
+      if constexpr (P::kThroughShared) {
+        device::sync_block();
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kCells; ++j) {
+      Sum value[kUnits];
+      product.sum(j, value);
+#pragma unroll
+      for (int e = 0; e < kUnits; ++e) {
+        if (product.owns() && limit[j][e] > 0) {
+          static_cast<Stored*>(d.end)[int64_t(row[j]) * H + unit + e] =
+              E::store(kBackward ? value[e] : last[j][e]);
+        }
+      }
+    }
+  }
+  exchange.finish();
+}
+
+} // namespace rnnfast::cuda

@@ -1,0 +1,239 @@
+// The kernel of a single step, for any size and dtype: W_hh and the state are read where they lie,
+// in device memory, and the end of the launch is the barrier.
+#pragma once
+
+#include "call.h"
+
+namespace rnnfast::cuda {
+
+// Sums of products of a warp: MT times 16 hidden units by N times kColumns batch rows.
+template <class E, int MT, int N> class Sums {
+  using Sum = typename E::Sum;
+
+public:
+  RNNFAST_DEVICE void add(const Weights (&w)[MT], const uint4 (&h)[N]) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if constexpr (E::kMatrix) {
+          const uint4 &low = w[m].low, &high = w[m].high;
+          E::mma(c_[0][m][n], low.x, high.x, low.y, high.y, h[n].x, h[n].y);
+          E::mma(c_[kChains - 1][m][n], low.z, high.z, low.w, high.w, h[n].z, h[n].w);
+        } else {
+          c_[0][m][n][0] = E::dot(c_[0][m][n][0], w[m].low, h[n]);
+          c_[0][m][n][1] = E::dot(c_[0][m][n][1], w[m].high, h[n]);
+        }
+      }
+    }
+  }
+
+  // To a matrix of batch rows by hidden units, whose rows are `stride` apart.
+  RNNFAST_DEVICE void store(Sum* to, int stride, int lane) const {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      if constexpr (E::kMatrix) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const Sum sum =
+                kChains == 1 ? c_[0][m][n][i] : c_[0][m][n][i] + c_[kChains - 1][m][n][i];
+            to[(n * 8 + 2 * t + i % 2) * stride + m * 16 + g + i / 2 * 8] = sum;
+          }
+        }
+      } else {
+        // Each lane of a g has the sum over its own k.
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int unit = m * 16 + g + i * 8;
+          if constexpr (N == 1) {
+            Sum sum = c_[0][m][0][i];
+            sum += device::shuffle_xor(sum, 1);
+            sum += device::shuffle_xor(sum, 2);
+            if (t == 0) {
+              to[unit] = sum;
+            }
+          } else { // lane t takes batch row t
+            static_assert(N == 4);
+            const bool upper = (t & 2) != 0, odd = (t & 1) != 0;
+            Sum half[2];
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+              const Sum kept = upper ? c_[0][m][n + 2][i] : c_[0][m][n][i];
+              const Sum given = upper ? c_[0][m][n][i] : c_[0][m][n + 2][i];
+              half[n] = kept + device::shuffle_xor(given, 2);
+            }
+            const Sum kept = odd ? half[1] : half[0], given = odd ? half[0] : half[1];
+            to[t * stride + unit] = kept + device::shuffle_xor(given, 1);
+          }
+        }
+      }
+    }
+  }
+
+private:
+  // Matrix instructions that add to the same sum wait for one another, so that few of them are
+  // better spread over two.
+  static constexpr int kChains = E::kMatrix && N == 1 ? 2 : 1;
+  Sum c_[kChains][MT][N][E::kMatrix ? 4 : 2] = {};
+};
+
+// What a thread finishes at a time: pairs of units, of several rows. 32 units a warp.
+constexpr int kPairs = 4, kTiles = 2;
+
+// Read at once.
+template <class E> struct alignas(2 * sizeof(typename E::Sum)) TwoSums {
+  typename E::Sum first, second;
+};
+
+// The product of a warp's part of W_hh with N * kColumns<E> rows of the state, to `to`. `h`: the
+// first row, at the warp's first block of k.
+template <class E, int N>
+RNNFAST_DEVICE void multiply(const uint4* weights, int tile_stride, int blocks, const uint4* h,
+                             int stride, typename E::Sum* to, int sum_stride, int lane) {
+  Sums<E, kTiles, N> sums;
+  h += (E::kMatrix ? lane / 4 * stride : 0) + lane % 4;
+#pragma unroll 4
+  for (int k = 0; k < blocks; ++k) {
+    Weights w[kTiles];
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      w[m].low = weights[m * tile_stride + k * 64];
+      w[m].high = weights[m * tile_stride + k * 64 + 32];
+    }
+    uint4 rows[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      rows[n] = h[n * kColumns<E> * stride + k * 4];
+    }
+    sums.add(w, rows);
+  }
+  sums.store(to, sum_stride, lane);
+}
+
+// Step call.first.
+template <class E>
+__global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call call) {
+  using Stored = typename E::Stored;
+  using Sum = typename E::Sum;
+  const Geometry& g = call.geometry;
+  const Place place(call);
+  const Direction& d = call.direction[place.direction];
+  const Steps steps = call.steps(place.direction);
+  const int thread = device::thread(), lane = thread % 32, warp = device::warp();
+  const int warp_m = warp % g.warps_m, warp_k = warp / g.warps_m;
+  const int i = call.first;
+
+  Sum* const sums = reinterpret_cast<Sum*>(device::shared_memory());
+  const int sums_of_warp = padded(g.chunk, kColumns<E>) * g.sum_stride();
+  // A thread finishes the same two units of several rows.
+  const int pairs = g.units / 2, rows_at_once = kThreads / pairs;
+  const int first_row = thread / pairs, unit = place.member * g.units + thread % pairs * 2;
+  const bool finishes = first_row < rows_at_once && unit < g.H;
+  Sum bias[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const auto add = [&](const void* b) {
+      return b != nullptr && unit + e < g.H ? E::load(static_cast<const Stored*>(b)[unit + e])
+                                            : Sum(0);
+    };
+    bias[e] = add(d.b_ih) + add(d.b_hh);
+  }
+
+  const int first_block = warp_k * g.warp_blocks;
+  const int blocks = min(g.warp_blocks, g.blocks - first_block);
+  const int tile_stride = g.blocks * (kPartBytes / 16);
+  const uint4* const weights =
+      call.weights + place.direction * g.weight_words() +
+      (place.member * (g.units / 16) + warp_m * kTiles) * int64_t(tile_stride) +
+      first_block * (kPartBytes / 16) + lane;
+  const int stride = g.row_words();
+  const uint4* const state = call.states + (place.team * 2 + i % 2) * g.state_words();
+  uint4* const written = call.states + (place.team * 2 + (i + 1) % 2) * g.state_words();
+
+  // With the rows of this group.
+  const auto rows_at = [&](int i) { return g.local_rows(steps.at(i).rows, place.group); };
+  const int rows_before = rows_at(i - 1), rows_next = rows_at(i + 1);
+  const Step now{steps.at(i).start, rows_at(i)};
+  // Back through time, rows that were there a step ago and no longer are have only dh0 to come.
+  const int rows = call.backward && d.end != nullptr ? max(now.rows, rows_before) : now.rows;
+  for (int first = 0; first < rows; first += g.chunk) {
+    const int count = min(g.chunk, rows - first);
+    if (warp_k < g.warps_k) {
+      constexpr int kOne = kColumns<E>, kMany = 4 * kOne;
+      Sum* to = sums + warp_k * sums_of_warp + warp_m * kTiles * 16;
+      const uint4* from = state + int64_t(first) * stride + first_block * 4;
+      for (int left = count; left > 0;) {
+        const bool wide = E::kMatrix ? left > kMany / 2 : left >= kMany;
+        if (wide) {
+          multiply<E, 4>(weights, tile_stride, blocks, from, stride, to, g.sum_stride(), lane);
+        } else {
+          multiply<E, 1>(weights, tile_stride, blocks, from, stride, to, g.sum_stride(), lane);
+        }
+        const int rows_done = wide ? kMany : kOne;
+        left -= rows_done;
+        from += rows_done * stride;
+        to += rows_done * g.sum_stride();
+      }
+    }
+    device::sync_block();
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int in_chunk = first_row + p * rows_at_once, row = first + in_chunk;
+      if (!finishes || in_chunk >= count) {
+        continue;
+      }
+      const int64_t b = g.batch_row(row, place.group);
+      const Sum* partial = sums + in_chunk * g.sum_stride() + thread % pairs * 2;
+      Sum values[2] = {0, 0};
+      for (int w = 0; w < g.warps_k; ++w, partial += sums_of_warp) {
+        const TwoSums<E> two = *reinterpret_cast<const TwoSums<E>*>(partial);
+        values[0] += two.first;
+        values[1] += two.second;
+      }
+      Pair<E> pair{};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (unit + e >= g.H) {
+          continue;
+        }
+        Sum value = values[e];
+        if (!call.backward) {
+          const Sum* const pre = static_cast<const Sum*>(d.in.data);
+          value += pre[steps.offset(d.in, now, b) + unit + e] + bias[e];
+          // Written so that NaN stays NaN.
+          value = !call.relu ? E::tanh(value) : value < 0 ? Sum(0) : value;
+        } else {
+          if (row >= rows_before) { // the row's first step: there is dh_n in place of a product
+            value = d.begin != nullptr
+                        ? E::load(static_cast<const Stored*>(d.begin)[b * g.H + unit + e])
+                        : Sum(0);
+          }
+          if (row < now.rows) {
+            const Stored* const dy = static_cast<const Stored*>(d.in.data);
+            const Sum y =
+                E::load(static_cast<const Stored*>(d.h.data)[steps.offset(d.h, now, b) + unit + e]);
+            value += dy != nullptr ? E::load(dy[steps.offset(d.in, now, b) + unit + e]) : Sum(0);
+            value = !call.relu ? value * (1 - y * y) : y > 0 ? value : Sum(0);
+          }
+        }
+        (e == 0 ? pair.first : pair.second) = E::operand(value);
+        if (row < now.rows) {
+          static_cast<Stored*>(d.out.data)[steps.offset(d.out, now, b) + unit + e] =
+              E::store(value);
+        }
+        if (d.end != nullptr && (call.backward ? row >= now.rows : row >= rows_next)) {
+          static_cast<Stored*>(d.end)[b * g.H + unit + e] = E::store(value);
+        }
+      }
+      if (row < now.rows) {
+        reinterpret_cast<Pair<E>*>(written + int64_t(row) * stride)[unit / 2] = pair;
+      }
+    }
+    device::sync_block(); // before the next chunk's sums
+  }
+}
+
+} // namespace rnnfast::cuda
