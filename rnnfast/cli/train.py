@@ -18,7 +18,6 @@ from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
-from ..lm.training.report import report as report_of
 from .options import (
     TEXTS,
     add_command,
@@ -74,7 +73,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
             )
         )
         return 128 + interrupted.signum
-    report = report_of(trainer)
+    report = lm.report(trainer)
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))

@@ -1,5 +1,6 @@
 """Text to numbers: corpus, vocabulary and batches."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -34,6 +35,15 @@ def test_fingerprint_tells_splits_apart():
     a = lm.Corpus("ab", "c").fingerprint()
     assert a == lm.Corpus("ab", "c", None, {"data": "elsewhere"}).fingerprint()
     assert len({a, lm.Corpus("a", "bc").fingerprint(), lm.Corpus("ab", "", "c").fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("text", ["", "h\u00e9\u00df\u20ac\ud800\U0001d11e" * 100_000])
+def test_fingerprint_is_the_digest_of_sizes_and_texts(text):
+    wanted = hashlib.sha256()
+    for part in (text, "v", ""):
+        part = part.encode("utf-8", "surrogatepass")
+        wanted.update(len(part).to_bytes(8, "little") + part)
+    assert lm.Corpus(text, "v").fingerprint() == wanted.hexdigest()
 
 
 # ---- vocabulary

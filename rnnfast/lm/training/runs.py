@@ -40,7 +40,8 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
             if the run cannot be prepared.
 
     Returns:
-        A `Trainer`, whose method `run` trains the model.
+        A `Trainer`, whose method `run` trains the model. `lm.report(trainer)` then returns the
+        figures of the run.
 
     Raises:
         UserError: The device is not available, a text is too short, or a package is missing.
@@ -83,7 +84,8 @@ def resume(
         finished: Return also a run whose budget is used up.
 
     Returns:
-        A `Trainer`, whose method `run` goes on from the last checkpoint.
+        A `Trainer`, whose method `run` goes on from the last checkpoint. `lm.report(trainer)` then
+        returns the figures of the run.
 
     Raises:
         UserError: The folder has no run, the run is finished, a setting or the text is not that of
