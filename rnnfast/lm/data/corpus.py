@@ -89,12 +89,17 @@ def split(text: str | Text, source: dict | None = None) -> Corpus:
         text: The text.
         source: Where the text came from; see `Corpus`.
 
+    Raises:
+        UserError: The text is empty.
+
     Example:
         >>> from rnnfast import lm
         >>> corpus = lm.corpus.split("a1b2" * 100)
         >>> len(corpus.train), len(corpus.valid)
         (360, 40)
     """
+    if not len(text):
+        raise UserError("there is no text to split: give some text")
     cut = int(TRAIN_FRACTION * len(text))
     return Corpus(text[:cut], text[cut:], None, source or {})
 

@@ -44,9 +44,20 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         figures of the run.
 
     Raises:
-        UserError: The device is not available, a text is too short, or a package is missing.
+        UserError: The device is not available, a text is too short, a package is missing, or an
+            argument is of another type.
     """
     try:
+        if not isinstance(config, Config):
+            raise UserError(
+                "config must be a Config, as lm.Config.defaults(level) makes one, not "
+                f"{type(config).__name__}"
+            )
+        if not isinstance(corpus, Corpus):
+            raise UserError(
+                "corpus must be a Corpus, as lm.corpus.split(text) makes one, not "
+                f"{type(corpus).__name__}"
+            )
         set_up(config.device, config.threads)
         if config.tensorboard:
             board.check()
