@@ -34,7 +34,10 @@ def new_outputs(x, weights, batch_sizes, descriptor):
     """Return new tensors for the outputs of all layers, which may run at the same time, and h_n."""
     num_layers, directions, batch_first, *_ = descriptor
     like = weights[1]
-    H = like.shape[-1]
+    shape = like.shape
+    H = shape[-1]
+    if shape[0] != H:  # the kernels take H from here, and would blame weight_ih
+        raise RuntimeError(f"weight_hh must be (H, H), got {tuple(shape)}")
     rows = shape_of_rows(x, batch_sizes)
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
     shape = (*rows, directions * H)
