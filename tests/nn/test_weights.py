@@ -202,8 +202,8 @@ def _replace_by_none(weights):
 @pytest.mark.parametrize(
     "change, error, match",
     [
-        (list.pop, ValueError, "must be 4 tensors for each layer"),
-        (lambda weights: weights.append(weights[0]), ValueError, "must be 4 tensors for each"),
+        (list.pop, ValueError, "must have 4 tensors for each layer"),
+        (lambda weights: weights.append(weights[0]), ValueError, "must have 4 tensors for each"),
         (list.clear, IndexError, "out of range"),
         (_replace_by_none, TypeError, "weights must be tensors, got NoneType"),
     ],
