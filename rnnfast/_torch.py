@@ -303,3 +303,15 @@ def _lerp_each(tensors, ends, weight):
 
 # foreach_lerp_(tensors, ends, weight) moves each tensor in place towards its end by the weight.
 foreach_lerp_ = _private("_foreach_lerp_", _lerp_each)
+
+
+def has_readable_values(t):
+    """Return whether Python may look at the values of ``t``. A tracer would record the look."""
+    return (
+        type(t) is torch.Tensor
+        and t.numel() > 0
+        and not t.is_meta
+        and not is_dispatcher_observed()
+        and not is_in_transform()
+        and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

@@ -27,25 +27,13 @@ def _probability(name, p):
     return float(p)
 
 
-def _has_readable_values(t):
-    """Return whether Python may look at the values of ``t``. A tracer would record the look."""
-    return (
-        type(t) is torch.Tensor
-        and t.numel() > 0
-        and not t.is_meta
-        and not _torch.is_dispatcher_observed()
-        and not _torch.is_in_transform()
-        and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
-
-
 def _warn_of_one_hot_vectors(tokens, batch_first):
     """Warn if ``tokens``, with as many columns as inputs, look like the one-hot vectors (T, I).
 
     There may be rows of zeros at the end, as padding. Tokens hardly ever have exactly one 1 and
     otherwise zeros in each row.
     """
-    if not _has_readable_values(tokens) or tokens[0].sum() != 1:
+    if not _torch.has_readable_values(tokens) or tokens[0].sum() != 1:
         return
     ones = tokens.sum(1)
     if tokens.max() == 1 and bool((ones[1:] <= ones[:-1]).all()):
@@ -152,7 +140,7 @@ class FastRNN(nn.RNN):
         return weights
 
     def _is_single_step(self, input):
-        """Return whether ``input`` has one time step and should run on torch's operator.
+        """Return whether the tensor ``input`` has one time step and should run on torch's operator.
 
         A single step leaves nothing to fuse over time, and the kernel would pack its weights for
         one use. While the module is traced the answer is False, so that a graph has one operator
@@ -160,10 +148,9 @@ class FastRNN(nn.RNN):
         rule.
         """
         return (
-            not isinstance(input, PackedSequence)
-            and input.dim() in (2, 3)
+            input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
-            and not is_one_hot(input)
+            and input.is_floating_point()
             and not torch.compiler.is_compiling()
             and not _torch.is_in_transform()
         )
@@ -171,9 +158,12 @@ class FastRNN(nn.RNN):
     def _check_data(self, input, dtype, batch_sizes):
         """Check ``input`` as ``nn.RNN.check_input`` does, but without its list of weights."""
         if input.dtype != dtype and not _torch.is_any_autocast_enabled():
+            other = f"convert model: model.to({input.dtype})"
+            if not input.is_floating_point():
+                other = "tokens must be int64: call input.long()"
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). Convert "
-                f"input: input.to({dtype}), or convert model: model.to({input.dtype})"
+                f"input: input.to({dtype}), or {other}"
             )
         rank = 3 if batch_sizes is None else 2
         if input.dim() != rank:
@@ -186,6 +176,12 @@ class FastRNN(nn.RNN):
 
     def forward(self, input, hx=None, lengths=None):
         """Return ``(output, h_n)``; the class describes the arguments."""
+        packed = not isinstance(input, torch.Tensor)
+        if packed and not isinstance(input, PackedSequence):
+            kind = type(input).__name__  # an AttributeError, as nn.RNN raises, that says more
+            raise AttributeError(f"input must be a tensor or PackedSequence, got {kind}")
+        if hx is not None and not isinstance(hx, torch.Tensor):
+            raise AttributeError(f"hx must be a tensor, got {type(hx).__name__}")
         if lengths is not None:
             lengths = self._check_lengths(input, lengths)
             # The shapes of a packed batch depend on the lengths, which a graph does not know.
@@ -193,11 +189,10 @@ class FastRNN(nn.RNN):
             in_graph = torch.compiler.is_exporting() or (self.zoneout and torch.jit.is_tracing())
             if not in_graph:
                 return self._forward_padded(input, hx, lengths)
-        if self._is_single_step(input) and not self._is_regularised():
+        if not packed and self._is_single_step(input) and not self._is_regularised():
             if hx is not None:
                 check_hx_dtype(hx, self._weights()[0].dtype)
             return super().forward(input, hx)
-        packed = isinstance(input, PackedSequence)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
             one_hot = is_one_hot(data)
@@ -218,7 +213,7 @@ class FastRNN(nn.RNN):
                 raise ValueError(
                     "RNN: Expected input to be 2D or 3D, or int64 tokens of 1D or 2D, got "
                     f"{data.dtype} of {data.dim()}D instead. Vectors must be floating-point, also "
-                    "one-hot vectors"
+                    "one-hot vectors. Tokens must be int64: call input.long()"
                 )
             if one_hot and rank == 3 and data.shape[1] == self.input_size:
                 _warn_of_one_hot_vectors(data, self.batch_first)
@@ -271,7 +266,10 @@ class FastRNN(nn.RNN):
         if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
             raise ValueError("lengths must be None unless input is a padded batch")
         if not isinstance(lengths, torch.Tensor):
-            lengths = torch.as_tensor(lengths, device="cpu")
+            try:
+                lengths = torch.as_tensor(lengths, device="cpu")
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(f"lengths must be integers (B,), got {lengths!r}") from None
         B = input.shape[0 if self.batch_first else 1]
         if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
             raise ValueError(

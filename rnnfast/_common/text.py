@@ -203,6 +203,11 @@ def is_pipe(path: str | Path) -> bool:
     return str(path) == STDIN or Path(path).is_fifo()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 token" or "1,200 tokens"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def utf8(text: str) -> bytes:
     """Return a text as UTF-8. A lone surrogate, which is not a character, gets three bytes."""
     return text.encode("utf-8", "surrogatepass")

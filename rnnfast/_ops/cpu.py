@@ -36,6 +36,8 @@ def new_outputs(x, weights, batch_sizes, descriptor):
     rows = shape_of_rows(x, batch_sizes)
     like = weights[1]
     H = like.shape[-1]
+    if like.shape[0] != H:  # the kernels take H from here, and would blame weight_ih
+        raise RuntimeError(f"weight_hh must be (H, H), got {tuple(like.shape)}")
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
     shape = (*rows, directions * H)
     outs = [_C.empty(shape, like) for _ in range(num_layers)]

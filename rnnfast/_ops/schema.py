@@ -125,7 +125,10 @@ def shape_of_rows(x, batch_sizes):
     rows = x.shape if is_one_hot(x) else x.shape[:-1]
     if len(rows) != (2 if batch_sizes is None else 1):
         wanted = "(T, B, I), or int64 (T, B)" if batch_sizes is None else "(N, I), or int64 (N)"
-        raise RuntimeError(f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}")
+        message = f"input must be {wanted}, got {x.dtype} {tuple(x.shape)}"
+        if not is_one_hot(x) and not x.is_floating_point():
+            message += ": tokens must be int64: call input.long()"
+        raise RuntimeError(message)
     return rows
 
 

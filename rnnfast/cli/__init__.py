@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         # A terminal that cannot show a character of the text must not end the program.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(argv)
+    args, rest = parser().parse_known_args(argv)
+    if rest:  # argparse itself would show the usage of rnnfast, not that of the command
+        args.refuse(f"unrecognized arguments: {' '.join(rest)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", DataWarning)
@@ -75,7 +77,8 @@ def _shower(others: Callable) -> Callable:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands. It sets `run`, the function of the command."""
+    """Return the parser of all commands. It sets `run`, the function of the command,
+    and `refuse`, which shows an error in its usage."""
     top = argparse.ArgumentParser(
         prog="rnnfast",
         description="Train, evaluate and use RNN and n-gram language models, sequence classifiers "

@@ -21,6 +21,7 @@ from .options import (
     add_setting,
     add_text_options,
     plot_path,
+    warn_without_effect,
 )
 from .output import Output
 from .train import TrainingProgress, model_name
@@ -43,6 +44,7 @@ def compare(args: argparse.Namespace, output: Output) -> int:
             trainer.run(progress.step, progress.validation)
 
     corpus = lm.corpus.read(None, args.train, args.valid, args.test, args.vocab)
+    warn_without_effect(args, args.level or lm.Config.defaults().level)
     try:
         models = lm.compare(corpus, settings, args.out, run)
     except lm.Interrupted as interrupted:
@@ -132,8 +134,8 @@ def join(args: argparse.Namespace, output: Output) -> int:
 def register(commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = (
-        "Train n-grams, a window, an RNN and an LSTM on one text, mix them, and print a table of "
-        "their perplexities and costs."
+        "Train n-grams, a window, an RNN and an LSTM on one text, mix all except the LSTM, and "
+        "print a table of their perplexities and costs."
     )
     sub = add_command(commands, "compare", compare, about, epilog=TEXTS)
     add_option(sub, "train", str, "Text to train on", "TEXT", required=True)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from .. import lm
 from .._common.files import check_writable
-from .._common.text import compressed, parts
+from .._common.text import compressed, counted, parts
 from ..lm.data.vocabulary import LEVELS
 from .options import (
     MAX_VOCAB,
@@ -55,7 +55,7 @@ def ngram(args: argparse.Namespace, output: Output) -> int:
         "seconds": seconds,
     }
     sizes = ", ".join(f"{count:,} {n}-grams" for n, count in enumerate(ngrams, 1))
-    output.text.print(f"{len(ids):,} tokens: {sizes}, in {seconds:.2f} s")
+    output.text.print(f"{counted(len(ids), 'token')}: {sizes}, in {seconds:.2f} s")
     if whole is not None:
         line = "test: {test_tokens:,} tokens, {oov:,} of them <unk>; perplexity {perplexity:.6g}"
         if report["perplexity_without_oov"] is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import lm
-from ..lm.data.vocabulary import LEVELS
+from .._common.errors import DataWarning
+from ..lm.data.vocabulary import BPE, LEVELS, WORD
 from .output import Output
 
 TEXTS = (
@@ -33,6 +35,9 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add a command, with the options that every command has, and return its parser.
 
+    The parsed arguments have `run`, and `refuse`, which ends the program with the usage of the
+    command and a message.
+
     Args:
         commands: what `ArgumentParser.add_subparsers` returned.
         name: the command.
@@ -45,7 +50,7 @@ def add_command(
     sub = commands.add_parser(
         name, help=about, description=about, epilog=epilog, allow_abbrev=False
     )
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, refuse=sub.error)
     sub.add_argument(
         "--json", metavar="PATH", help="Write the result as JSON; - for standard output"
     )
@@ -129,6 +134,15 @@ def add_text_options(group) -> None:
     add_setting(group, "min_count", int, MIN_COUNT)
     add_setting(group, "max_vocab", int, MAX_VOCAB, also="--vocab-size")
     add_vocab_option(group)
+
+
+def warn_without_effect(args: argparse.Namespace, level: str) -> None:
+    """Warn of options of `add_text_options` that were given and have no effect at this level."""
+    for name, levels in (("min_count", (WORD,)), ("max_vocab", (WORD, BPE))):
+        if getattr(args, name) is not None and level not in levels:
+            option = name.replace("_", "-")
+            message = f"--{option} has no effect at level {level}, only at {' and '.join(levels)}"
+            warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def add_vocab_option(group) -> None:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
-from .._common.text import lines, standard_input
+from .._common.text import counted, lines, standard_input
 from .options import MODEL, TEXTS, add_command, add_flag, add_option
 from .output import Output, printable
 
@@ -30,10 +30,10 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
     """Measure the cross-entropy of one model, or of a mixture, on a text."""
     models = [_load(args, path) for path in args.model]
     names = args.model + ["cache"] * args.cache
-    if (len(names) > 1) != bool(args.tune):
-        raise lm.UserError(
-            "--tune TEXT is for a mixture, which needs it: give a text that is not used otherwise"
-        )
+    if len(names) > 1 and not args.tune:
+        raise lm.UserError("a mixture needs --tune TEXT: give a text that is not used otherwise")
+    if args.tune and len(names) == 1:
+        raise lm.UserError("--tune TEXT is for a mixture: give more models or --cache, or omit it")
     text = lm.read_text(args.data)
     with progress.bar(output.progress, "{task.completed:,.0f} tokens") as bar:
         task = bar.add_task("eval", total=None)
@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
             mixture = lm.Mixture(models, np.ones(1), lr=args.dynamic)
         *each, whole = mixture.evaluate(text, on_chunk)
     output.text.print(
-        f"{whole.tokens:,} tokens: cross-entropy {whole.loss:.4f} nats, perplexity "
+        f"{counted(whole.tokens, 'token')}: cross-entropy {whole.loss:.4f} nats, perplexity "
         f"{whole.perplexity:.3f}, {whole.bits_per_token:.4f} bits per token"
     )
     if whole.zeroprobs:
@@ -69,7 +69,8 @@ def evaluate(args: argparse.Namespace, output: Output) -> int:
 
 def zeroprobs_line(result: lm.Evaluation) -> str:
     """Return the line about the tokens of probability zero, of which there is at least one."""
-    line = f"{result.zeroprobs:,} of {result.tokens:,} tokens have probability zero"
+    has = "has" if result.tokens == 1 else "have"
+    line = f"{result.zeroprobs:,} of {counted(result.tokens, 'token')} {has} probability zero"
     without = result.perplexity_without_zeroprobs
     return line if without is None else f"{line}; perplexity {without:.6g} without them"
 
@@ -112,7 +113,7 @@ def score(args: argparse.Namespace, output: Output) -> int:
     if bool(args.sentences) == bool(args.data):
         raise lm.UserError("give sentences, or --data TEXT with a sentence on each line")
     if args.best is not None and args.best < 1:
-        raise lm.UserError(f"best must be at least 1, not {args.best}")
+        raise lm.UserError(f"--best must be at least 1, not {args.best}")
     model = _load(args, args.model)
     if args.data:
         output.json_lines(_scores_of_lines(args, model, output))
@@ -122,15 +123,15 @@ def score(args: argparse.Namespace, output: Output) -> int:
     results = results[: args.best]
     for result in results:
         table = Table(title=escape(result.text), title_justify="left", show_footer=True)
-        table.add_column("token", f"{len(result.tokens)} tokens")
+        table.add_column("token", counted(len(result.tokens), "token"))
         table.add_column("log p", f"{result.logprob:.4f}", justify="right")
         for token, logprob in result.tokens:
             table.add_row(escape(printable(token)), f"{logprob:.4f}")
         output.text.print(table)
         whole = lm.Evaluation.of(np.array([p for _, p in result.tokens]), model.log_zero)
         output.text.print(
-            f"per token {-whole.loss:.4f} nats, {whole.bits_per_token:.4f} bits, "
-            f"perplexity {whole.perplexity:.3f}"
+            f"cross-entropy {whole.loss:.4f} nats, perplexity {whole.perplexity:.3f}, "
+            f"{whole.bits_per_token:.4f} bits per token"
         )
         if whole.zeroprobs:
             output.text.print(zeroprobs_line(whole))

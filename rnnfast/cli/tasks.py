@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from .._common.errors import UserError
 from .._common.runtime import set_up
+from .._common.text import counted
 from ..tasks import SequenceClassifier, SequenceTagger
 from ..tasks.base import SequenceEstimator
 from ..tasks.data import read_columns, read_labelled, read_tagged, read_texts
@@ -91,7 +92,7 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         seconds = time.monotonic() - began
         report |= {"sequences": len(X), "seconds": seconds, "history": estimator.history_}
         report |= _coverage(estimator, output)
-        output.text.print(f"{len(X):,} sequences, {seconds:.1f} s of training")
+        output.text.print(f"{counted(len(X), 'sequence')}, {seconds:.1f} s of training")
         if folder is not None:
             estimator.save(folder)
             output.text.print(escape(f"saved in {args.out}"))
@@ -101,7 +102,7 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         scores = estimator.scores(*test)
         report |= {"metric": metric, "test_score": scores[metric], "test_scores": scores}
         others = "".join(f", {name} {scores[name]:.4f}" for name in scores if name != metric)
-        text = f"test: {metric} {scores[metric]:.4f} ({len(test[0]):,} sequences){others}"
+        text = f"test: {metric} {scores[metric]:.4f} ({counted(len(test[0]), 'sequence')}){others}"
         output.text.print(text)
     if unlabelled is not None:
         predict = _predict_tags if cls is SequenceTagger else _predict_classes

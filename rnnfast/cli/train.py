@@ -12,13 +12,13 @@ from rich.table import Table
 from .. import lm
 from .._common import progress
 from .._common.runtime import rank
+from .._common.text import counted
 from ..embeddings import Vectors
 from ..embeddings.vectors import Coverage
 from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
-from ..lm.training.report import report as report_of
 from .options import (
     TEXTS,
     add_command,
@@ -26,6 +26,7 @@ from .options import (
     add_out_options,
     add_setting,
     add_text_options,
+    warn_without_effect,
 )
 from .output import Output
 
@@ -55,8 +56,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     config, folder = trainer.config, trainer.folder
     unit = UNITS[config.level]
     about = (
-        f"{len(trainer.train):,} {unit}s to train on, {len(trainer.valid):,} to validate; "
-        f"{len(trainer.vocab):,} symbols\n"
+        f"{counted(len(trainer.train), unit)} to train on, {len(trainer.valid):,} to validate; "
+        f"{counted(len(trainer.vocab), 'symbol')}\n"
         f"{_kind(config)}, {config.nlayers} x {config.nhid} units, "
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
@@ -74,7 +75,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
             )
         )
         return 128 + interrupted.signum
-    report = report_of(trainer)
+    report = lm.report(trainer)
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
@@ -120,10 +121,11 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     if args.embeddings:
-        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "emsize")
+        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "--emsize")
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:
+        warn_without_effect(args, config.level)
         folder = RunFolder(args.out, args.overwrite) if args.out else RunFolder.fresh()
     trainer = lm.prepare(config, corpus, folder)
     if not args.embeddings:
@@ -280,7 +282,13 @@ def _add_training(group) -> None:
     add_setting(group, "bf16", None, "Train with autocast to bfloat16", **flag)
     add_setting(group, "compile", None, "Compile the training step with torch.compile", **flag)
     shown = f"{DEFAULT_EPOCHS} with a text of yours"
-    add_setting(group, "epochs", int, "Passes over the text", shown=shown)
+    add_setting(
+        group,
+        "epochs",
+        int,
+        "Passes over the text; fewer if --max-seconds ends the run",
+        shown=shown,
+    )
     shown = f"{DEFAULT_SECONDS:g} on the built-in text"
     add_setting(group, "max_seconds", float, "Time budget in seconds", shown=shown)
     about = "Seed of the initial weights, of dropout and of the sample"

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .._common.errors import UserError
+from .._common.text import counted
 from ..nn import FastRNN
 from . import gradient_norms, jacobian_norms, spectral_radius
 
@@ -64,7 +65,8 @@ def flow(model: RecurrentModel, text: str, steps: int) -> dict:
     ids = model.vocab.encode_stream(text)
     if len(ids) <= steps:
         raise UserError(
-            f"the text has {len(ids)} tokens, too few to go {steps} steps back: give a longer text"
+            f"the text has {counted(len(ids), 'token')}, too few to go {steps} steps back: "
+            "give a longer text"
         )
     lanes = min(LANES, len(ids) - steps)
     starts = np.linspace(0, len(ids) - steps - 1, lanes).astype(int)

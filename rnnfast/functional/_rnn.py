@@ -63,8 +63,9 @@ def rnn(
     or once if it runs on cuDNN.
 
     Raises:
-        ValueError: the nonlinearity is unknown, there is no layer, or the number of weights does
-            not fit.
+        TypeError: ``input`` or ``hx`` is not a tensor.
+        ValueError: the nonlinearity is unknown, ``dropout`` is not in [0, 1], there is no layer, or
+            the number of weights does not fit.
         RuntimeError: sizes, dtypes or devices do not fit one another.
         IndexError: a token is not in [0, I).
 
@@ -78,6 +79,12 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be in [0, 1], got {dropout}")
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"input must be a tensor, got {type(input).__name__}")
+    if hx is not None and not isinstance(hx, torch.Tensor):
+        raise TypeError(f"hx must be a tensor, got {type(hx).__name__}")
     weights = list(weights)
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")

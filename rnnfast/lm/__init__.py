@@ -24,6 +24,7 @@ from .neural.models import RNNLM, NeuralLM, WindowLM
 from .ngram import arpa
 from .ngram.model import NgramLM
 from .storage import join_folders, load, save
+from .training.report import report
 from .training.runs import prepare, resume, train
 from .training.trainer import Trainer
 
@@ -54,6 +55,7 @@ __all__ = [
     "open_text",
     "prepare",
     "read_text",
+    "report",
     "resume",
     "save",
     "score",

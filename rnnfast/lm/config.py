@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from .._common.errors import UserError
-from .data.vocabulary import BPE, BYTE, CHAR, LEVELS, WORD
+from .data.vocabulary import BPE, BYTE, CHAR, WORD, check_level
 
 RNN = "rnn"
 WINDOW = "window"
@@ -156,8 +156,7 @@ class Config:
 
         Raises UserError for an unknown level, and for what `Config` refuses.
         """
-        if level not in _LEVEL_DEFAULTS:
-            raise UserError(f"level must be {' or '.join(LEVELS)}, not {level!r}")
+        check_level(level)
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
         untied = {"tied": False} if changes.get("adaptive") else {}
         defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
@@ -166,8 +165,8 @@ class Config:
     def __post_init__(self):
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
+        check_level(self.level)
         choices = {
-            "level": LEVELS,
             "model": (RNN, WINDOW),
             "cell": ELMAN if self.model == WINDOW else ELMAN + GATED,
             "optimizer": OPTIMIZERS,

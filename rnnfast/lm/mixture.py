@@ -68,7 +68,8 @@ class Mixture:
         as well. `on_chunk` is as in `logprobs`, the function.
 
         Raises:
-            UserError: The text has no token, or the models do not have the same tokens.
+            UserError: There is no model, the text has no token, or the models do not have the same
+                tokens.
         """
         each = logprobs(models, text, lr, on_chunk)
         if each.shape[1] == 0:
@@ -109,8 +110,11 @@ def logprobs(
     It is -inf for a token of probability zero.
 
     `on_chunk` is called with the number of tokens that the present model has done. Raises UserError
-    if the models do not have the same tokens, or if `lr` is given and no model is neural.
+    if there is no model or the models do not have the same tokens, or if `lr` is given and no model
+    is neural.
     """
+    if not models:
+        raise UserError("there is no model to mix: give one or more")
     if lr is not None and not any(isinstance(model, NeuralLM) for model in models):
         raise UserError("dynamic evaluation needs a neural model: n-grams do not learn, omit lr")
     levels = sorted({model.vocab.level for model in models})

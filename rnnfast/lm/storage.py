@@ -169,6 +169,8 @@ def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
     """
     check_device(device)
     if Path(path).is_file():
+        if Path(path).name in FILES:
+            raise UserError(f"{path} is a part of a model: give the folder, {Path(path).parent}")
         return arpa.read(path)
     if not Path(path).is_dir():
         raise UserError(

@@ -54,7 +54,8 @@ class SequenceEstimator(Settings, ABC):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        SequenceEstimator._subclasses[cls.__name__] = cls
+        # A user's class may have the name of the class that it extends, which keeps its place.
+        SequenceEstimator._subclasses.setdefault(cls.__name__, cls)
 
     def __sklearn_tags__(self):
         """Return scikit-learn's description of this estimator, which its tools ask for."""
@@ -388,7 +389,7 @@ class SequenceEstimator(Settings, ABC):
         check_device(device)
         settings = read_settings(path)
         with reading(path / CONFIG):
-            found = cls._subclasses[settings["estimator"]]
+            found = {**cls._subclasses, cls.__name__: cls}[settings["estimator"]]
             estimator = found(**{**params_from_json(settings["params"]), "device": device})
             estimator.check_settings()
             estimator.history_ = settings["history"]

@@ -161,7 +161,9 @@ class Settings:
 
     def check_settings(self) -> None:
         """Raise UserError, which names the setting, if a value does not meet its constraint."""
-        hints = get_type_hints(type(self), include_extras=True)
+        # The types of the settings that a user's subclass adds may exist for type checkers only.
+        ours = next(c for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
+        hints = get_type_hints(ours, include_extras=True)
         for name, value in self.get_params().items():
-            for constraint in getattr(hints[name], "__metadata__", ()):
+            for constraint in getattr(hints.get(name), "__metadata__", ()):
                 constraint.check(name, value)

@@ -25,7 +25,7 @@ def new_folder(path: str | Path, overwrite: bool) -> Folder:
         UserError: The folder holds a model and `overwrite` is false, or it holds other files.
     """
     if (Path(path) / WEIGHTS).exists() and not overwrite:
-        raise UserError(f"{path} holds a model: give another folder, or set overwrite")
+        raise UserError(f"'{path}' holds a model: give another folder, or ask to overwrite it")
     return Folder(path, overwrite)
 
 

@@ -101,7 +101,7 @@ def test_embeddings_begin_a_language_model(rnnfast):
     assert status == 2 and "none of the 11 tokens" in err and not Path("n").exists()
     argv += ["--out", "n", "--no-tied"]
     status, _, err = rnnfast(*argv, "--emsize", 8, "--embeddings", "v.safetensors")
-    assert status == 2 and "vectors of size 16, not emsize 8" in err and not Path("n").exists()
+    assert status == 2 and "vectors of size 16, not --emsize 8" in err and not Path("n").exists()
     status, _, err = rnnfast("train", "--resume", "m", "--embeddings", "v.safetensors")
     assert status == 2 and "leave out --embeddings" in err
 

@@ -7,6 +7,8 @@ import pytest
 from cli_helpers import TINY
 from lm_helpers import PERIODIC
 
+from rnnfast import cli
+
 pytestmark = pytest.mark.usefixtures("folder_with_text")
 
 
@@ -70,9 +72,12 @@ BAD_INPUT = {
     "eval nowhere": (["eval", "nowhere", "--data", "text"], "there is no model nowhere"),
     "eval missing": (["eval", "model", "--data", "nowhere"], "cannot read nowhere"),
     "eval stranger": (["eval", "model", "--data", "stranger"], "'z'"),
-    "mixture": (["eval", "model", "model", "--data", "text"], "--tune TEXT is for a mixture"),
-    "cache": (["eval", "model", "--cache", "--data", "text"], "--tune TEXT is for a mixture"),
-    "no mixture": (["eval", "model", "--data", "text", "--tune", "text"], "is for a mixture"),
+    "mixture": (["eval", "model", "model", "--data", "text"], "a mixture needs --tune TEXT"),
+    "cache": (["eval", "model", "--cache", "--data", "text"], "a mixture needs --tune TEXT"),
+    "no mixture": (
+        ["eval", "model", "--data", "text", "--tune", "text"],
+        "--tune TEXT is for a mixture: give more models",
+    ),
     "dynamic": (["eval", "model", "--data", "text", "--dynamic", "-1"], "lr of dynamic"),
     "tune missing": ([*MIXTURE, "--tune", "nowhere"], "cannot read nowhere"),
     "tune stranger": ([*MIXTURE, "--tune", "stranger"], "'z'"),
@@ -177,3 +182,22 @@ def test_damaged_checkpoint_is_one_line(rnnfast, model, cut):
     status, _, err = rnnfast("train", "--resume", model, "--epochs", 3)
     assert status == 2 and err.count("\n") == 1 and "checkpoint.safetensors" in err
     assert rnnfast("generate", model, "--length", 3)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "score"])
+def test_a_stray_argument_gets_the_usage_of_its_command(capsys, command):
+    needed = {"compare": ["--train", "a", "--valid", "a", "--test", "a"], "score": ["model"]}
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, *needed.get(command, []), "--stray", "x"])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.startswith(f"usage: rnnfast {command} ")
+    assert f"rnnfast {command}: error: unrecognized arguments: --stray" in err
+
+
+def test_an_option_without_effect_at_the_level_is_warned_of(rnnfast):
+    argv = [*TRAIN, "--data", "text", "--min-count", "2", "--out"]
+    status, _, err = rnnfast(*argv, "c")
+    assert status == 0
+    assert "warning: --min-count has no effect at level char, only at word\n" in err
+    status, _, err = rnnfast(*argv, "w", "--level", "word", "--no-tied")
+    assert status == 0 and "warning" not in err

@@ -94,3 +94,9 @@ def test_eval_of_a_mixture(rnnfast):
     _, out, _ = rnnfast("eval", "m", "--data", "words", "--dynamic", 0.1, "--json", "-")
     assert "components" not in json.loads(out)
     assert json.loads(out)["perplexity"] == pytest.approx(each[0].perplexity)
+
+
+def test_the_figures_of_a_sentence_have_one_sign_and_a_singular(rnnfast, model):
+    status, out, _ = rnnfast("score", "model", "")
+    assert status == 0 and "1 token " in out
+    assert "cross-entropy -" not in out and " bits per token" in out

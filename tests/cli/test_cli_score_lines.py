@@ -119,4 +119,4 @@ def test_what_score_is_given_is_sentences_or_a_text(rnnfast):
         status, _, err = rnnfast("score", "m", *argv)
         assert status == 2 and "give sentences, or --data TEXT" in err
     status, _, err = rnnfast("score", "m", "a", "--best", 0)
-    assert status == 2 and "best must be at least 1, not 0" in err
+    assert status == 2 and "--best must be at least 1, not 0" in err

@@ -49,7 +49,7 @@ def test_classify(rnnfast):
     assert np.array(report["probabilities"]).argmax(1).tolist() == [0] * 30
     before = {path.name: path.read_bytes() for path in Path("model").iterdir()}
     status, _, err = rnnfast(*argv, *TINY)
-    assert status == 2 and "model holds a model" in err
+    assert status == 2 and "'model' holds a model: give another folder" in err
     assert before == {path.name: path.read_bytes() for path in Path("model").iterdir()}
     status, *_ = rnnfast(*argv, *TINY, "--epochs", 1, "--overwrite")
     assert status == 0 and before != {p.name: p.read_bytes() for p in Path("model").iterdir()}

@@ -168,3 +168,10 @@ def test_no_look_at_tokens_without_values():
 def test_error_of_a_batch_of_int64_vectors():
     with pytest.raises(ValueError, match="Vectors must be floating-point, also one-hot vectors"):
         FastRNN(6, 4)(VECTORS["one_hot"][:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (1, 3)])
+def test_tokens_of_another_dtype(shape, dtype):
+    with pytest.raises(ValueError, match=r"okens must be int64: call input\.long\(\)"):
+        FastRNN(3, 4)(torch.zeros(shape, dtype=dtype))

@@ -1,5 +1,6 @@
 """Text to numbers: corpus, vocabulary and batches."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -34,6 +35,32 @@ def test_fingerprint_tells_splits_apart():
     a = lm.Corpus("ab", "c").fingerprint()
     assert a == lm.Corpus("ab", "c", None, {"data": "elsewhere"}).fingerprint()
     assert len({a, lm.Corpus("a", "bc").fingerprint(), lm.Corpus("ab", "", "c").fingerprint()}) == 3
+
+
+def test_there_must_be_a_text_to_split():
+    with pytest.raises(lm.UserError, match="no text to split"):
+        lm.corpus.split("")
+
+
+@pytest.mark.parametrize("level", ["syllable", ["char"]])
+def test_an_unknown_level_is_called_that_everywhere(level):
+    wrong = {"emsize": 8, "nhid": 8, "batch_size": 1, "bptt": 1, "dropout": 0.0}
+    for make in (
+        lambda: lm.Config.defaults(level),
+        lambda: lm.Vocabulary.build(level, ["a"]),
+        lambda: lm.Config(level, **wrong),
+    ):
+        with pytest.raises(lm.UserError, match=r"^level must be (one of char|of type str)"):
+            make()
+
+
+@pytest.mark.parametrize("text", ["", "h\u00e9\u00df\u20ac\ud800\U0001d11e" * 100_000])
+def test_fingerprint_is_the_digest_of_sizes_and_texts(text):
+    wanted = hashlib.sha256()
+    for part in (text, "v", ""):
+        part = part.encode("utf-8", "surrogatepass")
+        wanted.update(len(part).to_bytes(8, "little") + part)
+    assert lm.Corpus(text, "v").fingerprint() == wanted.hexdigest()
 
 
 # ---- vocabulary

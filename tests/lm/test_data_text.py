@@ -20,7 +20,6 @@ from rnnfast import cli, lm
 from rnnfast._common import text
 from rnnfast.lm.data.batches import Batches, memory_map
 from rnnfast.lm.storage import RunFolder
-from rnnfast.lm.training.report import report as report_of
 
 
 def zstd(data):
@@ -313,7 +312,7 @@ def test_training_from_the_disk_is_training_from_memory(tmp_path, monkeypatch, s
     trainer.run()
     assert same_weights(trainer.model, expected)
     for key in ("valid_loss", "test_loss", "baselines", "tokens"):
-        assert report_of(trainer)[key] == report[key]
+        assert lm.report(trainer)[key] == report[key]
     again = lm.resume(folder, {"epochs": 2}, corpus if source == "stdin" else None)
     assert isinstance(again.train, np.memmap)
     again.run()

@@ -133,6 +133,11 @@ def test_models_of_other_words_are_refused():
         lm.Mixture([characters], np.ones(1)).evaluate("")
 
 
+def test_a_mixture_of_no_model_is_refused():
+    with pytest.raises(lm.UserError, match="there is no model to mix"):
+        lm.Mixture.tune([], "the cat\n")
+
+
 def test_models_of_other_levels_and_merges_are_refused():
     a, b = fit_ngrams(WORDS, 2), fit_ngrams(WORDS, 2, level="char")
     with pytest.raises(lm.UserError, match="mixed need one level, not char and word"):

@@ -176,3 +176,10 @@ def test_an_old_model_is_put_back_if_the_new_one_cannot_take_its_name(tmp_path, 
         lm.save(new, small_config(), tmp_path / "model", overwrite=True)
     assert same_weights(old, lm.load(tmp_path / "model"))
     assert same_weights(new, lm.load(str(error.value).rpartition(" is in ")[2]))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_model_is_not_the_model(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(lm.UserError, match=f"{name} is a part of a model: give the folder, "):
+        lm.load(tmp_path / name)

@@ -25,7 +25,6 @@ from torch._dynamo.testing import CompileCounter
 from rnnfast import lm
 from rnnfast.lm import storage
 from rnnfast.lm.training.optimiser import has_stalled
-from rnnfast.lm.training.report import report as report_of
 from rnnfast.lm.training.runs import prepare, resume
 
 # ---- learning
@@ -82,7 +81,7 @@ def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr("rnnfast.lm.training.trainer.evaluate", evaluation)
     trainer.run()
-    assert report_of(trainer)["valid_loss"] == 1.0
+    assert lm.report(trainer)["valid_loss"] == 1.0
     loaded = dict(lm.load(tmp_path / "model").named_parameters())
     assert all(torch.equal(loaded[name], snapshots[1][name]) for name in loaded)
     assert same_weights(trainer.model, lm.load(tmp_path / "model"))
@@ -243,7 +242,7 @@ def test_steps_without_a_run_have_a_clock(tmp_path):
     again = resume(tmp_path / "model", {}, CORPUS)
     assert again.validate()["seconds"] > trainer.state.seconds
     again.run()
-    assert report_of(again)["epochs"] == 2
+    assert lm.report(again)["epochs"] == 2
 
 
 def test_time_budget_is_kept():
@@ -382,3 +381,17 @@ def test_word_level_trains_and_saves(tmp_path):
     model, report = lm.train(small_config("word"), corpus, tmp_path / "model")
     assert report["test_loss"] is not None and model.vocab.tokens[1] == "<unk>"
     assert same_weights(model, lm.load(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ((CORPUS, lm.Config.defaults(epochs=1)), "config must be a Config, .* not Corpus"),
+        (({"epochs": 1}, CORPUS), "config must be a Config, .* not dict"),
+        ((lm.Config.defaults(epochs=1), PERIODIC), "corpus must be a Corpus, .* not str"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, arguments, says):
+    with pytest.raises(lm.UserError, match=says):
+        lm.train(*arguments, tmp_path / "m")
+    assert not (tmp_path / "m").exists()

@@ -124,3 +124,9 @@ def test_integers_of_numpy(dtype):
 def test_what_is_no_integer_is_refused(dtype):
     with pytest.raises(ValueError, match=rf"lengths must be integers \(3,\), got {dtype}"):
         FastRNN(3, 4)(torch.randn(5, 3, 3), lengths=torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("lengths", ["ab", [None, 1, 1], [[1], [1, 2], [1]]], ids=str)
+def test_lengths_that_are_no_numbers(lengths):
+    with pytest.raises(ValueError, match=r"lengths must be integers \(B,\), got ['\[]"):
+        FastRNN(3, H)(torch.zeros(5, 3, 3), lengths=lengths)

@@ -177,6 +177,17 @@ def test_lengths_of_what_is_no_padded_batch(x):
         FastRNN(3, 4)(x(), lengths=[3, 2])
 
 
+def test_what_is_no_tensor():
+    module, x = FastRNN(3, 4), torch.zeros(5, 2, 3)
+    for arguments in ({}, {"lengths": [5, 5]}):
+        for input in (None, [[[1.0]]], x.numpy()):
+            with pytest.raises(AttributeError, match="input must be a tensor or PackedSeq"):
+                module(input, **arguments)
+        for steps in (x, x[:1]):
+            with pytest.raises(AttributeError, match="hx must be a tensor, got tuple"):
+                module(steps, (torch.zeros(1, 2, 4),) * 2, **arguments)
+
+
 @pytest.mark.parametrize(
     "args, kwargs",
     [

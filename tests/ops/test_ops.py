@@ -241,6 +241,9 @@ WRONG = {
     "weight_ih shape": ("weight_ih", {"weight 0": torch.zeros(6, 4)}),
     "weight_ih dtype": ("weight_ih", {"weight 0": torch.zeros(6, 5, dtype=torch.float64)}),
     "weight_hh shape": ("weight_hh", {"weight 1": torch.zeros(7, 6)}),
+    "weight_hh columns": ("weight_hh", {"weight 1": torch.zeros(6, 7)}),
+    "int32 tokens": (r"int64: call input\.long", {"input": torch.zeros(4, 3, dtype=torch.int32)}),
+    "bool tokens": (r"int64: call input\.long", {"input": torch.zeros(4, 3, dtype=torch.bool)}),
     "bias_ih shape": ("bias_ih", {"weight 2": torch.zeros(7)}),
     "bias_hh rank": ("bias_hh", {"weight 3": torch.zeros(6, 1)}),
     "input rank": ("input", {"input": torch.zeros(4, 5)}),
@@ -292,6 +295,23 @@ def test_wrong_nonlinearity():
     data = rule.make(Case(4, 3, 5, 6))
     with pytest.raises(ValueError, match="sigmoid"):
         rnn(data.input, data.hx, data.weights, nonlinearity="sigmoid")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dropout", [3, -0.1, float("nan")])
+def test_wrong_dropout(dropout, training):
+    data = rule.make(Case(4, 3, 5, 6))
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\], got"):
+        rnn(data.input, data.hx, data.weights, dropout=dropout, training=training)
+
+
+def test_what_is_no_tensor():
+    data = rule.make(Case(4, 3, 5, 6))
+    for input in (None, [[[1.0]]], data.input.detach().numpy()):
+        with pytest.raises(TypeError, match="input must be a tensor, got"):
+            rnn(input, data.hx, data.weights)
+    with pytest.raises(TypeError, match="hx must be a tensor, got tuple"):
+        rnn(data.input, (data.hx, data.hx), data.weights)
 
 
 def test_no_layers():

@@ -1,5 +1,6 @@
 """Settings work as scikit-learn expects, and each one is checked."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,14 @@ def test_scikit_learn(vectors):
     y = [["B-A" if word == "a" else "O" for word in words] for words in X]
     tagger = SequenceTagger(**QUICK)
     assert model_selection.cross_val_score(tagger, X, y, cv=2).tolist() == [1.0, 1.0]
+
+
+def test_a_subclass_may_have_settings_of_types_that_exist_for_type_checkers_only():
+    @dataclass(kw_only=True, eq=False)
+    class Numbered(SequenceClassifier):
+        number: "Unknown" = 5  # noqa: F821 - as if imported under TYPE_CHECKING
+
+    assert Numbered(number=7).get_params()["number"] == 7
+    Numbered().check_settings()
+    with pytest.raises(UserError, match="epochs must be"):
+        Numbered(epochs=0).check_settings()

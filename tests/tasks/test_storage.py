@@ -46,6 +46,14 @@ def test_save_and_load(classifier, tmp_path):
             other.load(tmp_path / str(k))
 
 
+def test_a_subclass_of_the_same_name_does_not_take_the_place_of_its_base(classifier, tmp_path):
+    ours = type("SequenceClassifier", (SequenceClassifier,), {})
+    classifier.save(tmp_path / "m")
+    assert type(tasks.load(tmp_path / "m")) is SequenceClassifier
+    assert type(SequenceClassifier.load(tmp_path / "m")) is SequenceClassifier
+    assert type(ours.load(tmp_path / "m")) is ours
+
+
 def test_the_scale_of_a_regressor_is_loaded_exactly(tmp_path):
     model = SequenceRegressor(**FROZEN).fit([np.ones(2), np.zeros(3)], [0.1, 1 / 3])
     model.save(tmp_path / "m")

@@ -10,7 +10,7 @@ import torch
 
 from ..._common.errors import UserError
 from ..._common.files import writing
-from ..._common.text import Text
+from ..._common.text import Text, counted
 from .vocabulary import Vocabulary
 
 
@@ -51,8 +51,9 @@ class Batches:
     def __init__(self, ids: np.ndarray, boundary: int, batch_size: int, bptt: int):
         if len(ids) < batch_size * bptt:
             raise UserError(
-                f"the training text has {len(ids)} tokens, fewer than one batch (batch-size "
-                f"{batch_size} x bptt {bptt}): lower --batch-size or --bptt, or give more text"
+                f"the training text has {counted(len(ids), 'token')}, fewer than one batch "
+                f"(batch-size {batch_size} x bptt {bptt}): lower --batch-size or --bptt, or give "
+                "more text"
             )
         length = len(ids) // batch_size
         self.shape, self.bptt = (length, batch_size), bptt

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..._common.errors import UserError
 from ..._common.runtime import world_size
-from ..._common.text import Text, is_pipe, open_split, open_text, read_text, utf8
+from ..._common.text import BLOCK, Text, is_pipe, open_split, open_text, read_text, utf8
 
 TRAIN_FRACTION = 0.9
 
@@ -69,9 +69,12 @@ class Fingerprint:
         if isinstance(text, Text):
             self._digest.update(text.utf8_size().to_bytes(8, "little"))
             return text.watched(lambda piece: self._digest.update(utf8(piece)))
-        encoded = utf8(text)
-        self._digest.update(len(encoded).to_bytes(8, "little"))
-        self._digest.update(encoded)
+        # One part at a time is encoded, because a copy of the text may need as much memory again.
+        parts = [slice(at, at + BLOCK) for at in range(0, len(text), BLOCK)]
+        size = sum(len(utf8(text[part])) for part in parts)
+        self._digest.update(size.to_bytes(8, "little"))
+        for part in parts:
+            self._digest.update(utf8(text[part]))
         return text
 
     def hexdigest(self) -> str:
@@ -86,12 +89,17 @@ def split(text: str | Text, source: dict | None = None) -> Corpus:
         text: The text.
         source: Where the text came from; see `Corpus`.
 
+    Raises:
+        UserError: The text is empty.
+
     Example:
         >>> from rnnfast import lm
         >>> corpus = lm.corpus.split("a1b2" * 100)
         >>> len(corpus.train), len(corpus.valid)
         (360, 40)
     """
+    if not len(text):
+        raise UserError("there is no text to split: give some text")
     cut = int(TRAIN_FRACTION * len(text))
     return Corpus(text[:cut], text[cut:], None, source or {})
 

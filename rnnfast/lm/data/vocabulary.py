@@ -100,7 +100,7 @@ class Vocabulary:
             UserError: An argument is out of range, `texts` is a single string, or the level is
                 "bpe" and the package tokenizers is not installed.
         """
-        _check_level(level)
+        check_level(level)
         if isinstance(texts, str):
             raise UserError(f"texts must be several texts, not one, {reprlib.repr(texts)}")
         if min_count < 1:
@@ -181,7 +181,7 @@ class Vocabulary:
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
         level = data.get("level")
-        _check_level(level)
+        check_level(level)
         if level == BPE:
             return BPEVocabulary(tokens, data.get("tokenizer"))
         return VOCABULARIES[level](tokens)
@@ -332,7 +332,8 @@ VOCABULARIES: dict[str, type[Vocabulary]] = {
 }
 
 
-def _check_level(level: object) -> None:
+def check_level(level: object) -> None:
+    """Raise UserError if there is no such level."""
     if not isinstance(level, str) or level not in VOCABULARIES:
         wanted = ", ".join(VOCABULARIES)
         raise UserError(f"level must be one of {wanted}, not {reprlib.repr(level)}")

@@ -40,12 +40,24 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
             if the run cannot be prepared.
 
     Returns:
-        A `Trainer`, whose method `run` trains the model.
+        A `Trainer`, whose method `run` trains the model. `lm.report(trainer)` then returns the
+        figures of the run.
 
     Raises:
-        UserError: The device is not available, a text is too short, or a package is missing.
+        UserError: The device is not available, a text is too short, a package is missing, or an
+            argument is of another type.
     """
     try:
+        if not isinstance(config, Config):
+            raise UserError(
+                "config must be a Config, as lm.Config.defaults(level) makes one, not "
+                f"{type(config).__name__}"
+            )
+        if not isinstance(corpus, Corpus):
+            raise UserError(
+                "corpus must be a Corpus, as lm.corpus.split(text) makes one, not "
+                f"{type(corpus).__name__}"
+            )
         set_up(config.device, config.threads)
         if config.tensorboard:
             board.check()
@@ -83,7 +95,8 @@ def resume(
         finished: Return also a run whose budget is used up.
 
     Returns:
-        A `Trainer`, whose method `run` goes on from the last checkpoint.
+        A `Trainer`, whose method `run` goes on from the last checkpoint. `lm.report(trainer)` then
+        returns the figures of the run.
 
     Raises:
         UserError: The folder has no run, the run is finished, a setting or the text is not that of
