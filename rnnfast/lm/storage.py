@@ -33,6 +33,7 @@ from .._common.storage import (
     CHECKPOINT,
     CONFIG,
     LOG,
+    RUN_FILES,
     VOCAB,
     WEIGHTS,
     Folder,
@@ -169,7 +170,7 @@ def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
     """
     check_device(device)
     if Path(path).is_file():
-        if Path(path).name in FILES:
+        if Path(path).name in RUN_FILES:
             raise UserError(f"{path} is a part of a model: give the folder, {Path(path).parent}")
         return arpa.read(path)
     if not Path(path).is_dir():
