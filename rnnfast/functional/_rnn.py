@@ -245,7 +245,8 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     is_tracing = torch.jit.is_tracing()
     training = dropout > 0 or torch.is_grad_enabled() or is_tracing
     if not is_tracing:  # cuDNN refuses tensors that are not contiguous
-        input, weights = input.contiguous(), [w.contiguous() for w in weights]
+        input = input.contiguous()
+        weights = [w.contiguous() if type(w) in _PLAIN else w for w in weights]
     hx = hx.contiguous()
     common = (hx, weights, bias, num_layers, dropout, training, directions == 2)
     if batch_sizes is None:
