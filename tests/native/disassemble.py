@@ -9,8 +9,8 @@ the instructions on the longest way through it, and of those the ones beside mat
 multiply-adds and loads of W from shared memory; the jumps; and of the whole loop: the bytes of
 code, the fences (MEMBAR, ERRBAR, CCTL) and the accesses to local memory.
 
-Fails if a loop of a cluster kernel holds a fence, if any loop accesses local memory, or if a loop
-is over its budget. csrc/cuda/README.md gives the reasons for the budgets.
+Fails if a loop of a cluster kernel holds a fence, or if a loop is over its budget of instructions,
+bytes or accesses to local memory. csrc/cuda/README.md gives the reasons for the budgets.
 
 nvcc is NVCC or the one on the PATH. nvdisasm is NVDISASM, the one on the PATH, or the one of the
 package nvidia-cuda-nvdisasm.
@@ -38,6 +38,8 @@ CODE_BYTES = 16 << 10
 PRODUCTS = ("HMMA", "FFMA")
 FENCES = ("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL")
 LOCAL = ("LDL", "STL")
+# Accesses to local memory that the loop of a packed backward pass may have.
+MOST_LOCAL = {"Counted": 2}
 
 
 def find_nvdisasm():
@@ -248,8 +250,9 @@ def main():
                 wrong.append(f"{title}: {loop.bytes()} bytes of code, at most {CODE_BYTES}")
             if exchange == "Cluster" and fences:
                 wrong.append(f"{title}: {fences} fences in the loop")
-            if local:
-                wrong.append(f"{title}: {local} accesses to local memory in the loop")
+            most = MOST_LOCAL.get(exchange, 0) if packed and backward else 0
+            if local > most:
+                wrong.append(f"{title}: {local} accesses to local memory, at most {most}")
     if not kernels:
         wrong.append("no kernel was found")
     for line in wrong:
