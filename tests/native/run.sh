@@ -52,7 +52,7 @@ check_cuda() {
 }
 
 # 61 parts, so that every kernel meets every size, forward and backward. ThreadSanitizer takes minutes
-# and gigabytes for each hundred cases, so it gets a quarter of a part.
+# and gigabytes for such a part, so it gets two parts of 488.
 check_cuda cuda 8 '1 2 3 4 5 6 7 8'
 check_cuda cuda-memory 61 '1 12 23 34' "${memory[@]}"
 check_cuda cuda-threads 488 '1 245' -fsanitize=thread
