@@ -31,7 +31,7 @@ WIDTH = 100  # characters; figures would be cut off in a narrower table
 
 
 class Torchs(nn.Module):
-    """The same model as `model`, made of torch's modules, without dropout."""
+    """A copy of `model` that is made of torch's modules and has no dropout."""
 
     def __init__(self, model):
         super().__init__()

@@ -66,7 +66,7 @@ tests() {
   return $status
 }
 
-# Of one block and of clusters; dense and packed.
+# Cases of one block and of clusters, dense and packed.
 sanitize() {
   local tool status=0
   local -A pids

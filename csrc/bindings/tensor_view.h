@@ -133,7 +133,7 @@ public:
     }
     return *this;
   }
-  // The same check, and the tensor must be contiguous as a whole.
+  // This makes the same check, and the tensor must also be contiguous as a whole.
   const TensorView& expect_contiguous(Dtype dtype, std::initializer_list<int64_t> shape) const {
     expect(dtype, shape);
     int64_t stride = 1;

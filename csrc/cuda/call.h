@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
     if (g.by_rows) {
       unit = word / g.row_words(), k0 = int(word % g.row_words()) * kElements;
     } else {
-      // Of a tile and a block of k the words of all lanes, first of its rows 0 to 7.
+      // A tile and a block of k: the words of all lanes, rows 0 to 7 before rows 8 to 15.
       const int lane = int(word % 32), half = int(word / 32 % 2);
       const int64_t part = word / 64, tile = part / g.blocks;
       unit = tile * 16 + lane / 4 + half * 8;

@@ -27,7 +27,7 @@ namespace rnnfast::cuda::device {
 
 RNNFAST_DEVICE int thread() { return threadIdx.x; }
 RNNFAST_DEVICE int block() { return blockIdx.x; }
-// The same in all lanes of a warp, and known to be by the compiler.
+// The result is the same in all lanes of a warp, and the compiler knows that it is.
 RNNFAST_DEVICE int warp() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
 
 RNNFAST_DEVICE uint4* shared_memory() {
@@ -285,8 +285,9 @@ struct Launch {
   void* stream;
 };
 
-// As much as there is, not as much as this launch needs: another thread's may need more. Once for a
-// device and kernel, for the driver takes microseconds.
+// Allow the kernel all the shared memory that there is, because a launch by a different thread may
+// need more than this one. This happens once for a device and kernel: the driver takes
+// microseconds.
 template <class Kernel> void allow(const char* name, Kernel* kernel, const Launch& launch) {
   const Machine here = machine();
   const void* const function = reinterpret_cast<const void*>(kernel);

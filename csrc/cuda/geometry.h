@@ -25,7 +25,7 @@ struct Geometry {
   int threads;  // of a block
   bool by_rows; // W is packed row by row, for products by FMA; otherwise in tiles of 16 units
 
-  // Of the step kernel alone.
+  // Only the step kernel uses the following sizes.
   int warps_m, warps_k; // warps_m * warps_k <= kWarps
   int warp_blocks;      // of k, of one warp
   int chunk;            // batch rows at a time

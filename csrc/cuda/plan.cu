@@ -205,7 +205,7 @@ bool slower_than_cudnn(const Plan& plan, const Problem& p) {
   return cudnn > 0 && plan.clocks > cudnn;
 }
 
-// As many as the 4 KiB of a kernel's arguments hold.
+// The most that the 4 KiB of a kernel's arguments hold.
 struct Numbers {
   int32_t values[1000];
 };

@@ -233,13 +233,13 @@ public:
 
   RNNFAST_DEVICE void sum(int j, Sum (&to)[kUnits]) const { to[0] = sums_[j]; }
 
-  // As in MatrixProduct. Copies of a sum take a share, too.
+  // This is the same as in MatrixProduct. Copies of a sum also take a share.
   static constexpr int kSharers = 4 * kCopies; // where U is 4
   static constexpr int kLow = Q / 4, kHigh = Q / 2;
   RNNFAST_DEVICE int sharer() const { return lane_ / kLow * kCopies + lane_ % kCopies; }
 
 private:
-  // Of Count sums this lane keeps half, by the bit `Mask` of its number, and gives the other away.
+  // This lane keeps half of Count sums, by the bit `Mask` of its number, and gives away the rest.
   template <int Count, int Mask> RNNFAST_DEVICE void reduce(float* sums) const {
     if constexpr (Mask >= 1) {
       if constexpr (Count > 1) {
