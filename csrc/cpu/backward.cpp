@@ -353,7 +353,12 @@ public:
     for (int64_t k = 0; k < blocks; ++k) {
       for (size_t first = 0; first < layers_.size(); first += at_once_, turn = 1 - turn) {
         recur(k, first, turn, thread, threads);
-        all_.wait(threads);
+        if (all_.wait_and_decide(threads)) { // one thread does all the rest
+          if (thread > 0) {
+            return;
+          }
+          threads = 1;
+        }
         products(k, first, turn, thread, threads);
       }
     }

@@ -130,10 +130,18 @@ private:
 
   // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
   // block.
-  void recur(const Share& share, O* x, C* pre, Progress& done) {
+  void recur(Share share, O* x, C* pre, Progress& done) {
     const int64_t H = shape_.H, T_ = shape_.T;
     const int64_t block = std::max<int64_t>(1, block_rows_ / (share.r1 - share.r0));
+    bool alone = false;
     for (int64_t i0 = 0; i0 < T_; i0 += block) {
+      if (alone) { // the first member takes over the columns of the whole group
+        if (share.member > 0) {
+          return;
+        }
+        share.members = 1, share.c0 = 0, share.c1 = H;
+        alone = false;
+      }
       const int64_t i1 = std::min(T_, i0 + block);
       project(share, i0, i1, x, pre);
       const C* before = pre;
@@ -159,7 +167,12 @@ private:
           const S* const last = product.out + r * product.out_stride; // the last step of this row
           std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
         }
-        barriers_[1 + share.group].wait(share.members);
+        Barrier& barrier = barriers_[1 + share.group];
+        if (i + 1 == i1) {
+          alone = barrier.wait_and_decide(share.members);
+        } else {
+          barrier.wait(share.members);
+        }
         before += rows * pre_ld_;
       }
       done.set(i1);

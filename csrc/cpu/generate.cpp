@@ -5,7 +5,6 @@
 #include "../api/generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -55,34 +54,6 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-// Decides whether the next call runs on all threads or on one, from the time that calls took.
-// Threads that wait for one another on busy cores are many times slower than a single thread.
-class Pace {
-public:
-  bool together() const { return alone_for_ == 0; }
-
-  // Note that the last call took this many `seconds` for each token.
-  void took(double seconds) {
-    if (alone_for_ > 0) {
-      alone_ = seconds;
-      --alone_for_;
-    } else if (seconds > alone_) {
-      alone_for_ = patience_ = std::min(2 * patience_, kMostPatience);
-      together_for_ = 0;
-    } else if (++together_for_ % kTimeAloneEvery == 0) {
-      alone_for_ = patience_ = 1; // the caches may have been cold when one thread was timed
-    }
-  }
-
-private:
-  // While all threads together are slower, they are tried again after at most kMostPatience calls.
-  // While they are faster, one thread is timed again after kTimeAloneEvery calls.
-  static constexpr int64_t kMostPatience = 1024, kTimeAloneEvery = 64;
-  int64_t alone_for_ = 1, patience_ = 1;
-  int64_t together_for_ = 0;
-  double alone_ = 0;
-};
-
 double weight(std::vector<Candidate>::const_iterator first,
               std::vector<Candidate>::const_iterator last) {
   return std::accumulate(first, last, 0.0,
@@ -125,17 +96,15 @@ public:
   }
 
   int64_t generate(int64_t n, int64_t* tokens) {
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point begin = Clock::now();
     int64_t count = 0;
-    parallel(pace_.together() ? most_threads_ : 1, [&](int thread, int threads) {
+    parallel(most_threads_, [&](int thread, int threads) {
       int now = now_;
       for (int64_t i = 0; i < n; ++i) {
         logits(thread, threads);
         if (thread == 0) {
           token_ = draw();
         }
-        barrier_.wait(threads);
+        const bool alone = barrier_.wait_and_decide(threads);
         const int64_t token = token_;
         if (token < 0) {
           break;
@@ -147,14 +116,17 @@ public:
         if (token == sampling_.stop) {
           break;
         }
+        if (alone) { // one thread draws the rest of the tokens
+          if (thread > 0) {
+            break;
+          }
+          threads = 1;
+        }
       }
     });
     if (count == 0 && n > 0) {
       throw std::overflow_error("the logits of the next token are not finite: either the hidden "
                                 "state has overflowed, or the weights are not finite");
-    }
-    if (count > 0) {
-      pace_.took(std::chrono::duration<double>(Clock::now() - begin).count() / double(count));
     }
     return count;
   }
@@ -291,7 +263,6 @@ private:
   const Buffer<float> decoder_b_; // [V]
   std::vector<SamplerLayer> layers_;
   int most_threads_;
-  Pace pace_;
   Barrier barrier_;
   int64_t token_ = 0; // the token that was drawn last
   int now_ = 0;       // the index of the `input` that the next step reads

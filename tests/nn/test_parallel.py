@@ -37,6 +37,31 @@ def run(program):
     assert done.returncode == 0, done.stderr
 
 
+def test_beside_busy_processes():
+    """Calls that find their threads waiting hand over to one thread, and give the same results."""
+    run("""
+import subprocess, sys, torch
+from rnnfast import FastRNN
+torch.manual_seed(0)
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+try:
+    for B, H, calls in (1, 128, 200), (1, 512, 4), (9, 64, 50):
+        module, x, dy = FastRNN(H, H), torch.randn(256, B, H), torch.randn(256, B, H)
+        results = {}
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for _ in range(1 if threads == 1 else calls):
+                output, h_n = module(x)
+                results[threads] = [
+                    output, h_n, *torch.autograd.grad(output, list(module.parameters()), dy)]
+                for result, expected in zip(results[threads], results[1]):
+                    assert torch.equal(result, expected), (B, H, threads)
+finally:
+    for process in busy:
+        process.kill()
+""")
+
+
 def test_fork():
     """If the parent has threads, a child that used libgomp's threads would wait for ever.
 

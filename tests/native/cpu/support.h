@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/waiting.h"
 #include "cpu/work.h"
 
 using namespace rnnfast;
@@ -33,6 +34,17 @@ void test_glove();
   std::fprintf(stderr, "FAILED: %s\n", message.c_str());
   std::exit(1);
 }
+
+// For the number of times that the threads of a call have to ask before they hand the rest of the
+// call over to one of them: never, at once, and in between. Only the build with std::thread lets a
+// test decide.
+#if defined(RNNFAST_STD_THREADS)
+constexpr int64_t kHandOvers[] = {INT64_MAX, 0, 7};
+inline void hand_over_after(int64_t questions) { questions_together = questions; }
+#else
+constexpr int64_t kHandOvers[] = {INT64_MAX};
+inline void hand_over_after(int64_t) {}
+#endif
 
 // `value` converts an element of any type to double. `from` converts back and rounds down, which is
 // good enough for test data.

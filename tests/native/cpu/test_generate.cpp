@@ -68,21 +68,24 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
          {Sampling{1, V, 1, -1, 1}, {2, 3, 1, -1, 2}, {5, V, 0.9, 0, 3}, {1e-300, 2, 0.5, -1, 4}}) {
       std::vector<int64_t> expected(30);
       for (int threads : {1, 3}) {
-        Sampler sampler(model, sampling, threads);
-        for (int64_t n = 0; n < 30;) {
-          // The first call always runs on one thread, the second on all.
-          const int64_t most = n == 0 ? 5 : 30 - n, m = sampler.generate(most, drawn.data() + n);
-          n += m;
-          if (m < 1 || (m < most && drawn[n - 1] != sampling.stop)) {
-            fail(name + ": the sampler stopped too early");
+        for (const int64_t questions : kHandOvers) {
+          hand_over_after(questions);
+          Sampler sampler(model, sampling, threads);
+          for (int64_t n = 0; n < 30;) {
+            const int64_t most = n == 0 ? 5 : 30 - n, m = sampler.generate(most, drawn.data() + n);
+            n += m;
+            if (m < 1 || (m < most && drawn[n - 1] != sampling.stop)) {
+              fail(name + ": the sampler stopped too early");
+            }
+          }
+          if (threads == 1) {
+            expected = drawn;
+          } else if (drawn != expected) {
+            fail(name + ": " + std::to_string(threads) + " threads give other tokens than one");
           }
         }
-        if (threads == 1) {
-          expected = drawn;
-        } else if (drawn != expected) {
-          fail(name + ": " + std::to_string(threads) + " threads give other tokens than one");
-        }
       }
+      hand_over_after(INT64_MAX);
       if (*std::min_element(drawn.begin(), drawn.end()) < 0 ||
           *std::max_element(drawn.begin(), drawn.end()) >= V) {
         fail(name + ": the sampler drew a token that is out of range");

@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
-// Layers that run at the same time, each a few steps behind the layer below, and both directions of
-// a layer, which share dx, must give the same bits as one thread.
-void test_stacks() {
+namespace {
+
+// Several threads must give the same bits as one thread, also when they hand over to one thread
+// after `questions` of them.
+void check_stacks(int64_t layers, int64_t questions) {
   for (int64_t directions : {1, 2}) {
-    for (int64_t B : {1, 3}) {
-      const int64_t T = 290, H = 129, layers = 2, width = directions * H;
+    for (int64_t B : {1, 3, 9}) {
+      const int64_t T = 290, H = 129, width = directions * H;
       Random random;
       const std::vector<float> w = random.array<float>(H * width, 0.2),
                                x = random.array<float>(T * B * width),
@@ -45,15 +47,31 @@ void test_stacks() {
           down.push_back(g);
         }
         const Shape shape{T, B, H, nullptr, false, threads};
+        hand_over_after(questions);
         forward(shape, layers, directions, up.data());
         backward(shape, layers, directions, down.data());
         if (threads == 1) {
           expected = written;
         } else if (written != expected) {
-          fail("a stack of " + std::to_string(directions) + " directions, B=" + std::to_string(B) +
-               ": " + std::to_string(threads) + " threads give other bits than one");
+          fail("a stack of " + std::to_string(layers) + " layers and " +
+               std::to_string(directions) + " directions, B=" + std::to_string(B) + ", " +
+               std::to_string(questions) + " questions: " + std::to_string(threads) +
+               " threads give different bits than one");
         }
       }
     }
   }
+}
+
+} // namespace
+
+// Layers that run at the same time, each a few steps behind the layer below, and both directions of
+// a layer, which share dx.
+void test_stacks() {
+  for (const int64_t questions : kHandOvers) {
+    for (const int64_t layers : {1, 2}) {
+      check_stacks(layers, questions);
+    }
+  }
+  hand_over_after(INT64_MAX);
 }
