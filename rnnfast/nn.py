@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
-from .functional._rnn import check_hx_dtype, one_hot_vectors, run_rnn
+from .functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
 
 __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
 
@@ -44,6 +44,24 @@ def _warn_of_one_hot_vectors(tokens, batch_first):
             "must be floating-point: input.float(). The tokens of one sequence have shape (T,).",
             stacklevel=5,
         )
+
+
+def _packed_like(reset, input):
+    """Return the data of ``reset``, after a check that it is packed like ``input``."""
+    if not isinstance(reset, PackedSequence):
+        raise ValueError(
+            f"reset must be a PackedSequence like input, got {type(reset).__name__}. For a padded "
+            "reset give FastRNN the padded input and its lengths: rnn(input, lengths=lengths)"
+        )
+    order, expected = reset.sorted_indices, input.sorted_indices
+    if order is None or expected is None:
+        same_order = order is expected
+    else:
+        same_order = torch.equal(order.to(expected.device), expected)
+    if not torch.equal(reset.batch_sizes, input.batch_sizes) or not same_order:
+        raise ValueError("reset must be packed like input: from the same lengths in the same order")
+    check_reset(reset.data, input.data.shape[:1])
+    return reset.data
 
 
 class FastRNN(nn.RNN):
@@ -81,6 +99,11 @@ class FastRNN(nn.RNN):
           sequence of a padded batch. Steps past the end of a sequence are zero in ``output``, and
           ``h_n`` has the state at its last step, or ``hx`` if the sequence has no steps. Default:
           all sequences have T steps.
+        - ``reset``: bool tensor of the shape of ``input`` without I: (T, B), (B, T) with
+          ``batch_first``, (T) without a batch, or a ``PackedSequence`` packed like ``input``. Where
+          it is true, the state of that sequence is zero before that time step, and no gradient
+          passes. A reverse direction enters the part of a sequence between two resets at its last
+          step, so that every part is as if it was run alone. Default: no resets.
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
@@ -90,7 +113,7 @@ class FastRNN(nn.RNN):
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` raises them. Also ValueError for a probability
             that is not in [0, 1], and for ``lengths`` that are not in [0, T] or do not fit the
-            input.
+            input, and for a ``reset`` that does not fit the input.
         IndexError: a token is not in [0, I).
 
     Example:
@@ -103,6 +126,8 @@ class FastRNN(nn.RNN):
         >>> output, h_n = rnn(torch.randn(5, 3, 10), lengths=[5, 2, 4])
         >>> output[2:, 1].abs().max().item()  # the second sequence ends after two steps
         0.0
+        >>> episode_begins = torch.rand(5, 3) < 0.1
+        >>> output, h_n = rnn(torch.randn(5, 3, 10), reset=episode_begins)
     """
 
     # These are attributes of the class, so that an nn.RNN has them too after accelerate() has
@@ -174,7 +199,7 @@ class FastRNN(nn.RNN):
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
 
-    def forward(self, input, hx=None, lengths=None):
+    def forward(self, input, hx=None, lengths=None, reset=None):
         """Return ``(output, h_n)``; the class describes the arguments."""
         packed = not isinstance(input, torch.Tensor)
         if packed and not isinstance(input, PackedSequence):
@@ -188,10 +213,13 @@ class FastRNN(nn.RNN):
             # Steps that run one by one would be recorded for these lengths only.
             in_graph = torch.compiler.is_exporting() or (self.zoneout and torch.jit.is_tracing())
             if not in_graph:
-                return self._forward_padded(input, hx, lengths)
+                return self._forward_padded(input, hx, lengths, reset)
         if not packed and self._is_single_step(input) and not self._is_regularised():
             if hx is not None:
                 check_hx_dtype(hx, self._weights()[0].dtype)
+            if reset is not None:
+                check_reset(reset, input.shape[:-1])
+                hx = self._reset_hx(hx, reset)
             return super().forward(input, hx)
         if packed:
             data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -205,6 +233,8 @@ class FastRNN(nn.RNN):
             if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+            if reset is not None:
+                reset = _packed_like(reset, input)
         else:
             data, batch_sizes = input, None
             one_hot = is_one_hot(data)
@@ -224,8 +254,11 @@ class FastRNN(nn.RNN):
                 )
             batched = rank == 3
             batch_dim = 0 if self.batch_first else 1
+            if reset is not None:
+                check_reset(reset, data.shape[: rank - 1])
             if not batched:
                 data = data.unsqueeze(batch_dim)
+                reset = None if reset is None else reset.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
         weights = self._weights()
         training = self.training
@@ -253,6 +286,7 @@ class FastRNN(nn.RNN):
             self.zoneout,
             training,
             lengths,
+            reset,
         )
         if packed:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -277,7 +311,21 @@ class FastRNN(nn.RNN):
             )
         return lengths.to(torch.int64)
 
-    def _forward_padded(self, input, hx, lengths):
+    def _reset_hx(self, hx, reset):
+        """Return ``hx`` for a single time step, with zeros where ``reset`` is true.
+
+        A single step of the reverse direction is the first one that it computes. No step comes
+        before it, so that nothing is reset.
+        """
+        B = reset.numel()
+        if hx is None or hx.shape[0] % self.num_layers or hx.shape[:-1].numel() % B:
+            return hx  # nn.RNN says what is wrong with it
+        kept = ~reset.to(hx.device).squeeze(1 if self.batch_first and reset.dim() == 2 else 0)
+        directions = list(hx.unflatten(0, (self.num_layers, -1)).unbind(1))
+        directions[0] = torch.where(kept.unsqueeze(-1), directions[0], 0.0)
+        return torch.stack(directions, 1).flatten(0, 1)
+
+    def _forward_padded(self, input, hx, lengths, reset):
         T, B = input.shape[:2][:: -1 if self.batch_first else 1]
         lengths = lengths.cpu()
         if B and not 0 <= lengths.min() <= lengths.max() <= T:
@@ -285,23 +333,30 @@ class FastRNN(nn.RNN):
         if torch.jit.is_tracing() and is_one_hot(input):
             # The older exporter of ONNX allows no operator between the packing and the RNN.
             input = one_hot_vectors(input, self.weight_ih_l0)
+        if reset is not None:
+            check_reset(reset, input.shape[:2])
         if hx is not None:  # sorting the sequences could cut a batch of hx that is too large
             self.check_hidden_size(hx, self.get_expected_hidden_size(input, None))
         if not lengths.all():
-            return self._forward_with_empty(input, hx, lengths)
-        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        output, h_n = self.forward(packed, hx)
+            return self._forward_with_empty(input, hx, lengths, reset)
+        packed, reset = (
+            t if t is None else pack_padded_sequence(t, lengths, self.batch_first, False)
+            for t in (input, reset)
+        )
+        output, h_n = self.forward(packed, hx, reset=reset)
         output, _ = pad_packed_sequence(output, self.batch_first, total_length=T)
         return output, h_n
 
-    def _forward_with_empty(self, input, hx, lengths):
+    def _forward_with_empty(self, input, hx, lengths, reset):
         """Run a padded batch in which sequences without time steps keep their initial state."""
         batch_dim, time_dim = (0, 1) if self.batch_first else (1, 0)
         kept = lengths.nonzero().flatten().to(input.device)
         steps = input.index_select(batch_dim, kept)
         h0 = None if hx is None else hx.index_select(1, kept)
         if len(kept):
-            output, h_n = self._forward_padded(steps, h0, lengths[lengths > 0])
+            if reset is not None:
+                reset = reset.index_select(batch_dim, kept.to(reset.device))
+            output, h_n = self._forward_padded(steps, h0, lengths[lengths > 0], reset)
         else:  # one step of no sequence: the results are empty, and their gradients are zero
             output, h_n = self.forward(steps.sum(time_dim, keepdim=True), h0)
         output = output.expand(*steps.shape[:2], -1)

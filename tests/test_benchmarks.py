@@ -1,6 +1,8 @@
 """The benchmarks of the language models run, and do not time programs whose results differ."""
 
+import bench_busy
 import bench_generate
+import bench_resets
 import bench_training
 import pytest
 
@@ -31,3 +33,16 @@ def test_generation_refuses(monkeypatch):
     monkeypatch.setattr(bench_generate, "loop", lambda *args: [(t + 1) % 7 for t in loop(*args)])
     with pytest.raises(RuntimeError, match="differ at H=6 V=7: nothing was timed"):
         bench_generate.measure(6, 7, length=5, repeats=1)
+
+
+def test_resets():
+    ms = bench_resets.measure((6, 3, 4, 5), 0.3, repeats=1)
+    assert list(ms) == ["no resets", "resets", "cut"] and min(ms.values()) > 0
+
+
+def test_busy(monkeypatch, num_threads):
+    monkeypatch.setattr(bench_busy, "SECONDS", 0)
+    inference, training = bench_busy.measure((4, 3, 4, 5), threads=2, processes=1)
+    assert inference["phase"] == "inference" and training["phase"] == "training"
+    assert all(row[f"{name}, {n}"] > 0 for row in (inference, training)
+               for name in ("rnnfast", "nn.RNN") for n in (1, 2))  # fmt: skip

@@ -43,6 +43,10 @@ struct Shape {
                               // increase, batch_sizes[0] == B, and its last element is at least 1
   bool relu;                  // true: f is ReLU; false: f is tanh
   int threads;                // the most threads that may run; less than 1 counts as 1
+  // T x B, read. Where it is true, the state of that row is zero before that time step, so that the
+  // steps before and after it are independent. A direction that goes backward in time enters a
+  // segment at its last step, and the state is zero there instead. data == nullptr: no resets.
+  Sequence<const bool> reset{};
 };
 
 // The forward pass of one direction of one layer.
@@ -58,7 +62,8 @@ template <class T> struct Forward {
   const T* w_hh;       // [H, H], read
   const T* b_ih;       // [H], read; nullptr: zeros
   const T* b_hh;       // [H], read; nullptr: zeros
-  const T* h0;         // [B, H], read: the initial state; nullptr: zeros
+  const T* h0;         // [B, H], read: the initial state; nullptr: zeros. A reset of the first time
+                       // step replaces it with zeros if `reverse` is false
   Sequence<T> h;       // T x B x H, written: every state
   T* h_n;              // [B, H], written: the state that is computed last in each row; nullptr: not
                        // wanted

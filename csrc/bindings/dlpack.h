@@ -17,7 +17,7 @@ struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
 };
-enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6 };
 struct Tensor {
   void* data;
   int32_t device_type, device_id;

@@ -27,7 +27,7 @@ public:
   TensorView x, h0;
 
   RnnArguments(py::handle x_, py::handle h0_, const py::list& weights, py::handle batch_sizes_,
-               int64_t L_, bool batch_first_, bool relu, bool bias_, int threads)
+               py::handle reset_, int64_t L_, bool batch_first_, bool relu, bool bias_, int threads)
       : L(L_), batch_first(batch_first_), bias(bias_), x("input", x_), h0("hx", h0_) {
     const int64_t per = bias ? 4 : 2, count = int64_t(weights.size());
     D = L < 1 ? 0 : count / (L * per);
@@ -64,6 +64,11 @@ public:
     dtype = one_hot ? w_hh.dtype() : x.dtype();
     if (dtype == Dtype::kInt64 || dtype == Dtype::kOther) {
       (one_hot ? w_hh : x).refuse("torch.float32, torch.float64, torch.bfloat16 or torch.float16");
+    }
+    const TensorView reset("reset", reset_);
+    if (reset) {
+      check_reset(reset);
+      shape.reset = sequence<const bool>(reset);
     }
     const TensorView first("weight_ih", weights[0]);
     I = !one_hot ? x.size(-1) : first.dim() == 2 ? first.size(0) : 0;
@@ -154,6 +159,17 @@ private:
     }
   }
 
+  // The rows of `reset` are those of the input, and a row is a single element.
+  void check_reset(const TensorView& reset) const {
+    bool fits = reset.type().code == dlpack::kBool && reset.dim() == (packed_ ? 1 : 2);
+    for (int64_t i = 0; fits && i < reset.dim(); ++i) {
+      fits = reset.size(i) == x.size(i);
+    }
+    if (!fits) {
+      reset.refuse("torch.bool, with one element for each row of input " + name_of(x.shape()));
+    }
+  }
+
   bool packed_;
   std::vector<TensorView> w_ih_, w_hh_, b_ih_, b_hh_;
 };
@@ -183,8 +199,8 @@ void run_forward(const RnnArguments& call, const std::vector<TensorView>& outs,
 
 void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle batch_sizes,
                 int64_t num_layers, bool batch_first, bool relu, bool bias, int threads,
-                const py::list& outs, py::handle h_n) {
-  const RnnArguments call(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias,
+                const py::list& outs, py::handle h_n, py::handle reset) {
+  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, relu, bias,
                           threads);
   const std::vector<TensorView> outputs = call.outputs(outs);
   const TensorView last("h_n", h_n);
@@ -242,8 +258,8 @@ template <class T> void run_backward(const RnnArguments& call, const Gradients& 
 void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handle x, py::handle h0,
                  const py::list& weights, py::handle batch_sizes, int64_t num_layers,
                  bool batch_first, bool relu, bool bias, int threads, py::handle dx, py::handle dh0,
-                 const py::list& dw, const py::list& between) {
-  const RnnArguments call(x, h0, weights, batch_sizes, num_layers, batch_first, relu, bias,
+                 const py::list& dw, const py::list& between, py::handle reset) {
+  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, relu, bias,
                           threads);
   const int64_t B = call.shape.B, H = call.shape.H, n = call.L * call.D, width = call.D * H;
   Gradients g;

@@ -77,6 +77,10 @@ public:
       db_ = allocate<C>(call.db != nullptr ? H : 0);
       dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
     }
+    if (schedule_.has_resets()) {
+      // Threads have different rows, or share fewer than 2 * kGroupRows rows.
+      connected_ = allocate<O>((shape.B + most_threads * 2 * kGroupRows) * ld_);
+    }
     barriers_.reset(new Barrier[most_threads]);
   }
 
@@ -130,8 +134,7 @@ public:
         if (i == i0) {
           product.a = state_.get() + r * ld_, product.a_stride = ld_;
         } else if (!first) {
-          product.a = rows.at(dpre, ld_, schedule_.time(i - 1), r),
-          product.a_stride = rows.stride(ld_);
+          set_left_factor(product, rows, dpre, schedule_.time(i - 1), r, thread);
         }
         product.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
         if (dy != nullptr) {
@@ -152,7 +155,7 @@ public:
         FusedProduct<S, O> product{};
         product.rows = active - after, product.K = H, product.N = H;
         product.col_begin = share.c0, product.col_end = share.c1;
-        product.a = rows.at(dpre, ld_, t, r), product.a_stride = rows.stride(ld_),
+        set_left_factor(product, rows, dpre, t, r, thread);
         product.w = w_hh_.get();
         product.act = Activation::kIdentity;
         product.out = call_.dh0 + r * H, product.out_stride = H;
@@ -164,7 +167,12 @@ public:
     for (int64_t b = 0; b < rnnfast::active(schedule_, share, i1 - 1); ++b) {
       const O* const last = rows.at(dpre, ld_, schedule_.time(i1 - 1), share.r0 + b);
       const int64_t end = share.c1 == H ? round_up(H, kernels_.vector) : share.c1;
-      std::copy(last + share.c0, last + end, state_.get() + (share.r0 + b) * ld_ + share.c0);
+      O* const to = state_.get() + (share.r0 + b) * ld_ + share.c0;
+      if (schedule_.is_reset(schedule_.time(i1 - 1), share.r0 + b, call_.reverse)) {
+        std::fill_n(to, end - share.c0, O{});
+      } else {
+        std::copy(last + share.c0, last + end, to);
+      }
     }
   }
 
@@ -266,6 +274,29 @@ public:
   }
 
 private:
+  // Let `product` read dpre of time step t, from row r on. A row that was reset before step t hands
+  // no gradient to the step before. Then the rows are copied, and these are zeros.
+  void set_left_factor(FusedProduct<S, O>& product, const BlockRows& rows, const O* dpre, int64_t t,
+                       int64_t r, int thread) {
+    product.a = rows.at(dpre, ld_, t, r), product.a_stride = rows.stride(ld_);
+    bool any = false;
+    for (int64_t n = 0; schedule_.has_resets() && n < product.rows; ++n) {
+      any |= schedule_.is_reset(t, r + n, call_.reverse);
+    }
+    if (!any) {
+      return;
+    }
+    O* const copy = connected_.get() + (r + thread * 2 * kGroupRows) * ld_;
+    for (int64_t n = 0; n < product.rows; ++n) {
+      if (schedule_.is_reset(t, r + n, call_.reverse)) {
+        std::fill_n(copy + n * ld_, ld_, O{});
+      } else {
+        std::copy_n(product.a + n * product.a_stride, ld_, copy + n * ld_);
+      }
+    }
+    product.a = copy, product.a_stride = ld_;
+  }
+
   // Where a gradient is summed: in the caller's tensor if its elements have the type of the sums,
   // otherwise in a buffer of this object.
   static C* sums(S* gradient, const Buffer<C>& own) {
@@ -278,6 +309,9 @@ private:
 
   // The state before this row, h_{t-1} in the order of the forward pass. nullptr stands for zeros.
   const S* previous(BlockRows::Row row) const {
+    if (schedule_.is_reset(row.t, row.b, call_.reverse)) {
+      return nullptr;
+    }
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
         (shape_.batch_sizes == nullptr || row.b < shape_.batch_sizes[t])) {
@@ -312,6 +346,7 @@ private:
   bool dx_;                               // whether dx is computed
   Buffer<S> w_hh_, w_ih_;                 // packed
   Buffer<O> state_;                       // [B, ld_]: dpre of the last step of a block
+  Buffer<O> connected_;                   // for each thread: rows of dpre without those of resets
   Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // used if the elements of the caller's tensors are not C
   std::unique_ptr<Barrier[]> barriers_;   // one of each group
 };

@@ -71,7 +71,7 @@ public:
     pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     for (int64_t r = thread; r < B; r += threads) {
       for (const Buffer<O>& state : state_) {
-        if (call_.h0 != nullptr) {
+        if (call_.h0 != nullptr && !schedule_.is_reset(schedule_.time(0), r, call_.reverse)) {
           kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
         } else {
           // The padding is filled too: a product of pairs reads one element after H if H is odd.
@@ -128,6 +128,16 @@ private:
     }
   }
 
+  // Before the i-th computed step, clear this thread's columns of the states that are reset.
+  // `state` holds the rows of `share`.
+  void reset_rows(const Share& share, int64_t i, O* state) const {
+    for (int64_t r = 0; r < active(schedule_, share, i); ++r) {
+      if (schedule_.is_reset(schedule_.time(i), share.r0 + r, call_.reverse)) {
+        std::fill(state + r * ld_ + share.c0, state + r * ld_ + share.c1, O{});
+      }
+    }
+  }
+
   // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
   // block.
   void recur(Share share, O* x, C* pre, Progress& done) {
@@ -166,6 +176,9 @@ private:
         for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
           const S* const last = product.out + r * product.out_stride; // the last step of this row
           std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
+        }
+        if (schedule_.has_resets() && i + 1 < T_) {
+          reset_rows(share, i + 1, next);
         }
         Barrier& barrier = barriers_[1 + share.group];
         if (i + 1 == i1) {

@@ -42,6 +42,18 @@ public:
     return shape_.batch_sizes != nullptr ? shape_.batch_sizes[time(i)] : shape_.B;
   }
 
+  // Whether the call has resets.
+  bool has_resets() const { return shape_.reset.data != nullptr; }
+
+  // Whether a reset makes the state of this row zero before time step t. A direction that goes
+  // backward in time (`reverse`) comes from step t + 1, and the reset of that step separates them.
+  bool is_reset(int64_t t, int64_t row, bool reverse) const {
+    const int64_t later = reverse ? t + 1 : t;
+    return has_resets() && later < shape_.T &&
+           (shape_.batch_sizes == nullptr || row < shape_.batch_sizes[later]) &&
+           *at(shape_.reset, later, row);
+  }
+
   // The address of row `row` of time step t.
   template <class P> P* at(const Sequence<P>& s, int64_t t, int64_t row) const {
     return s.data +

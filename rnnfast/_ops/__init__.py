@@ -22,7 +22,7 @@ from .dispatch import (
     rnn_forward,
 )
 from .padded import rnn_padded
-from .schema import RNNDescriptor, is_one_hot
+from .schema import RNNDescriptor, is_one_hot, shape_of_rows
 
 __all__ = [
     "RNNDescriptor",
@@ -39,4 +39,5 @@ __all__ = [
     "rnn_forward",
     "rnn_padded",
     "sampler",
+    "shape_of_rows",
 ]

@@ -44,16 +44,16 @@ def new_outputs(x, weights, batch_sizes, descriptor):
     return outs, _C.empty((num_layers * directions, B, H), like)
 
 
-def rnn_cpu(x, h0, weights, batch_sizes, descriptor, keep):
+def rnn_cpu(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run ``rnn`` on the CPU kernels; arguments and results are described in ``schema.py``."""
     outs, h_n = new_outputs(x, weights, batch_sizes, descriptor)
     x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
     threads = torch.get_num_threads()
-    _C.forward(x, h0, weights, batch_sizes, *descriptor.options, threads, outs, h_n)
+    _C.forward(x, h0, weights, batch_sizes, *descriptor.options, threads, outs, h_n, reset)
     return outs if keep else outs[-1:], h_n
 
 
-def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
     """Run ``rnn_backward`` on the CPU kernels.
 
     ``needs`` is ``(need_dx, need_dh0, need_dw)``.
@@ -72,7 +72,7 @@ def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, ne
     gradients = (torch.get_num_threads(), dx, dh0, dw, between)
     outs, dy = [_rows(out) for out in outs], _rows(dy)
     inputs = (outs, x, h0, weights, batch_sizes)
-    _C.backward(dy, _contiguous(dh_n), *inputs, *descriptor.options, *gradients)
+    _C.backward(dy, _contiguous(dh_n), *inputs, *descriptor.options, *gradients, reset)
     if dw and is_one_hot(x):
         for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
             dw[n] = dw[n].t()

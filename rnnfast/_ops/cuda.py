@@ -251,8 +251,14 @@ def _state(name, state, wanted, dtype):
     return state.contiguous()
 
 
-def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep):
+def _refuse_resets(reset):
+    if reset is not None:
+        raise RuntimeError("the CUDA kernels have no resets: call rnnfast.functional.rnn")
+
+
+def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
+    _refuse_resets(reset)
     H, dtype = _check(x, weights, batch_sizes, descriptor)
     D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=False)
@@ -319,7 +325,8 @@ def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
         return _rnn_backward(dy, dh_n, outs, x, *arguments)
 
 
-def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
+    _refuse_resets(reset)
     need_dx, need_dh0, need_dw = needs
     H, dtype = _check(x, weights, batch_sizes, descriptor)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction

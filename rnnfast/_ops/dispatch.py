@@ -38,10 +38,10 @@ def has_loss_kernel(device_type, dtype):
 def _rnn_operator(run):
     """Return the operator ``rnn`` that calls ``run`` with a descriptor."""
 
-    def operator(x, h0, weights, batch_sizes, *options_and_keep):
+    def operator(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
         *options, keep = options_and_keep
         descriptor = RNNDescriptor.of_operator(weights, *options)
-        return run(x, h0, weights, batch_sizes, descriptor, keep)
+        return run(x, h0, weights, batch_sizes, descriptor, keep, reset)
 
     return operator
 
@@ -53,11 +53,11 @@ def _rnn_backward_operator(run):
     empty tensor.
     """
 
-    def operator(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+    def operator(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None):
         *options, need_dx, need_dh0, need_dw = options_and_needs
         descriptor = RNNDescriptor.of_operator(weights, *options)
         needs = (need_dx, need_dh0, need_dw)
-        dx, dh0, dw = run(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs)
+        dx, dh0, dw = run(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset)
         nothing = outs[0].new_empty
         return nothing(0) if dx is None else dx, nothing(0) if dh0 is None else dh0, dw
 
@@ -93,15 +93,15 @@ def _can_call_directly(weights, *tensors):
     return not any([t.is_neg() for t in (*weights, *tensors) if t is not None])  # noqa: C419 - faster
 
 
-def rnn_forward(x, h0, weights, batch_sizes, descriptor, keep):
+def rnn_forward(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run the operator ``rnn`` and return ``(outs, h_n)``."""
     if not _can_call_directly(weights, x, h0):
-        return _rnn_op(x, h0, weights, batch_sizes, *descriptor.options, keep)
+        return _rnn_op(x, h0, weights, batch_sizes, *descriptor.options, keep, reset=reset)
     run = rnn_cpu if x.is_cpu else rnn_cuda
-    return run(x, h0, weights, batch_sizes, descriptor, keep)
+    return run(x, h0, weights, batch_sizes, descriptor, keep, reset)
 
 
-def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
+def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
     """Run the operator ``rnn_backward`` for ``needs``, ``(need_dx, need_dh0, need_dw)``.
 
     Returns:
@@ -109,9 +109,9 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs)
     """
     tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
     if not _can_call_directly(weights, dy, dh_n, x, h0):
-        return _rnn_backward_op(*tensors, *descriptor.options, *needs)
+        return _rnn_backward_op(*tensors, *descriptor.options, *needs, reset=reset)
     run = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
-    return run(*tensors, descriptor, needs)
+    return run(*tensors, descriptor, needs, reset)
 
 
 def linear_cross_entropy(x, w, target, b, dloss, *options):

@@ -2,7 +2,7 @@
 
 ``torch.utils.flop_counter.FlopCounterMode`` asks for them. Like torch's own formulas, those here
 count the multiplications and additions of matrix products, and nothing else. The sum of a call is
-that of ``nn.RNN``.
+that of ``nn.RNN``. Resets change nothing.
 """
 
 import torch
@@ -30,7 +30,7 @@ def _directions(x, weights, batch_sizes, descriptor):
             yield layer, product, 2 * rows * w_hh.numel(), 2 * first * w_hh.numel()
 
 
-def rnn_flops(x, h0, weights, batch_sizes, *options_and_keep, out_val=None):
+def rnn_flops(x, h0, weights, batch_sizes, *options_and_keep, reset=None, out_val=None):
     """Return the FLOPs of the operator ``rnn``."""
     *options, _ = options_and_keep
     descriptor = RNNDescriptor.of_operator(weights, *options)
@@ -39,7 +39,7 @@ def rnn_flops(x, h0, weights, batch_sizes, *options_and_keep, out_val=None):
 
 
 def rnn_backward_flops(
-    dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, out_val=None
+    dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None, out_val=None
 ):
     """Return the FLOPs of the operator ``rnn_backward``."""
     *options, need_dx, need_dh0, need_dw = options_and_needs

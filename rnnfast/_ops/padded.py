@@ -11,7 +11,7 @@ from .._torch import disable_dynamo
 from .schema import RNNDescriptor, library
 
 
-def _rnn_padded(x, h0, weights, lengths, *options):
+def _rnn_padded(x, h0, weights, lengths, *options, reset=None):
     """Run ``rnn_padded`` on the operator ``rnn``; ``schema.py`` describes the arguments."""
     descriptor = RNNDescriptor.of_operator(weights, *options)
     time, batch = (1, 0) if descriptor.batch_first else (0, 1)
@@ -36,8 +36,12 @@ def _rnn_padded(x, h0, weights, lengths, *options):
     x = x.index_select(batch, order)
     data, batch_sizes, *_ = pack_padded_sequence(x, lengths[:count], descriptor.batch_first)
     h0 = None if h0 is None else h0.index_select(1, order)
+    if reset is not None:
+        reset = reset.index_select(batch, order)
+        reset, *_ = pack_padded_sequence(reset, lengths[:count], descriptor.batch_first)
     options = descriptor._replace(batch_first=False).options
-    (out,), last = torch.ops.rnnfast.rnn(data, h0, weights, batch_sizes, *options, False)
+    call = (data, h0, weights, batch_sizes, *options, False)
+    (out,), last = torch.ops.rnnfast.rnn(*call, reset=reset)
     packed = PackedSequence(out, batch_sizes)
     padded, _ = pad_packed_sequence(packed, descriptor.batch_first, total_length=T)
     output.index_copy_(batch, order, padded)

@@ -11,6 +11,10 @@ packed batch.
 - ``weights`` holds (w_ih, w_hh[, b_ih, b_hh]) for each layer and direction.
 - ``outs`` are the outputs of all layers if ``keep`` is true, which is what ``rnn_backward`` needs.
   Otherwise only the output of the last layer is returned.
+- ``reset`` is bool and has one element for each row of ``x``: (T, B), (B, T) or (N). Where it is
+  true, the state of that sequence is zero before that time step. A reverse direction enters a
+  segment between resets at its last step, and its state is zero there instead. So every segment is
+  as if it was run alone.
 
 ``rnn_padded`` is ``rnn`` for a padded batch of sequences that end after ``lengths``, int64 (B) of
 values in [0, T]. Steps past the end of a sequence are zero in ``output``, and ``h_n`` has the state
@@ -33,18 +37,19 @@ library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
 library.define(
     "rnn(Tensor x, Tensor? h0, Tensor[] weights, Tensor? batch_sizes, int num_layers, "
-    "bool batch_first, bool relu, bool bias, bool keep) -> (Tensor[] outs, Tensor h_n)",
+    "bool batch_first, bool relu, bool bias, bool keep, *, Tensor? reset=None) "
+    "-> (Tensor[] outs, Tensor h_n)",
     tags=_tags,
 )
 library.define(
     "rnn_backward(Tensor? dy, Tensor? dh_n, Tensor[] outs, Tensor x, Tensor? h0, Tensor[] weights, "
     "Tensor? batch_sizes, int num_layers, bool batch_first, bool relu, bool bias, bool need_dx, "
-    "bool need_dh0, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor[] dw)",
+    "bool need_dh0, bool need_dw, *, Tensor? reset=None) -> (Tensor dx, Tensor dh0, Tensor[] dw)",
     tags=_tags,
 )
 library.define(
     "rnn_padded(Tensor x, Tensor? h0, Tensor[] weights, Tensor lengths, int num_layers, "
-    "bool batch_first, bool relu, bool bias) -> (Tensor output, Tensor h_n)",
+    "bool batch_first, bool relu, bool bias, *, Tensor? reset=None) -> (Tensor output, Tensor h_n)",
     tags=_tags,
 )
 library.define(
@@ -133,7 +138,7 @@ def shape_of_rows(x, batch_sizes):
 
 
 @torch.library.register_fake("rnnfast::rnn", lib=library)
-def _(x, h0, weights, batch_sizes, *options_and_keep):
+def _(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
     *options, keep = options_and_keep
     descriptor = RNNDescriptor.of_operator(weights, *options)
     H = weights[1].shape[-1]
@@ -148,7 +153,7 @@ def _(x, h0, weights, batch_sizes, *options_and_keep):
 
 
 @torch.library.register_fake("rnnfast::rnn_padded", lib=library)
-def _(x, h0, weights, lengths, *options):
+def _(x, h0, weights, lengths, *options, reset=None):
     descriptor = RNNDescriptor.of_operator(weights, *options)
     H = weights[1].shape[-1]
     output = weights[1].new_empty((*x.shape[:2], descriptor.directions * H))
@@ -157,7 +162,7 @@ def _(x, h0, weights, lengths, *options):
 
 
 @torch.library.register_fake("rnnfast::rnn_backward", lib=library)
-def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs):
+def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None):
     *options, need_dx, need_dh0, need_dw = options_and_needs
     descriptor = RNNDescriptor.of_operator(weights, *options)
     dx = outs[0].new_empty(x.shape if need_dx else 0)

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import _ops, _torch
+from ._segments import rnn_in_segments
 from ._shared import can_run_kernel, differentiable_gradients, has_own_torch_function
 from ._stepwise import rnn_stepwise
 
@@ -24,6 +25,7 @@ def rnn(
     dropout=0.0,
     training=False,
     batch_sizes=None,
+    reset=None,
 ):
     """Run an Elman RNN, ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
 
@@ -47,6 +49,10 @@ def rnn(
         training: whether dropout is active.
         batch_sizes: int64 CPU tensor (T), the number of rows at each step of a packed batch. It
             never increases.
+        reset: bool tensor with one element for each row of ``input``: (T, B), (B, T) or (N), or
+            None. Where it is true, the state of that sequence is zero before that time step, and no
+            gradient passes. A reverse direction enters the part of a sequence between two resets at
+            its last step, so that every part is as if it was run alone.
 
     Returns:
         ``(output, h_n)``: the states of the last layer, (T, B, D * H) in the layout of ``input``,
@@ -65,7 +71,7 @@ def rnn(
     Raises:
         TypeError: ``input`` or ``hx`` is not a tensor.
         ValueError: the nonlinearity is unknown, ``dropout`` is not in [0, 1], there is no layer, or
-            the number of weights does not fit.
+            the number of weights or ``reset`` does not fit.
         RuntimeError: sizes, dtypes or devices do not fit one another.
         IndexError: a token is not in [0, I).
 
@@ -96,7 +102,21 @@ def rnn(
             f"weights must hold 2 or 4 tensors for each of {num_layers} layers x {D} directions, "
             f"got {len(weights)}"
         )
-    return run_rnn(input, hx, weights, batch_sizes, descriptor, dropout if training else 0.0)
+    if reset is not None:
+        check_reset(reset, _ops.shape_of_rows(input, batch_sizes))
+    dropout = dropout if training else 0.0
+    return run_rnn(input, hx, weights, batch_sizes, descriptor, dropout, reset=reset)
+
+
+def check_reset(reset, shape):
+    """Raise ValueError if ``reset`` is not a bool tensor of this shape."""
+    if not isinstance(reset, torch.Tensor):
+        raise ValueError(f"reset must be a bool tensor, got {type(reset).__name__}")
+    if reset.dtype is not torch.bool or reset.shape != shape:
+        raise ValueError(
+            f"reset must be bool {tuple(shape)}, one element for each time step of each sequence, "
+            f"got {reset.dtype} {tuple(reset.shape)}"
+        )
 
 
 def run_rnn(
@@ -110,6 +130,7 @@ def run_rnn(
     zoneout=0.0,
     training=False,
     lengths=None,
+    reset=None,
 ):
     """Run :func:`rnn` for arguments whose number and names are known to be right.
 
@@ -122,6 +143,7 @@ def run_rnn(
         training: whether zoneout is drawn at random.
         lengths: the number of time steps of each sequence of a padded batch, int64 (B), for graphs,
             which do not know the values. Otherwise such a batch is packed.
+        reset: as in :func:`rnn`.
     """
     batch_first = descriptor.batch_first
     if batch_sizes is None and input.dim() > 1 and input.shape[1 if batch_first else 0] == 0:
@@ -131,16 +153,19 @@ def run_rnn(
     run = rnn_on_kernel if lengths is None else partial(_rnn_padded, lengths=lengths)
     if zoneout or not can_run_kernel(input, weights[0].dtype, _ops.has_rnn_kernel):
         is_stepwise = zoneout or lengths is not None or _torch.is_in_vmap()
+        if reset is not None:  # a graph or a transform cannot look at the values of resets
+            is_in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+            is_stepwise = is_stepwise or is_in_graph or _torch.is_in_transform()
         dtype = _autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
             input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
-            options = (dropout, variational_dropout, zoneout, training, lengths)
+            options = (dropout, variational_dropout, zoneout, training, lengths, reset)
             with torch.autocast(input.device.type, enabled=False):
                 return run_rnn(input, hx, weights, batch_sizes, descriptor, *options)
         check_hx_dtype(hx, weights[0].dtype)
         if is_stepwise:
             run = partial(rnn_stepwise, zoneout=zoneout, training=training, lengths=lengths)
-        elif variational_dropout:
+        elif variational_dropout or reset is not None:
             run = rnn_torch
         else:
             return rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout)
@@ -157,6 +182,11 @@ def run_rnn(
         is_cuda = input.is_cuda and not torch.compiler.is_compiling()
         if is_cuda and _ops.is_torch_faster(input, weights, batch_sizes, descriptor):
             run = rnn_torch
+    if reset is not None:
+        reset = reset.to(input.device)
+        if run is rnn_torch or (run is rnn_on_kernel and input.is_cuda):
+            run = partial(rnn_in_segments, run)
+        run = partial(run, reset=reset)
     if descriptor.num_layers == 1 or not (dropout or variational_dropout):
         return run(input, hx, weights, batch_sizes, descriptor)
 
@@ -254,21 +284,21 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     return call(input, batch_sizes, *common)
 
 
-def rnn_on_kernel(x, h0, weights, batch_sizes, descriptor):
+def rnn_on_kernel(x, h0, weights, batch_sizes, descriptor, reset=None):
     """Run the RNN on rnnfast's kernels, without dropout between its layers."""
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (h0 is not None and h0.requires_grad)
         or any([w.requires_grad for w in weights])  # noqa: C419 - a generator costs more than it saves
     ):
-        return _RNN.apply(x, h0, batch_sizes, descriptor, *weights)
-    outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, False)
+        return _RNN.apply(x, h0, batch_sizes, reset, descriptor, *weights)
+    outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, False, reset)
     return outs[0], h_n
 
 
-def _rnn_padded(x, h0, weights, batch_sizes, descriptor, lengths):
+def _rnn_padded(x, h0, weights, batch_sizes, descriptor, lengths, reset=None):
     """Run the RNN on the operator ``rnn_padded``, which has no gradient."""
-    return _ops.rnn_padded(x, h0, weights, lengths, *descriptor.options)
+    return _ops.rnn_padded(x, h0, weights, lengths, *descriptor.options, reset=reset)
 
 
 class _RNN(torch.autograd.Function):
@@ -277,9 +307,9 @@ class _RNN(torch.autograd.Function):
     # There is no setup_context: with it every call takes 45 us to bind its arguments with
     # inspect.signature. Only torch.func needs it, and torch.func never reaches the kernels.
     @staticmethod
-    def forward(ctx, x, h0, batch_sizes, descriptor, *weights):
-        outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, True)
-        ctx.save_for_backward(x, h0, batch_sizes, *outs, *weights)
+    def forward(ctx, x, h0, batch_sizes, reset, descriptor, *weights):
+        outs, h_n = _ops.rnn_forward(x, h0, weights, batch_sizes, descriptor, True, reset)
+        ctx.save_for_backward(x, h0, batch_sizes, reset, *outs, *weights)
         ctx.descriptor = descriptor
         ctx.set_materialize_grads(False)
         return outs[-1], h_n
@@ -288,27 +318,24 @@ class _RNN(torch.autograd.Function):
     def backward(ctx, dy, dh_n):
         if dy is None and dh_n is None:
             return (None,) * len(ctx.needs_input_grad)
-        x, h0, batch_sizes, *saved = ctx.saved_tensors
+        x, h0, batch_sizes, reset, *saved = ctx.saved_tensors
         descriptor = ctx.descriptor
         outs, weights = saved[: descriptor.num_layers], saved[descriptor.num_layers :]
         is_batched = _torch.is_batch_of_vmap(dy) or _torch.is_batch_of_vmap(dh_n)
         if torch.is_grad_enabled() or is_batched:  # create_graph=True enables gradients here
-            return _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights)
-        need_dx, need_dh0, _, _, *needs_dw = ctx.needs_input_grad
+            inputs = (x, h0, batch_sizes, reset, descriptor, *weights)
+            return differentiable_gradients(ctx, _rnn_with_derivatives, inputs, (dy, dh_n))
+        need_dx, need_dh0, _, _, _, *needs_dw = ctx.needs_input_grad
         needs = (need_dx, need_dh0, True in needs_dw)
         tensors = (dy, dh_n, outs, x, h0, weights, batch_sizes)
-        dx, dh0, dw = _ops.rnn_backward(*tensors, descriptor, needs)
+        dx, dh0, dw = _ops.rnn_backward(*tensors, descriptor, needs, reset)
         if False in needs_dw:
             dw = [g if need else None for g, need in zip(dw or weights, needs_dw, strict=True)]
-        return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, *dw)
+        return (dx if need_dx else None, dh0 if need_dh0 else None, None, None, None, *dw)
 
 
-def _differentiable_backward(ctx, dy, dh_n, x, h0, batch_sizes, weights):
-    """Return the gradients as a graph of torch's operators, made by a second forward pass."""
-
-    def call(x, h0, batch_sizes, descriptor, *weights):
-        with _torch.without_cudnn():  # its backward pass has no derivative
-            return rnn_torch(x, h0, weights, batch_sizes, descriptor)
-
-    inputs = (x, h0, batch_sizes, ctx.descriptor, *weights)
-    return differentiable_gradients(ctx, call, inputs, (dy, dh_n))
+def _rnn_with_derivatives(x, h0, batch_sizes, reset, descriptor, *weights):
+    """Run the RNN on torch's operators, of which every derivative exists."""
+    run = rnn_torch if reset is None else partial(rnn_in_segments, rnn_torch, reset=reset)
+    with _torch.without_cudnn():  # its backward pass has no derivative
+        return run(x, h0, weights, batch_sizes, descriptor)

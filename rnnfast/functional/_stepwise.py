@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def rnn_stepwise(
-    x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=False, lengths=None
+    x, h0, weights, batch_sizes, descriptor, zoneout=0.0, training=False, lengths=None, reset=None
 ):
     """Run the RNN step by step, and return ``(output, h_n)``.
 
@@ -20,6 +20,7 @@ def rnn_stepwise(
             arXiv:1606.01305). With ``training`` it is drawn for each unit, sequence and step.
             Otherwise the new state is the expectation over that choice.
         lengths: the number of time steps of each sequence of a padded batch, (B), or None for T.
+        reset: as described in rnnfast/_ops/schema.py.
 
     Raises:
         RuntimeError: ``h0`` does not fit the input and the weights.
@@ -27,6 +28,7 @@ def rnn_stepwise(
     D, relu = descriptor.directions, descriptor.nonlinearity == "relu"
     if descriptor.batch_first:
         x = x.transpose(0, 1)
+        reset = None if reset is None else reset.transpose(0, 1)
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     B = x.shape[1] if sizes is None else sizes[0]
     shape = (descriptor.num_states, B, weights[1].shape[-1])
@@ -34,6 +36,7 @@ def rnn_stepwise(
         h0 = weights[1].new_zeros(shape)
     elif h0.shape != shape:  # the operations below would broadcast it
         raise RuntimeError(f"hx must be {shape}, got {tuple(h0.shape)}")
+    resets = _split(reset, sizes)
     states = []
     for layer in range(descriptor.num_layers):
         directions = []
@@ -50,6 +53,13 @@ def rnn_stepwise(
                 # the last one, or h0 in the reverse direction.
                 B = z[t].shape[0]
                 old = h[:B]
+                # The later of the two steps that a reset divides. It may have fewer rows.
+                later = t + 1 if direction else t
+                if resets is not None and later < len(z):
+                    is_reset = F.pad(resets[later], (0, B - resets[later].shape[0]))
+                    if lengths is not None:
+                        is_reset = is_reset & (later < lengths).to(is_reset.device)
+                    old = torch.where(is_reset.unsqueeze(1), 0.0, old)
                 new = z[t] + F.linear(old, w_hh)
                 new = new.relu() if relu else new.tanh()
                 if keep is not None:

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -23,7 +24,7 @@ constexpr Layout kLayouts[] = {Layout::kTime, Layout::kStrided, Layout::kBatchFi
 struct Case {
   int64_t T, B, I, H;
   Layout layout;
-  bool reverse = false, relu = false, bias = true, h0 = true, tokens = false;
+  bool reverse = false, relu = false, bias = true, h0 = true, tokens = false, resets = false;
   bool dy = true, dh_n = true;                      // which gradients are given
   bool dh0 = true, dx = true, dw = true, db = true; // which gradients are wanted
 
@@ -33,9 +34,9 @@ struct Case {
     char text[200];
     std::snprintf(text, sizeof text,
                   "T=%d B=%d I=%d H=%d layout=%d reverse=%d relu=%d bias=%d h0=%d dy=%d dh_n=%d "
-                  "dh0=%d dx=%d dw=%d db=%d tokens=%d",
+                  "dh0=%d dx=%d dw=%d db=%d tokens=%d resets=%d",
                   int(T), int(B), int(I), int(H), int(layout), reverse, relu, bias, h0, dy, dh_n,
-                  dh0, dx, dw, db, tokens);
+                  dh0, dx, dw, db, tokens, resets);
     return text;
   }
 };
@@ -69,6 +70,7 @@ template <class T> struct Inputs {
   std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h0, dy, dh_n;
   std::vector<int64_t> tokens;
   std::vector<T> table;
+  std::unique_ptr<bool[]> resets; // in the rows of the tokens
 
   Inputs(const Case& c, Random random = {})
       : batch_sizes(sizes(c)), x_rows(rows_of(c, batch_sizes, c.I)),
@@ -78,7 +80,10 @@ template <class T> struct Inputs {
         w_hh(random.array<T>(c.H * c.H, 1 / std::sqrt(double(c.H)))), b_ih(random.array<T>(c.H)),
         b_hh(random.array<T>(c.H)), h0(random.array<T>(c.B * c.H)),
         dy(random.array<T>(h_rows.size)), dh_n(random.array<T>(c.B * c.H)), tokens(token_rows.size),
-        table(c.I * c.H) {
+        table(c.I * c.H), resets(new bool[token_rows.size]) {
+    for (int64_t i = 0; i < token_rows.size; ++i) {
+      resets[i] = random() < -0.4;
+    }
     for (int64_t j = 0; j < c.H; ++j) {
       for (int64_t k = 0; k < c.I; ++k) {
         table[k * c.H + j] = w_ih[j * c.I + k];
@@ -187,6 +192,9 @@ public:
           }
           r.db[j] += d;
         }
+        if (is_reset(b, i)) {
+          std::fill(dstate.begin(), dstate.end(), 0);
+        }
       }
       std::copy(dstate.begin(), dstate.end(), r.dh0.begin() + b * c_.H);
     }
@@ -212,7 +220,19 @@ private:
   // The time step that is computed i-th for row b.
   int64_t time(int64_t b, int64_t i) const { return c_.reverse ? length(b) - 1 - i : i; }
   int64_t at(int64_t t, int64_t b) const { return (t * c_.B + b) * c_.H; }
+  // Whether the state of row b is reset before its i-th computed step. In reverse, a reset concerns
+  // the step that is computed after its own.
+  bool is_reset(int64_t b, int64_t i) const {
+    if (!c_.resets || (c_.reverse && i == 0)) {
+      return false;
+    }
+    const int64_t t = c_.reverse ? time(b, i) + 1 : time(b, i);
+    return in_.resets[in_.token_rows.begins[t * c_.B + b]];
+  }
   double before(int64_t b, int64_t i, int64_t k) const {
+    if (is_reset(b, i)) {
+      return 0;
+    }
     return i > 0 ? h_[at(time(b, i - 1), b) + k] : c_.h0 ? value(in_.h0[b * c_.H + k]) : 0;
   }
   std::vector<double> existing(const std::vector<double>& all, int64_t width) const {
@@ -237,7 +257,10 @@ Results<T> run(const Case& c, const Inputs<T>& in, int threads, const std::strin
   Guarded<T> h(rows.size), h_n(states.size), dh0(states.size), dx(x_rows.size);
   Guarded<T> dw_ih(matrix_ih.size), dw_hh(matrix_hh.size), db(vector.size),
       dtable(matrix_table.size);
-  const Shape shape{c.T, c.B, c.H, c.packed() ? in.batch_sizes.data() : nullptr, c.relu, threads};
+  Shape shape{c.T, c.B, c.H, c.packed() ? in.batch_sizes.data() : nullptr, c.relu, threads};
+  if (c.resets) {
+    shape.reset = {in.resets.get(), in.token_rows.step, in.token_rows.row};
+  }
 
   Forward<T> f{};
   f.reverse = c.reverse, f.I = c.I;
@@ -392,6 +415,7 @@ int test_rnn() {
       c.reverse = bit(0), c.relu = bit(1), c.bias = bit(2), c.h0 = bit(3);
       c.dy = bit(4), c.dh_n = bit(5);
       c.tokens = I > 0 && bit(11);
+      c.resets = bit(12);
       c.dh0 = bit(6), c.dx = !c.tokens && bit(7), c.dw = bit(9), c.db = bit(10);
       check<float>(c, "float");
       // The other types take turns. The tests in Python check the results of all types; this test

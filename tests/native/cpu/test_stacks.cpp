@@ -2,6 +2,7 @@
 #include "api/rnn.h"
 #include "support.h"
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,11 @@ void check_stacks(int64_t layers, int64_t questions) {
       const std::vector<float> w = random.array<float>(H * width, 0.2),
                                x = random.array<float>(T * B * width),
                                dy = random.array<float>(T * B * width);
+      // Some cases have resets.
+      const std::unique_ptr<bool[]> resets(B == 3 ? new bool[T * B] : nullptr);
+      for (int64_t i = 0; B == 3 && i < T * B; ++i) {
+        resets[i] = random() < -0.8;
+      }
       std::vector<std::vector<float>> expected;
       for (int threads : {1, 2, 3, 8}) {
         std::vector<std::vector<float>> written;
@@ -46,7 +52,7 @@ void check_stacks(int64_t layers, int64_t questions) {
           }
           down.push_back(g);
         }
-        const Shape shape{T, B, H, nullptr, false, threads};
+        const Shape shape{T, B, H, nullptr, false, threads, {resets.get(), B, 1}};
         hand_over_after(questions);
         forward(shape, layers, directions, up.data());
         backward(shape, layers, directions, down.data());

@@ -1,0 +1,91 @@
+"""Resets inside of sequences, for implementations of the RNN that have none.
+
+A reset divides a sequence into segments that do not depend on one another. Here each segment
+becomes a sequence of a packed batch of its own.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class _Segments(NamedTuple):
+    """The segments of a batch, the longest first. With N rows, B sequences and K segments."""
+
+    rows: torch.Tensor  # the row of the input for each row of the packed segments, (N)
+    batch_sizes: torch.Tensor  # the number of segments that have a step t
+    first: torch.Tensor  # the segment at the beginning of each sequence, (B)
+    last: torch.Tensor  # the segment at the end of each sequence, (B)
+
+
+def _find_segments(reset, sizes):
+    """Return the segments that ``reset``, bool (N) on the CPU, makes of a packed batch.
+
+    ``sizes`` are the ``batch_sizes`` of that batch, int64 (T).
+    """
+    T, B = len(sizes), int(sizes[0])
+    sequence, time = torch.arange(B), torch.arange(T)
+    exists = sequence < sizes[:, None]
+    lengths = exists.sum(0)
+    row = (sizes.cumsum(0) - sizes)[:, None] + sequence  # of each time step and sequence
+    begins = torch.zeros(T, B, dtype=torch.bool)
+    begins[exists] = reset
+    begins[0] = True
+    # The segments in the order of their sequences, and within a sequence in that of time.
+    owner, start = begins.t().nonzero(as_tuple=True)
+    is_last = owner != torch.cat((owner[1:], owner.new_full((1,), B)))
+    end = torch.where(is_last, lengths[owner], start.roll(-1))
+    length, order = (end - start).sort(descending=True, stable=True)
+    place = order.argsort()
+    runs = length > time[: length[0], None]  # (longest segment, K)
+    step, segment = runs.nonzero(as_tuple=True)
+    rows = row[start[order][segment] + step, owner[order][segment]]
+    return _Segments(rows, runs.sum(1), place[start == 0], place[is_last])
+
+
+def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
+    """Run an RNN with resets by ``run``, which knows of none.
+
+    Args:
+        run: a function like `rnn_torch`.
+        x, h0, weights, batch_sizes, reset: as described in rnnfast/_ops/schema.py. ``h0`` may be
+            None.
+        descriptor: the `RNNDescriptor` of the call.
+
+    Returns:
+        ``(output, h_n)``, as the operator ``rnn`` returns them.
+    """
+    L, D, batch_first = descriptor.num_layers, descriptor.directions, descriptor.batch_first
+    if batch_sizes is None:
+        if batch_first:
+            x, reset = x.transpose(0, 1), reset.transpose(0, 1)
+        steps = x.shape[:2]
+        sizes = torch.full(steps[:1], steps[1])
+        x, reset = x.flatten(0, 1), reset.flatten()
+    else:
+        sizes = batch_sizes
+    reset = reset.cpu()
+    segments = _find_segments(reset, sizes)
+    rows, first, last = (t.to(x.device) for t in (segments.rows, segments.first, segments.last))
+    hx = None
+    if h0 is not None:
+        B, H = len(first), weights[1].shape[-1]
+        if h0.shape != (L * D, B, H):
+            raise RuntimeError(f"hx must be {(L * D, B, H)}, got {tuple(h0.shape)}")
+        # A forward direction begins with the first segment, a reverse direction with the last.
+        h0 = h0.view(L, D, B, H).unbind(1)
+        kept = ~reset[:B].to(x.device)[:, None]
+        start = h0[0].new_zeros(L, int(segments.batch_sizes[0]), H)
+        starts = [start.index_copy(1, first, torch.where(kept, h0[0], 0.0))]
+        if D == 2:
+            starts.append(start.index_copy(1, last, h0[1]))
+        hx = torch.stack(starts, 1).flatten(0, 1)
+    packed = descriptor._replace(batch_first=False)
+    output, h_n = run(x[rows], hx, weights, segments.batch_sizes, packed)
+    h_n = h_n.unflatten(0, (L, D)).unbind(1)
+    ends = [h_n[0].index_select(1, last), *(h.index_select(1, first) for h in h_n[1:])]
+    output = output[rows.argsort()]
+    if batch_sizes is None:
+        output = output.unflatten(0, steps)
+        output = output.transpose(0, 1).contiguous() if batch_first else output
+    return output, torch.stack(ends, 1).flatten(0, 1)
