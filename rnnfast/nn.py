@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from . import _torch, functional
 from ._ops import RNNDescriptor, is_one_hot
+from ._stepper import Stepper
 from .functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
 
-__all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
+__all__ = ["Dropout", "FastRNN", "FastRNNCell", "Stepper", "accelerate", "restore"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
@@ -294,6 +295,19 @@ class FastRNN(nn.RNN):
         if not batched:
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
+
+    def stepper(self, batch_size=1):
+        """Return a :class:`rnnfast.nn.Stepper`, which gets one time step at a time.
+
+        Args:
+            batch_size: the number of sequences that run side by side.
+
+        Raises:
+            ValueError: ``batch_size`` is less than 1, the module is bidirectional, or it has
+                zoneout.
+            RuntimeError: there is no kernel for the device and dtype of the weights.
+        """
+        return Stepper(self, batch_size)
 
     def _check_lengths(self, input, lengths):
         """Return ``lengths`` as a tensor, after checks of everything except its values."""

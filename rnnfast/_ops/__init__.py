@@ -10,7 +10,7 @@ The operators have no gradient of their own. The autograd Functions are in `rnnf
 """
 
 from . import flops
-from .cpu import glove_epoch, sampler
+from .cpu import glove_epoch, sampler, stepper
 from .dispatch import (
     dropout,
     has_dropout_kernel,
@@ -40,4 +40,5 @@ __all__ = [
     "rnn_padded",
     "sampler",
     "shape_of_rows",
+    "stepper",
 ]

@@ -137,6 +137,15 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
     return _C.Sampler(*tensors, *options)
 
 
+def stepper(batch_size, weights, relu, bias):
+    """Return a native object that runs one time step at a time; csrc/api/stepper.h describes it.
+
+    ``weights`` holds (w_ih, w_hh[, b_ih, b_hh]) for each layer, and is copied.
+    """
+    weights = [w.detach().contiguous() for w in weights]
+    return _C.Stepper(batch_size, weights, relu, bias, torch.get_num_threads())
+
+
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
     """Train GloVe for one epoch; ``words`` and ``contexts`` are updated in place.
 

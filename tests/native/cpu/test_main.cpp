@@ -26,6 +26,7 @@ int main() {
   check_isa_names();
   test_stacks();
   test_generate();
+  test_stepper();
   test_loss();
   test_dropout();
   test_glove();

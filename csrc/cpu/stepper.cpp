@@ -1,0 +1,181 @@
+// One time step of all layers. Each layer multiplies the row [x h], its input and its last state,
+// by the packed matrix [W_ih W_hh]. The time of a small batch is the time in which the weights come
+// out of the cache. So the threads divide the columns, as in generate.cpp.
+#include "../api/stepper.h"
+
+#include <algorithm>
+
+#include "parallel.h"
+#include "work.h"
+
+namespace rnnfast {
+
+template <class T> class Stepper<T>::Impl {
+public:
+  virtual ~Impl() = default;
+  virtual void step(const T* x, int64_t x_row, T* out) = 0;
+  virtual void read_state(T* h) const = 0;
+  virtual void write_state(const T* h) = 0;
+  virtual void reset(int64_t b) = 0;
+};
+
+// isa.h explains the types S and O; here T is S.
+template <class T> template <class O> class Stepper<T>::ImplFor final : public Impl {
+  using C = Sum<T>;
+
+public:
+  ImplFor(int64_t B, int64_t I, int64_t H, bool relu, int threads, const std::vector<Layer>& layers)
+      : B_(B), I_(I), H_(H), act_(relu ? Activation::kRelu : Activation::kTanh),
+        kernels_(current_kernels<T, O>()) {
+    double work = 0;
+    for (const Layer& from : layers) {
+      layers_.push_back(pack(from, layers_.empty() ? I : H));
+      work += double(B) * double(H) * double(layers_.back().inputs + H);
+    }
+    threads_ = threads_for(threads, work);
+  }
+
+  void step(const T* x, int64_t x_row, T* out) override {
+    for (int64_t b = 0; b < B_; ++b) {
+      // widen writes whole vectors, and so would overwrite the state behind the input.
+      kernels_.widen(x + b * x_row, I_, widened_.get());
+      std::copy_n(widened_.get(), I_, layers_[0].rows[now_].get() + b * layers_[0].ld);
+    }
+    parallel(threads_, [&](int thread, int threads) { run(thread, threads); });
+    now_ = 1 - now_;
+    std::copy_n(layers_.back().h.get(), B_ * H_, out);
+  }
+
+  void read_state(T* h) const override {
+    for (const PackedLayer& layer : layers_) {
+      h = std::copy_n(layer.h.get(), B_ * H_, h);
+    }
+  }
+
+  void write_state(const T* h) override {
+    for (PackedLayer& layer : layers_) {
+      std::copy_n(h, B_ * H_, layer.h.get());
+      for (int64_t b = 0; b < B_; ++b) {
+        kernels_.widen(h + b * H_, H_, state(layer, now_, b));
+      }
+      h += B_ * H_;
+    }
+  }
+
+  void reset(int64_t b) override {
+    for (PackedLayer& layer : layers_) {
+      std::fill_n(layer.h.get() + b * H_, H_, T{});
+      std::fill_n(state(layer, now_, b), H_, O{});
+    }
+  }
+
+private:
+  struct PackedLayer {
+    int64_t inputs, ld; // ld: elements from row to row of `rows`
+    Buffer<T> w;        // [W_ih W_hh], packed
+    Buffer<C> bias;     // b_ih + b_hh
+    // The rows [x h]. Two buffers take turns, because a step must not overwrite a state that other
+    // threads still read.
+    Buffer<O> rows[2];
+    Buffer<T> h; // [B, H], the last state
+  };
+
+  O* state(const PackedLayer& layer, int now, int64_t b) const {
+    return layer.rows[now].get() + b * layer.ld + layer.inputs;
+  }
+
+  PackedLayer pack(const Layer& from, int64_t inputs) {
+    const int64_t K = inputs + H_, width = round_up(H_, kernels_.vector);
+    PackedLayer layer;
+    layer.inputs = inputs;
+    layer.ld = row_stride<O>(inputs + width);
+    std::vector<T> joined(H_ * K);
+    for (int64_t j = 0; j < H_; ++j) {
+      std::copy_n(from.w_ih + j * inputs, inputs, joined.data() + j * K);
+      std::copy_n(from.w_hh + j * H_, H_, joined.data() + j * K + inputs);
+    }
+    layer.w = allocate<T>(kernels_.packed_size(K, H_));
+    kernels_.pack(joined.data(), true, K, H_, 0, H_, layer.w.get());
+    layer.bias = allocate<C>(width);
+    for (int64_t c = 0; c < width; ++c) {
+      layer.bias[c] = (from.b_ih != nullptr && c < H_ ? to_sum(from.b_ih[c]) : C(0)) +
+                      (from.b_hh != nullptr && c < H_ ? to_sum(from.b_hh[c]) : C(0));
+    }
+    for (Buffer<O>& rows : layer.rows) {
+      rows = allocate<O>(B_ * layer.ld);
+      std::fill_n(rows.get(), B_ * layer.ld, O{});
+    }
+    layer.h = allocate<T>(B_ * H_);
+    std::fill_n(layer.h.get(), B_ * H_, T{});
+    return layer;
+  }
+
+  // This thread's columns of every layer.
+  void run(int thread, int threads) {
+    const int64_t panel = kernels_.panel, panels = (H_ + panel - 1) / panel;
+    const int64_t c0 = std::min(panels * thread / threads * panel, H_),
+                  c1 = std::min(panels * (thread + 1) / threads * panel, H_);
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      PackedLayer& layer = layers_[l];
+      if (c0 < c1) {
+        FusedProduct<T, O> product{};
+        product.rows = B_, product.K = layer.inputs + H_, product.N = H_;
+        product.col_begin = c0, product.col_end = c1;
+        product.a = layer.rows[now_].get(), product.a_stride = layer.ld;
+        product.w = layer.w.get(), product.act = act_;
+        product.sums_before = layer.bias.get(), product.sums_before_stride = 0;
+        product.operand = state(layer, 1 - now_, 0), product.operand_stride = layer.ld;
+        product.out = layer.h.get(), product.out_stride = H_;
+        kernels_.fused_product(product);
+        for (int64_t b = 0; l + 1 < layers_.size() && b < B_; ++b) {
+          const O* const from = state(layer, 1 - now_, b);
+          O* const to = layers_[l + 1].rows[now_].get() + b * layers_[l + 1].ld;
+          std::copy(from + c0, from + c1, to + c0);
+        }
+      }
+      if (l + 1 < layers_.size()) {
+        barrier_.wait(threads);
+      }
+    }
+  }
+
+  const int64_t B_, I_, H_;
+  const Activation act_;
+  const VectorKernels<T, O>& kernels_;
+  Buffer<O> widened_ = allocate<O>(round_up(I_, 64) + 64); // one input row, in whole vectors
+  std::vector<PackedLayer> layers_;
+  int threads_ = 1;
+  int now_ = 0; // the index of the `rows` that the next step reads
+  Barrier barrier_;
+};
+
+template <class T>
+Stepper<T>::Stepper(int64_t B, int64_t I, int64_t H, bool relu, int threads,
+                    const std::vector<Layer>& layers) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (current_isa().bf16_pairs != nullptr) {
+      impl_ = std::make_unique<ImplFor<T>>(B, I, H, relu, threads, layers);
+      return;
+    }
+  }
+  if constexpr (sizeof(T) == 2) {
+    impl_ = std::make_unique<ImplFor<float>>(B, I, H, relu, threads, layers);
+  } else {
+    impl_ = std::make_unique<ImplFor<T>>(B, I, H, relu, threads, layers);
+  }
+}
+template <class T> Stepper<T>::~Stepper() = default;
+
+template <class T> void Stepper<T>::step(const T* x, int64_t x_row, T* out) {
+  impl_->step(x, x_row, out);
+}
+template <class T> void Stepper<T>::read_state(T* h) const { impl_->read_state(h); }
+template <class T> void Stepper<T>::write_state(const T* h) { impl_->write_state(h); }
+template <class T> void Stepper<T>::reset(int64_t b) { impl_->reset(b); }
+
+template class Stepper<float>;
+template class Stepper<double>;
+template class Stepper<bfloat16>;
+template class Stepper<float16>;
+
+} // namespace rnnfast

@@ -1,0 +1,112 @@
+"""`FastRNN.stepper`, which gets one time step at a time."""
+
+import pytest
+import torch
+
+import rnnfast
+from rnnfast import FastRNN
+
+SIZES = [(1, 16, 128, 1), (3, 5, 7, 3), (2, 3, 17, 2), (9, 1, 65, 2), (1, 1, 33, 1)]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("nonlinearity", ("tanh", "relu"))
+@pytest.mark.parametrize(("B", "inputs", "H", "layers"), SIZES)
+def test_steps(B, inputs, H, layers, nonlinearity, dtype, isa):
+    torch.manual_seed(0)
+    options = {"nonlinearity": nonlinearity, "bias": B != 3, "dtype": dtype}
+    module = FastRNN(inputs, H, layers, **options)
+    x, hx = torch.randn(6, B, inputs, dtype=dtype), torch.randn(layers, B, H, dtype=dtype)
+    with torch.no_grad():
+        expected, h_n = module(x, hx)
+    stepper = module.stepper(B)
+    stepper.state = hx
+    assert torch.equal(stepper.state, hx)
+    # The sums have another order. A step rounds once more in 16 bits.
+    close = {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps}
+    for step, output in zip(x, expected, strict=True):
+        torch.testing.assert_close(stepper.step(step), output, **close)
+    torch.testing.assert_close(stepper.state, h_n, **close)
+
+
+def test_threads_do_not_change_a_bit(num_threads):
+    module, x = FastRNN(300, 700, 2), torch.randn(4, 2, 300)
+    results = []
+    for threads in (1, 2, 3):
+        num_threads(threads)
+        stepper = module.stepper(2)
+        results.append([stepper.step(step).clone() for step in x])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_layouts():
+    module, x = FastRNN(4, 5), torch.randn(2, 6)
+    single, batch = module.stepper(), module.stepper(2)
+    output = batch.step(x[:, 1:5])
+    assert output.data_ptr() == batch.step(x[:, ::2].repeat(1, 2)[:, :4]).data_ptr()
+    batch.reset()
+    for _ in range(3):
+        torch.testing.assert_close(single.step(x[1, 1:5]), batch.step(x[:, 1:5])[1])
+    assert single.step(x[:1, :4]).shape == (1, 5)
+    assert not single.step(x[0, :4]).requires_grad
+
+
+@pytest.mark.parametrize("rows", ([1], torch.tensor([1]), torch.tensor([False, True, False])))
+def test_reset_of_rows(rows):
+    module, x = FastRNN(4, 5, 2), torch.randn(2, 3, 4)
+    stepper = module.stepper(3)
+    stepper.step(x[0])
+    before = stepper.state
+    stepper.reset(rows)
+    before[:, 1] = 0
+    assert torch.equal(stepper.state, before)
+    mask = torch.tensor([[False, False, False], [False, True, False]])
+    torch.testing.assert_close(stepper.step(x[1]), module(x, reset=mask)[0][1])
+    stepper.reset()
+    assert not stepper.state.any()
+
+
+def test_changed_weights():
+    module, x = FastRNN(4, 5), torch.randn(3, 1, 4)
+    stepper = module.stepper()
+    stepper.step(x[0])
+    state = stepper.state
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+    expected, h_n = module(x[1:2], state)
+    torch.testing.assert_close(stepper.step(x[1]), expected[0])
+    module.weight_hh_l0 = torch.nn.Parameter(torch.zeros(5, 5))
+    stepper.refresh()
+    torch.testing.assert_close(stepper.step(x[2]), module(x[2:], h_n)[0][0])
+
+
+def test_after_accelerate():
+    module = rnnfast.accelerate(torch.nn.RNN(4, 5))
+    x = torch.randn(1, 4)
+    torch.testing.assert_close(module.stepper().step(x), module(x.unsqueeze(1))[0][:, 0])
+
+
+def test_errors():
+    module = FastRNN(4, 5)
+    for size in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got"):
+            module.stepper(size)
+    with pytest.raises(ValueError, match="bidirectional RNN has no stepper"):
+        FastRNN(4, 5, bidirectional=True).stepper()
+    with pytest.raises(ValueError, match=r"zoneout must be 0 for a stepper, got 0\.1"):
+        FastRNN(4, 5, zoneout=0.1).stepper()
+    with pytest.raises(RuntimeError, match=r"needs weights of .* on the CPU, got .* on meta"):
+        FastRNN(4, 5, device="meta").stepper()
+    stepper = module.stepper(2)
+    wrong = (torch.zeros(4), torch.zeros(1, 4), torch.zeros(2, 5), torch.zeros(2, 4).double())
+    for x in wrong:
+        with pytest.raises(RuntimeError, match=r"input must be torch.float32 \(2, 4\)"):
+            stepper.step(x)
+    with pytest.raises(RuntimeError, match=r"state must be torch.float32 \(1, 2, 5\)"):
+        stepper.state = torch.zeros(2, 5)
+    for row in (-1, 2):
+        with pytest.raises(IndexError, match=rf"rows must be in \[0, 2\), got {row}"):
+            stepper.reset([0, row])
+    with pytest.raises(ValueError, match=r"rows must be bool \(2,\), got \(3,\)"):
+        stepper.reset(torch.zeros(3, dtype=torch.bool))
