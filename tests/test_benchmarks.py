@@ -3,6 +3,7 @@
 import bench_busy
 import bench_generate
 import bench_resets
+import bench_stepper
 import bench_training
 import pytest
 
@@ -38,6 +39,11 @@ def test_generation_refuses(monkeypatch):
 def test_resets():
     ms = bench_resets.measure((6, 3, 4, 5), 0.3, repeats=1)
     assert list(ms) == ["no resets", "resets", "cut"] and min(ms.values()) > 0
+
+
+def test_stepper():
+    us = bench_stepper.measure((2, 4, 5), repeats=1)
+    assert list(us) == ["stepper", "FastRNN", "nn.RNN"] and min(us.values()) > 0
 
 
 def test_busy(monkeypatch, num_threads):

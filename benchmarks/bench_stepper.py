@@ -1,0 +1,61 @@
+"""Time a single time step of a stepper, of FastRNN and of nn.RNN, without gradients.
+
+Samples alternate as in `rnnfast bench`. The outputs must agree before anything is timed.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from rnnfast import FastRNN, bench
+
+SHAPES = "1,16,64 1,16,128 1,64,256 16,128,128 1,512,512"
+
+
+def measure(shape, repeats):
+    """Return the median microseconds of a step of each implementation."""
+    B, *sizes = shape
+    torch.manual_seed(0)
+    ours, theirs = FastRNN(*sizes), nn.RNN(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    stepper = ours.stepper(B)
+    x, h = torch.randn(1, B, sizes[0]), torch.zeros(1, B, sizes[1])
+    torch.testing.assert_close(stepper.step(x[0]), ours(x, h)[0][0])
+    calls = {
+        "stepper": lambda: stepper.step(x[0]),
+        "FastRNN": lambda: ours(x, h),
+        "nn.RNN": lambda: theirs(x, h),
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, h), theirs(x, h))
+        samples = bench.alternate(
+            {name: bench.timer(call) for name, call in calls.items()}, repeats
+        )
+    return {name: 1e6 * float(np.median(seconds)) for name, seconds in samples.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    about = "Shapes B,I,H, separated by blanks (default: five)"
+    parser.add_argument("--shapes", metavar="SHAPES", default=SHAPES, help=about)
+    about = "Samples (default: as many as fit in 1.5 s a shape, at least 5)"
+    parser.add_argument("--repeats", type=int, metavar="N", help=about)
+    args = parser.parse_args()
+
+    table = Table("B,I,H", title=f"us of a step, {torch.get_num_threads()} threads")
+    for column in ("stepper", "FastRNN", "nn.RNN", "nn.RNN / stepper", "nn.RNN / FastRNN"):
+        table.add_column(column, justify="right")
+    for text in args.shapes.split():
+        us = measure([int(number) for number in text.split(",")], args.repeats)
+        stepper, ours, theirs = us.values()
+        numbers = (stepper, ours, theirs, theirs / stepper, theirs / ours)
+        table.add_row(text, *(f"{number:.3g}" for number in numbers))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
