@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 # Whether the installed torch has each private name that is asked for.
-HAS = {}
+HAS: dict[str, bool] = {}
 
 
 def _private(name, otherwise):

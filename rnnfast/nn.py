@@ -5,9 +5,11 @@
 
 import numbers
 import warnings
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import _torch, functional
@@ -18,6 +20,9 @@ __all__ = ["Dropout", "FastRNN", "FastRNNCell", "accelerate", "restore"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
+
+_Batch = TypeVar("_Batch", Tensor, PackedSequence)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def _probability(name, p):
@@ -109,13 +114,20 @@ class FastRNN(nn.RNN):
     # changed its class.
     variational_dropout = weight_dropout = zoneout = 0.0
 
-    def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, zoneout=0.0, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        variational_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.variational_dropout = _probability("variational_dropout", variational_dropout)
         self.weight_dropout = _probability("weight_dropout", weight_dropout)
         self.zoneout = _probability("zoneout", zoneout)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Return the arguments for ``repr``, with the regularisers that are not 0."""
         used = [f"{name}={getattr(self, name)}" for name in _REGULARISERS if getattr(self, name)]
         return ", ".join([super().extra_repr(), *used])
@@ -174,7 +186,9 @@ class FastRNN(nn.RNN):
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
 
-    def forward(self, input, hx=None, lengths=None):
+    def forward(
+        self, input: _Batch, hx: Tensor | None = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[_Batch, Tensor]:
         """Return ``(output, h_n)``; the class describes the arguments."""
         packed = not isinstance(input, torch.Tensor)
         if packed and not isinstance(input, PackedSequence):
@@ -193,7 +207,8 @@ class FastRNN(nn.RNN):
             if hx is not None:
                 check_hx_dtype(hx, self._weights()[0].dtype)
             return super().forward(input, hx)
-        if packed:
+        batched, batch_dim = True, 0 if self.batch_first else 1
+        if not isinstance(input, torch.Tensor):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             one_hot = is_one_hot(data)
             if batch_sizes.dtype != torch.int64 and torch.compiler.is_exporting():
@@ -223,7 +238,6 @@ class FastRNN(nn.RNN):
                     f"For {kind} input, hx should be {rank}-D but got {hx.dim()}-D tensor"
                 )
             batched = rank == 3
-            batch_dim = 0 if self.batch_first else 1
             if not batched:
                 data = data.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
@@ -361,10 +375,10 @@ class Dropout(nn.Dropout):
         [0.0, 2.0]
     """
 
-    def __init__(self, p=0.5):
+    def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         """Return ``input``, a tensor of any shape, with dropout applied in training."""
         return functional.dropout(input, self.p, self.training)
 
@@ -376,7 +390,7 @@ def _modules(model):
     return dict(model.named_modules())
 
 
-def accelerate(model):
+def accelerate(model: _Model) -> _Model:
     """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
 
     The modules stay the same objects with the same parameters, buffers and hooks. Only their class
@@ -407,7 +421,7 @@ def accelerate(model):
     return model
 
 
-def restore(model):
+def restore(model: _Model) -> _Model:
     """Turn rnnfast's modules inside ``model`` into those of ``torch.nn``, in place.
 
     This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,

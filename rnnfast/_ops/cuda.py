@@ -109,7 +109,9 @@ def _forced(precision):
     return None if name == "auto" else name
 
 
-def plan(T, B, H, dtype, directions=1, backward=False):
+def plan(
+    T: int, B: int, H: int, dtype: torch.dtype, directions: int = 1, backward: bool = False
+) -> str:
     """Return which kernel runs and why; see :func:`rnnfast.cuda_plan`."""
     precision = _precision(dtype)
     reason = _C.cuda_choose(T, B, H, directions, backward, precision, _forced(precision))[2]

@@ -1,8 +1,10 @@
 """The RNN as a function, the choice of what runs it, and its autograd Function."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
@@ -13,18 +15,18 @@ _PLAIN = (torch.nn.Parameter, torch.Tensor)
 
 
 def rnn(
-    input,
-    hx,
-    weights,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Iterable[Tensor],
     *,
-    num_layers=1,
-    nonlinearity="tanh",
-    bidirectional=False,
-    batch_first=False,
-    dropout=0.0,
-    training=False,
-    batch_sizes=None,
-):
+    num_layers: int = 1,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Run an Elman RNN, ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
 
     This is :class:`rnnfast.FastRNN` as a function of its weights. With T time steps, B sequences,
