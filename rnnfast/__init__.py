@@ -1,5 +1,10 @@
 """Fast Elman RNNs for PyTorch: fused kernels, drop-ins for ``torch.nn`` and RNN language models."""
 
+from ._common import doctor as _doctor
+
+if _doctor.is_called():  # `rnnfast doctor` must work where the imports below fail
+    raise SystemExit(_doctor.main())
+
 from collections.abc import Iterable
 from typing import Any
 

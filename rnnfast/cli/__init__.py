@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 from .._common.errors import DataWarning, UserError
 from .._version import __version__
-from . import bench, compare, diagnose, embed, ngram, score, tasks, train
+from . import bench, compare, diagnose, doctor, embed, ngram, score, tasks, train
 from .output import Output
 
 __all__ = ["Output", "main", "parser"]
 
-FAMILIES = (train, compare, ngram, score, tasks, diagnose, embed, bench)
+FAMILIES = (train, compare, ngram, score, tasks, diagnose, embed, bench, doctor)
 
 
 def main(argv: list[str] | None = None) -> int:

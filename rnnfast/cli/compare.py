@@ -14,6 +14,7 @@ from ..lm.training import curves
 from .options import (
     RUN,
     TEXTS,
+    Commands,
     add_command,
     add_option,
     add_out_options,
@@ -131,7 +132,7 @@ def join(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = (
         "Train n-grams, a window, an RNN and an LSTM on one text, mix all except the LSTM, and "

@@ -12,7 +12,7 @@ from .._common.plots import check_plot, save_figure
 from .._common.runtime import set_up
 from ..diagnostics.flow import flow
 from ..nn import FastRNN
-from .options import RUN, add_command, add_option, add_plot_option
+from .options import RUN, Commands, add_command, add_option, add_plot_option
 from .output import Output
 
 
@@ -62,7 +62,7 @@ def _table(report: dict) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Measure how far back the gradient of a prediction reaches in an RNN language model."
     sub = add_command(commands, "diagnose", diagnose, about)

@@ -14,7 +14,7 @@ from .._common.files import check_writable
 from .._common.runtime import set_up
 from ..embeddings import Vectors, glove, skipgram
 from ..embeddings.vectors import check_suffix
-from .options import add_command, add_option
+from .options import Commands, add_command, add_option
 from .output import Output
 
 METHODS = {"glove": glove, "skipgram": skipgram}
@@ -86,7 +86,7 @@ def _table(title: str, found: list[tuple[str, float]]) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train word vectors on a text, and print neighbours and analogies of words."
     sub = add_command(commands, "embed", embed, about, device=False)

@@ -6,11 +6,15 @@ import argparse
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from .. import lm
 from .._common.errors import DataWarning
 from ..lm.data.vocabulary import BPE, LEVELS, WORD
 from .output import Output
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Group: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 
 TEXTS = (
     "A TEXT is a file in UTF-8, which may be compressed with gzip, bzip2, xz or zstd; or a "
@@ -24,7 +28,7 @@ RUN = "Folder that rnnfast train has made"
 
 
 def add_command(
-    commands,
+    commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace, Output], int],
     about: str,
@@ -64,7 +68,7 @@ def add_command(
 
 
 def add_option(
-    group,
+    group: Group,
     name: str,
     type_: Callable | None,
     about: str,
@@ -72,7 +76,7 @@ def add_option(
     *,
     also: str | None = None,
     shown: object = None,
-    **options,
+    **options: Any,
 ) -> None:
     """Add the option `--name` with its default at the end of its help text.
 
@@ -96,7 +100,7 @@ def add_option(
     group.add_argument(*names, help=about + default, **options)
 
 
-def add_flag(group, name: str, about: str) -> None:
+def add_flag(group: Group, name: str, about: str) -> None:
     """Add the option `--name`, which takes no value and is off by default."""
     group.add_argument("--" + name.replace("_", "-"), action="store_true", help=about)
 
@@ -108,7 +112,13 @@ def _text(value: object) -> str:
 
 
 def add_setting(
-    group, name: str, type_: Callable | None, about: str, *, note: str | None = None, **options
+    group: Group,
+    name: str,
+    type_: Callable | None,
+    about: str,
+    *,
+    note: str | None = None,
+    **options: Any,
 ) -> None:
     """Add an option for a setting of `lm.Config`. Its help text shows the default of each level.
 
@@ -128,7 +138,7 @@ def add_setting(
     add_option(group, name, type_, about, **options)
 
 
-def add_text_options(group) -> None:
+def add_text_options(group: Group) -> None:
     """Add the options that say how a text is cut into tokens, with the defaults of `lm.Config`."""
     add_option(group, "level", None, "What a token is", choices=LEVELS, shown="char")
     add_setting(group, "min_count", int, MIN_COUNT)
@@ -145,13 +155,13 @@ def warn_without_effect(args: argparse.Namespace, level: str) -> None:
             warnings.warn(message, DataWarning, stacklevel=2)
 
 
-def add_vocab_option(group) -> None:
+def add_vocab_option(group: Group) -> None:
     """Add the option `--vocab`."""
     about = "Text whose words or BPE merges make the vocabulary"
     add_option(group, "vocab", str, about, "TEXT", shown="the training text")
 
 
-def add_out_options(group, about: str, **options) -> None:
+def add_out_options(group: Group, about: str, **options: Any) -> None:
     """Add the options `--out` and `--overwrite` for the folder of a model."""
     add_option(group, "out", str, about, "DIR", **options)
     add_flag(group, "overwrite", "Replace the model in the folder --out")
@@ -165,6 +175,6 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def add_plot_option(group, about: str) -> None:
+def add_plot_option(group: Group, about: str) -> None:
     """Add the option `--plot`. `about` says what it draws."""
     add_option(group, "plot", plot_path, f"{about}, in a .png or .svg file", "PATH")

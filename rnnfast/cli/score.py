@@ -16,7 +16,7 @@ from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
 from .._common.text import counted, lines, standard_input
-from .options import MODEL, TEXTS, add_command, add_flag, add_option
+from .options import MODEL, TEXTS, Commands, add_command, add_flag, add_option
 from .output import Output, printable
 
 BY_UNIT = ("perplexity_per_word", "bits_per_character", "bits_per_byte")
@@ -226,7 +226,7 @@ def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
     return lm.load(path, device)
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Measure the cross-entropy of a model, or of a mixture of models, on a text."
     sub = add_command(commands, "eval", evaluate, about, epilog=TEXTS)

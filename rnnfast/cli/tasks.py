@@ -19,7 +19,7 @@ from ..tasks.base import SequenceEstimator
 from ..tasks.data import read_columns, read_labelled, read_tagged, read_texts
 from ..tasks.network import POOLINGS
 from ..tasks.storage import new_folder
-from .options import add_command, add_option, add_out_options
+from .options import Commands, add_command, add_option, add_out_options
 from .output import Output
 
 
@@ -184,7 +184,7 @@ def _progress(output: Output) -> Callable[[dict], None]:
     return show
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train or use a classifier of texts (an RNN encoder)."
     sub = add_command(commands, "classify", classify, about)

@@ -21,6 +21,7 @@ from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
 from .options import (
     TEXTS,
+    Commands,
     add_command,
     add_option,
     add_out_options,
@@ -202,7 +203,7 @@ def _results(report: dict, name: str) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train a model. Without arguments, train for a minute on a built-in text."
     sub = add_command(commands, "train", train, about, epilog=TEXTS)
