@@ -113,6 +113,9 @@ class FastRNN(nn.RNN):
     # These are attributes of the class, so that an nn.RNN has them too after accelerate() has
     # changed its class.
     variational_dropout = weight_dropout = zoneout = 0.0
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    nonlinearity: str
 
     def __init__(
         self,
