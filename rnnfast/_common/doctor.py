@@ -53,7 +53,11 @@ def main() -> int:
     if target == "-":
         print(text)
     elif target:
-        Path(target).write_text(text + "\n")
+        try:
+            Path(target).write_text(text + "\n")
+        except OSError as error:
+            print(f"rnnfast: error: cannot write {target}: {error.strerror}", file=sys.stderr)
+            return 2
     return status(report)
 
 
@@ -69,7 +73,8 @@ def examine() -> dict[str, Any]:
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if run.returncode == 0:
-            return report | json.loads(run.stdout.splitlines()[-1])
+            inspected: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+            return report | inspected
     except subprocess.TimeoutExpired:
         problem = f"rnnfast did not answer within {TIMEOUT} s"
     else:
@@ -113,7 +118,9 @@ def _cpu() -> dict[str, Any]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
         text = ""
-    known = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)", text, re.MULTILINE))
+    known: dict[str, str] = dict(
+        re.findall(r"^(model name|flags|Features)\s*: (.*)", text, re.MULTILINE)
+    )
     model = known.get("model name", platform.processor())
     flags = known.get("flags", known.get("Features", "")).split()
     return {
@@ -147,4 +154,6 @@ def _plain(value: object) -> str:
         return ", ".join(map(_plain, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1e}"
     return "none" if value is None else str(value)

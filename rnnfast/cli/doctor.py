@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import _torch, accelerate, build_info
 from .._common import doctor
+from .._common.files import finite
 from .options import Commands, add_command
 from .output import Output
 
@@ -40,10 +41,9 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def inspect() -> None:
     """Print what only a process that has imported rnnfast knows, as one line of JSON."""
     build = build_info()
-    devices = list(build["kernels"])
-    tests = {device: self_test(device) for device in devices}
+    tests = {device: self_test(device) for device in build["kernels"]}
     runtimes = openmp_runtimes()
-    report = {
+    report: dict[str, Any] = {
         "build": build,
         "torch": {
             "version": torch.__version__,
@@ -54,7 +54,7 @@ def inspect() -> None:
         },
         "openmp_runtimes": runtimes,
         "cuda": {"device": cuda_device(), "kernels": cuda_kernels(build)},
-        "self_test": {device: f"{error:.1e}" for device, error in tests.items()},
+        "self_test": tests,
         "warnings": [],
         "problems": [
             f"on {device}, FastRNN differs from nn.RNN by {error:.1e} of the largest value"
@@ -66,7 +66,7 @@ def inspect() -> None:
         report["warnings"].append(
             f"{len(runtimes)} OpenMP runtimes are loaded, whose threads compete for the cores"
         )
-    print(json.dumps(report))
+    print(json.dumps(finite(report)))
 
 
 def openmp_runtimes() -> list[str] | None:

@@ -26,9 +26,15 @@ def test_the_process_reports_that_all_is_well():
     assert report["packages"]["torch"] == report["torch"]["version"] == torch.__version__
     assert report["build"]["isas"] == rnnfast.build_info()["isas"]
     assert report["torch"]["dlpack_exchange_api"] and report["cuda"]["kernels"]
-    assert 0 < float(report["self_test"]["cpu"]) < doctor.TOLERANCE
+    assert 0 < report["self_test"]["cpu"] < doctor.TOLERANCE
     if sys.platform == "linux":
         assert len(report["openmp_runtimes"]) == rnnfast.build_info()["openmp"]
+
+
+def test_a_report_that_cannot_be_written_is_one_line():
+    running = process("doctor", "--json", "no/where")
+    _, err = running.communicate(timeout=300)
+    assert (running.returncode, err.count("\n")) == (2, 1) and "cannot write no/where" in err
 
 
 def test_the_command_prints_what_the_process_prints(capsys, tmp_path):
