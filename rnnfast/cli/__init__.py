@@ -8,12 +8,13 @@ for Ctrl-C. A training run is saved before it stops.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from .._common.errors import DataWarning, UserError
 from .._version import __version__
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the program ends
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character of the text must not end the program.
-        with contextlib.suppress(AttributeError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args, rest = parser().parse_known_args(argv)
     if rest:  # argparse itself would show the usage of rnnfast, not that of the command
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def _shower(others: Callable) -> Callable:
     """Return what shows a DataWarning on one line, and other warnings as `others` does."""
 
-    def show(message, category, *args, **kwargs) -> None:
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, DataWarning):
             print(f"rnnfast: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -27,6 +28,9 @@ from .options import (
 from .output import Output
 from .train import TrainingProgress, model_name
 
+if TYPE_CHECKING:  # matplotlib is optional
+    from matplotlib.figure import Figure
+
 COMPARE_SECONDS = 300.0  # time budget of each neural model in a comparison
 
 
@@ -40,6 +44,7 @@ def compare(args: argparse.Namespace, output: Output) -> int:
         settings["max_seconds"] = COMPARE_SECONDS
 
     def run(trainer: lm.Trainer) -> None:
+        assert trainer.folder is not None
         output.progress.print(escape(f"{model_name(trainer.config)}, in {trainer.folder.final}"))
         with TrainingProgress(output.progress, trainer.config) as progress:
             trainer.run(progress.step, progress.validation)
@@ -85,7 +90,7 @@ def comparison_table(models: list[dict]) -> Table:
     return table
 
 
-def _comparison_figure(models: list[dict]):
+def _comparison_figure(models: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1 + 0.4 * len(models)), layout="constrained")

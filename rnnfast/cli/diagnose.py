@@ -28,7 +28,8 @@ def diagnose(args: argparse.Namespace, output: Output) -> int:
         raise lm.UserError(
             f"{args.model} is no Elman RNN: give a model of the kind rnn with the cell tanh or relu"
         )
-    report = {"model": args.model, **flow(model, lm.read_text(args.data), args.steps)}
+    figures = flow(model, lm.read_text(args.data), args.steps)  # type: ignore[arg-type]  # see above
+    report = {"model": args.model, **figures}
     output.text.print(_table(report))
     for layer, radius in enumerate(report["spectral_radius"], 1):
         output.text.print(f"layer {layer}: spectral radius of W_hh {radius:.4f}")

@@ -83,8 +83,10 @@ def _test_figures(model: lm.NgramLM, test: str | None) -> tuple[lm.Evaluation | 
     without = None
     if known.any():
         without = lm.Evaluation.of(each[known], model.log_zero).perplexity
-    values = (len(ids), int((~known).sum()), whole.perplexity, without)
-    values += (whole.zeroprobs, whole.perplexity_without_zeroprobs)
+    values = (
+        *(len(ids), int((~known).sum()), whole.perplexity, without),
+        *(whole.zeroprobs, whole.perplexity_without_zeroprobs),
+    )
     return whole, dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 

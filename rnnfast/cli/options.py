@@ -24,6 +24,7 @@ TEXTS = (
 MODEL = "Folder that rnnfast train has made, or ARPA file of an n-gram model, also compressed"
 MIN_COUNT = "Replace words that are rarer than this by <unk> (word level)"
 MAX_VOCAB = "Keep at most this many tokens (word and BPE level)"
+_METAVARS: dict[Callable, str] = {int: "N", float: "X"}
 RUN = "Folder that rnnfast train has made"
 
 
@@ -94,8 +95,8 @@ def add_option(
     shown = options.get("default") if shown is None else shown
     if type_ is not None:
         options["type"] = type_
-        options["metavar"] = metavar or {int: "N", float: "X"}.get(type_)
-    names = ["--" + name.replace("_", "-")] + [also] * bool(also)
+        options["metavar"] = metavar or _METAVARS.get(type_)
+    names = ["--" + name.replace("_", "-"), *([also] if also else [])]
     default = "" if shown is None else f" (default: {_text(shown)})"
     group.add_argument(*names, help=about + default, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, fields
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,9 +20,11 @@ from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
+from ..lm.training.state import TrainingStep
 from .options import (
     TEXTS,
     Commands,
+    Group,
     add_command,
     add_option,
     add_out_options,
@@ -55,6 +58,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     """Train in the process that prints, and that writes the files."""
     trainer, coverage = _trainer(args)
     config, folder = trainer.config, trainer.folder
+    assert folder is not None  # this is the process of rank 0
     unit = UNITS[config.level]
     about = (
         f"{counted(len(trainer.train), unit)} to train on, {len(trainer.valid):,} to validate; "
@@ -155,10 +159,10 @@ class TrainingProgress:
         self.task = self.bar.add_task("train", total=1.0, about="")
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def step(self, step) -> None:
+    def step(self, step: TrainingStep) -> None:
         """Show an update. `Trainer.run` calls this after each one."""
         about = f"loss {step.loss:.3f}  lr {step.lr:.1e}  {step.tokens_per_second:,.0f} tokens/s"
         self.bar.update(self.task, completed=min(step.progress, 1.0), about=about)
@@ -213,7 +217,7 @@ def register(commands: Commands) -> None:
     _add_run(sub.add_argument_group("run"))
 
 
-def _add_texts(group) -> None:
+def _add_texts(group: Group) -> None:
     about = "Train on the first 90%% of this text and validate on the rest"
     add_option(group, "data", str, about, "TEXT")
     add_option(group, "train", str, "Train on this text, instead of --data", "TEXT")
@@ -222,8 +226,8 @@ def _add_texts(group) -> None:
     add_text_options(group)
 
 
-def _add_model(group) -> None:
-    flag = {"action": argparse.BooleanOptionalAction}
+def _add_model(group: Group) -> None:
+    flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     about = "Kind of model: recurrent, or a feed-forward window of fixed length"
     add_setting(group, "model", None, about, choices=("rnn", "window"))
     about = "Tokens that the window spans, including the predicted one"
@@ -251,8 +255,8 @@ def _add_model(group) -> None:
     add_option(group, "embeddings", str, about, "FILE")
 
 
-def _add_training(group) -> None:
-    flag = {"action": argparse.BooleanOptionalAction}
+def _add_training(group: Group) -> None:
+    flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     add_setting(
         group, "batch_size", int, "Sequences that the text is cut into, to be read side by side"
     )
@@ -296,7 +300,7 @@ def _add_training(group) -> None:
     add_setting(group, "seed", int, about)
 
 
-def _add_run(group) -> None:
+def _add_run(group: Group) -> None:
     about = "Folder to save the model in"
     add_out_options(
         group, about, shown="the first of rnnfast-model, rnnfast-model-2, ... that is free"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,7 @@ class Vectors:
         unit = {token: self[token] / _length(self[token]) for token in (a, b, c)}
         return self._nearest(unit[b] - unit[a] + unit[c], [a, b, c], n)
 
-    def _nearest(self, vector, without, n):
+    def _nearest(self, vector: np.ndarray, without: list[str], n: int) -> list[tuple[str, float]]:
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
         cosines = self.matrix @ vector / (_length(self.matrix) * _length(vector))
@@ -241,7 +241,7 @@ class Vectors:
                 )
         write_atomic(path, compressed(path, self._word2vec(suffix == ".bin")))
 
-    def _word2vec(self, binary: bool):
+    def _word2vec(self, binary: bool) -> Iterator[bytes]:
         yield f"{len(self)} {self.matrix.shape[1]}\n".encode()
         for token, vector in zip(self.tokens, self.matrix, strict=True):
             if binary:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from .._common.errors import UserError
 from .data.vocabulary import BPE, BYTE, CHAR, WORD, check_level
@@ -151,20 +153,20 @@ class Config:
     tensorboard: bool = False
 
     @classmethod
-    def defaults(cls, level: str = CHAR, **changes) -> Config:
+    def defaults(cls, level: str = CHAR, **changes: Any) -> Config:
         """Return the default settings of a level, with `changes` to them.
 
         Raises UserError for an unknown level, and for what `Config` refuses.
         """
         check_level(level)
-        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
+        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer", ""), {})
         untied = {"tied": False} if changes.get("adaptive") else {}
         defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
         return cls(**{**defaults, **changes})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            _check_type(field.name, getattr(self, field.name), str(field.type))
         check_level(self.level)
         choices = {
             "model": (RNN, WINDOW),
@@ -205,7 +207,7 @@ class Config:
                 "make them equal, or turn tied off"
             )
 
-    def _require(self, name, holds, what):
+    def _require(self, name: str, holds: Callable[[Any], bool], what: str) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
             raise UserError(f"{name} must be {what}, not {value}")
@@ -226,7 +228,7 @@ class Config:
         return cls(**settings)
 
 
-def _check_type(name: str, value, annotation: str) -> None:
+def _check_type(name: str, value: object, annotation: str) -> None:
     """Raise UserError if `value` does not have the type of the annotation.
 
     Settings also come from files, where a number may be a string.
@@ -235,6 +237,8 @@ def _check_type(name: str, value, annotation: str) -> None:
         if "None" not in annotation:
             raise UserError(f"{name} must be given")
         return
-    wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}[annotation.split()[0]]
+    types: dict[str, type | tuple[type, ...]]
+    types = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    wanted = types[annotation.split()[0]]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UserError(f"{name} must be of type {annotation}, not {value!r}")

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -171,7 +171,7 @@ class LanguageModel:
         """
         raise NotImplementedError
 
-    def sampler(self, **options) -> tuple[TokenSampler, int]:
+    def sampler(self, **options: Any) -> tuple[TokenSampler, int]:
         """Return a sampler, which never draws `<unk>`, and the tokens to ask of it in one call.
 
         `options` are those of `rnnfast._ops.sampler`. The sampler has the weights that the model
@@ -191,7 +191,7 @@ class LanguageModel:
         """Return the most probable tokens after a text; see `lm.complete`."""
         return complete(self, text, top_k)
 
-    def generate(self, prompt: str = "", length: int = 200, **options) -> str:
+    def generate(self, prompt: str = "", length: int = 200, **options: Any) -> str:
         """Return the prompt and `length` more tokens. The options are those of `lm.generate`."""
         return "".join(generate(self, prompt, length, **options))
 
@@ -330,7 +330,15 @@ def generate(
     return _pieces(vocab, prompt, ids, sampler, length, block, sentence)
 
 
-def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
+def _pieces(
+    vocab: Vocabulary,
+    prompt: str,
+    ids: np.ndarray,
+    sampler: TokenSampler,
+    length: int,
+    block: int,
+    sentence: bool,
+) -> Iterator[str]:
     if prompt:
         yield prompt
     given = [vocab.boundary, *ids.tolist()]
@@ -341,7 +349,9 @@ def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
 
 
-def _tokens(vocab, sampler, length, block, sentence):
+def _tokens(
+    vocab: Vocabulary, sampler: TokenSampler, length: int, block: int, sentence: bool
+) -> Iterator[int]:
     while length > 0:
         try:
             tokens = sampler.generate(min(block, length))

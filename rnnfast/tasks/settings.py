@@ -146,7 +146,7 @@ class Settings:
         """Return the settings by name. scikit-learn passes `deep`, which changes nothing here."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def set_params(self, **params) -> Settings:
+    def set_params(self, **params: Any) -> Settings:
         """Change settings, and return the estimator. The next `fit` uses the new values.
 
         Raises:

@@ -57,15 +57,16 @@ def train_network(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     lengths = torch.tensor([len(x) for x, _ in data])
     device = network.head.weight.device
-    best_score, epochs_since_best, best_weights = -np.inf, 0, None
+    best_score: float = -np.inf
+    epochs_since_best, best_weights = 0, None
     for epoch in range(1, epochs + 1):
         network.train()
         total = total_weight = 0.0
         for batch in shuffled_batches(lengths, batch_size):
             x, y = zip(*(data[i] for i in batch), strict=True)
             outputs = network.run(x)
-            y = torch.cat(y) if network.pooling is None else torch.stack(y)
-            batch_losses, weights = losses(outputs, y.to(device))
+            targets = torch.cat(y) if network.pooling is None else torch.stack(y)
+            batch_losses, weights = losses(outputs, targets.to(device))
             loss = (batch_losses * weights).sum() / weights.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -80,7 +81,7 @@ def train_network(
         network.eval()
         score = None if validate is None else validate()
         report({"epoch": epoch, "train_loss": total / total_weight, "valid_score": score})
-        if patience is None:
+        if patience is None or score is None:
             continue
         epochs_since_best += 1
         if score > best_score:

@@ -8,6 +8,8 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -180,7 +182,7 @@ class Vocabulary:
         tokens = data.get("tokens") if isinstance(data, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
-        level = data.get("level")
+        level: Any = data.get("level")
         check_level(level)
         if level == BPE:
             return BPEVocabulary(tokens, data.get("tokenizer"))
@@ -372,7 +374,7 @@ def _bytes(name: str) -> bytes:
     return _utf8(name)
 
 
-def _tokenizers():
+def _tokenizers() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +190,7 @@ class NgramLM(LanguageModel):
             result[longer.keys[part] % size] = longer.logprobs[part]
         return result
 
-    def sampler(self, **options) -> tuple[ContextSampler, int]:
+    def sampler(self, **options: Any) -> tuple[ContextSampler, int]:
         """Return a sampler; see `LanguageModel.sampler`."""
         return ContextSampler(self, **options), 1
 
