@@ -132,7 +132,10 @@ class _Layout:
             return
         sizes = batch_sizes.tolist()
         if batch_sizes.dim() != 1 or not sizes or batch_sizes.dtype is not torch.int64:
-            raise RuntimeError(f"batch_sizes must be torch.int64 (T), got {batch_sizes.dtype}")
+            raise RuntimeError(
+                f"batch_sizes must be torch.int64 (T), got {batch_sizes.dtype} "
+                f"{tuple(batch_sizes.shape)}"
+            )
         if min(sizes) < 1 or any(b > a for a, b in pairwise(sizes)):
             raise RuntimeError("batch_sizes must be positive and never increase")
         if sum(sizes) != len(x):
@@ -218,10 +221,13 @@ def _half(t, d, H):
     return None if t is None else t[..., d * H : (d + 1) * H]
 
 
-def _check(x, weights, batch_sizes, descriptor):
-    """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``."""
+def _check(x, weights, descriptor):
+    """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``.
+
+    The number of dimensions of the input is already checked, by `_Layout`.
+    """
     one_hot, w_hh = is_one_hot(x), weights[1]
-    if w_hh.dim() != 2:
+    if w_hh.dim() != 2 or w_hh.shape[0] != w_hh.shape[1]:
         raise RuntimeError(f"weight_hh must be (H, H), got {tuple(w_hh.shape)}")
     H, D, dtype = w_hh.shape[1], descriptor.directions, w_hh.dtype if one_hot else x.dtype
     for n, w in enumerate(weights):
@@ -253,9 +259,9 @@ def _state(name, state, wanted, dtype):
 
 def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep):
     """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
-    H, dtype = _check(x, weights, batch_sizes, descriptor)
-    D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=False)
+    H, dtype = _check(x, weights, descriptor)
+    D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     shape = (descriptor.num_states, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
     h_n = like.new_empty(shape)
@@ -321,10 +327,10 @@ def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
 
 def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs):
     need_dx, need_dh0, need_dw = needs
-    H, dtype = _check(x, weights, batch_sizes, descriptor)
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
+    H, dtype = _check(x, weights, descriptor)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction
     relu = descriptor.nonlinearity == "relu"
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
     shape = (descriptor.num_states, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
     dh_n = _state("the gradient of h_n", dh_n, shape, dtype)

@@ -19,6 +19,7 @@ from rule import Case
 from test_kernels import check
 from torch.nn.parallel import DataParallel
 from torch.nn.utils.parametrizations import weight_norm
+from wrong_arguments import WRONG, check_message
 
 import rnnfast
 from rnnfast import _C, functional
@@ -199,30 +200,9 @@ def test_backward_under_autocast(on_cpu, layout):
         assert torch.equal(gradient, expected[f"d {name}"]), name
 
 
-PACKED = torch.tensor([3, 2, 2, 1])
-WRONG = {
-    "hx": ("hx", {"hx": torch.zeros(1, 4, 6)}),
-    "hx dtype": ("hx", {"hx": torch.zeros(1, 3, 6, dtype=torch.float64)}),
-    "weight_ih": ("weight_ih", {"weight 0": torch.zeros(6, 4)}),
-    "weight_hh": ("weight_hh", {"weight 1": torch.zeros(7, 6)}),
-    "bias_hh": ("bias_hh", {"weight 3": torch.zeros(6, 1)}),
-    "input": ("input", {"input": torch.zeros(4, 5)}),
-    "packed": ("batch_sizes", {"batch_sizes": PACKED, "input": torch.zeros(7, 5)}),
-    "growing": ("batch_sizes", {"batch_sizes": PACKED.flip(0), "input": torch.zeros(8, 5)}),
-    "int32": ("batch_sizes", {"batch_sizes": PACKED.int(), "input": torch.zeros(8, 5)}),
-}
-
-
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(on_cpu, wrong):
-    named, change = WRONG[wrong]
-    data = rule.make(Case(4, 3, 5, 6))
-    arguments = {"input": data.input, "hx": data.hx, "batch_sizes": None}
-    arguments |= {f"weight {i}": w for i, w in enumerate(data.weights)}
-    arguments |= change
-    weights = [arguments.pop(f"weight {i}") for i in range(4)]
-    with pytest.raises(RuntimeError, match=named):
-        functional.rnn(weights=weights, **arguments)
+    check_message(wrong)
 
 
 @pytest.fixture
