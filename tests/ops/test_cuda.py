@@ -208,10 +208,11 @@ def test_wrong_arguments(on_cpu, wrong):
 @pytest.fixture
 def unset(monkeypatch):
     """Undo what set_cuda_kernel, the environment and a failure decided, for one test."""
-    monkeypatch.setattr(cuda, "_kernel", "default")
-    monkeypatch.setattr(cuda, "_default", None)
-    monkeypatch.setattr(cuda, "_has_failed", False)
+    monkeypatch.setattr(cuda, "_choice", "default")
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
+    cuda._read_default.cache_clear()
+    yield
+    cuda._read_default.cache_clear()
 
 
 def pretend(monkeypatch, *capabilities):
@@ -229,7 +230,7 @@ def pretend(monkeypatch, *capabilities):
 def test_kernel_by_default(unset, monkeypatch, capabilities, expected):
     pretend(monkeypatch, *capabilities)
     assert cuda.kernel() is None  # no device is on the list until the kernels have run on it
-    monkeypatch.setattr(cuda, "_default", None)
+    cuda._read_default.cache_clear()
     monkeypatch.setattr(cuda, "ON_BY_DEFAULT", ((9, 0),))
     assert cuda.kernel() == expected
     assert cuda.has_kernel(torch.bfloat16) == (expected is not None)
@@ -288,7 +289,7 @@ def run_on(monkeypatch, kernels, times=1):
 def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
     """There is one warning with the reason; the call is finished, and later calls are torch's."""
     kernels = Kernels(failing=[None])
-    monkeypatch.setattr(cuda, "_kernel", "auto")
+    monkeypatch.setattr(cuda, "_choice", "auto")
     with pytest.warns(RuntimeWarning, match="out of resources") as warned:
         run_on(monkeypatch, kernels, times=3)
     assert len(warned) == 1 and kernels.ran == ["step"] * 3
@@ -297,7 +298,7 @@ def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
 
 @pytest.mark.parametrize("failing", [["cluster"], [None, "step"]])
 def test_an_error_that_nothing_helps_against(unset, monkeypatch, failing):
-    monkeypatch.setattr(cuda, "_kernel", failing[0] or "auto")
+    monkeypatch.setattr(cuda, "_choice", failing[0] or "auto")
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="out of resources"):
         warnings.simplefilter("ignore")
         run_on(monkeypatch, Kernels(failing))
@@ -318,9 +319,9 @@ def test_torchs_path_where_it_is_faster(unset, monkeypatch):
         ("auto", tanh, torch.zeros(2, 256, dtype=torch.int64), False),
         ("grid", tanh, x, False),
     ):
-        monkeypatch.setattr(cuda, "_kernel", kernel)
+        monkeypatch.setattr(cuda, "_choice", kernel)
         assert cuda.is_torch_faster(given, weights, None, descriptor) == expected
-    monkeypatch.setattr(cuda, "_kernel", "auto")
+    monkeypatch.setattr(cuda, "_choice", "auto")
     sizes = torch.tensor([256, 3])
     assert cuda.is_torch_faster(torch.empty(259, 1), weights, sizes, tanh)
 
