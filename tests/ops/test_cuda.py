@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from wrong_arguments import WRONG, check_message
 
 import rnnfast
-from rnnfast import _C, functional
+from rnnfast import _C, _torch, functional
 from rnnfast._ops import RNNDescriptor, cuda, dispatch
 from rnnfast.functional import _rnn
 
@@ -123,6 +123,7 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
     monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
     assert seen == [(gradients, True)]
@@ -143,6 +144,7 @@ def refuse_what_cudnn_refuses(monkeypatch):
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
     monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
 
 
 @pytest.mark.parametrize("layout", ["time", "batch", "packed"])
@@ -154,6 +156,26 @@ def test_torchs_path_gives_cudnn_what_it_takes(monkeypatch, layout, memory):
     found = rule.run(functional.rnn, case, rule.make(case))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("memory", ["strided", "transposed", "expanded"])
+def test_torchs_path_copies_nothing_where_cudnn_does_not_run(monkeypatch, layout, memory):
+    case = Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout, memory=memory)
+    data = rule.make(case)
+    expected = rule.run(rule.baseline, case, data)
+    call, given = torch.rnn_tanh, []
+
+    def rnn_tanh(*arguments):
+        given.extend(t for a in arguments for t in (a if isinstance(a, list | tuple) else [a]))
+        return call(*arguments)
+
+    monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
+    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    found = rule.run(functional.rnn, case, data)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert {id(data.input), id(data.hx), *map(id, data.weights)} <= set(map(id, given))
 
 
 def test_torchs_path_takes_tokens(monkeypatch):
