@@ -1,5 +1,5 @@
-// What each kernels_*.cu instantiates for its precision: files of their own, so that they compile
-// side by side.
+// The kernels of one precision. Each file in instances/ instantiates them for its own precision, so
+// that the precisions compile at the same time.
 #pragma once
 
 #include "plan.h"
