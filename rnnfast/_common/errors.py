@@ -8,6 +8,21 @@ class UserError(ValueError):
     """
 
 
+class ArgumentError(UserError):
+    """A wrong argument. The message starts with its name in Python, as in "top_k must be ...".
+
+    The command line shows the name of the option instead, as in "--top-k must be ...".
+
+    Args:
+        message: one line that says what to do.
+        *also: the names of further arguments in the message.
+    """
+
+    def __init__(self, message: str, *also: str):
+        super().__init__(message)
+        self.names = (message.split()[0], *also)
+
+
 class DataWarning(UserWarning):
     """Data that can be used, although the result may not be what the user wants.
 
@@ -30,4 +45,4 @@ class Interrupted(Exception):
 def check_seed(seed: int, end: int = 2**63) -> None:
     """Raise UserError for a seed that is not in [0, `end`), a power of two."""
     if not 0 <= seed < end:
-        raise UserError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")
+        raise ArgumentError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from .._common.errors import DataWarning, UserError
 from .._version import __version__
 from . import bench, compare, diagnose, embed, ngram, score, tasks, train
+from .options import as_typed
 from .output import Output
 
 __all__ = ["Output", "main", "parser"]
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = _shower(warnings.showwarning)
             return args.run(args, Output(args.json))
     except UserError as error:
-        line = " ".join(str(error).splitlines())
+        line = " ".join(as_typed(error, args).splitlines())
         print(f"rnnfast: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .._common.text import words
 from ..embeddings import Vectors
 
@@ -71,7 +71,7 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
         return lambda words: [shape(word) for word in words]
     affix = AFFIX.fullmatch(name) if isinstance(name, str) else None
     if affix is None:
-        raise UserError(
+        raise ArgumentError(
             f"features must be among word, form, bigram, shape, prefixN and suffixN, not {name!r}"
         )
     n = int(affix[2])
