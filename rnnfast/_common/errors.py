@@ -9,18 +9,18 @@ class UserError(ValueError):
 
 
 class ArgumentError(UserError):
-    """A wrong argument. The message starts with its name in Python, as in "top_k must be ...".
+    """An error whose message names arguments as in Python, as in "top_k must be ...".
 
-    The command line shows the name of the option instead, as in "--top-k must be ...".
+    The command line names its options instead, as in "--top-k must be ...".
 
     Args:
         message: one line that says what to do.
-        *also: the names of further arguments in the message.
+        *names: the arguments in the message. Without any it is the first word.
     """
 
-    def __init__(self, message: str, *also: str):
+    def __init__(self, message: str, *names: str):
         super().__init__(message)
-        self.names = (message.split()[0], *also)
+        self.names = names or (message.split()[0],)
 
 
 class DataWarning(UserWarning):

@@ -124,7 +124,7 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     if args.embeddings:
-        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "--emsize")
+        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "emsize")
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:

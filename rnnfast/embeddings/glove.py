@@ -94,7 +94,7 @@ class Glove:
         tables = (self.words, self.contexts)
         cost = _ops.glove_epoch(self._starts, shifts, *entries, *tables, self.lr)
         if not np.isfinite(cost):
-            raise UserError(f"GloVe diverged with lr {self.lr}: give a lower lr")
+            raise ArgumentError(f"GloVe diverged with lr {self.lr}: give a lower lr", "lr")
         return cost / len(self._row)
 
     def matrix(self) -> np.ndarray:

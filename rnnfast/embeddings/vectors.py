@@ -297,7 +297,8 @@ class Vectors:
         vectors = cls.load(path)
         found = vectors.matrix.shape[1]
         if found != size:
-            raise UserError(f"embeddings: {path} has vectors of size {found}, not {setting} {size}")
+            message = f"embeddings: {path} has vectors of size {found}, not {setting} {size}"
+            raise ArgumentError(message, "embeddings", setting)
         return vectors
 
 

@@ -209,6 +209,7 @@ class Config:
             raise ArgumentError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
                 "make them equal, or turn tied off",
+                "tied",
                 "emsize",
                 "nhid",
             )

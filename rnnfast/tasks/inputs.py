@@ -165,10 +165,8 @@ def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) 
     if is_numeric(X):
         raise UserError("embeddings are of words, and X has numbers: set embeddings to None")
     if not set(WORDS) & set(features):
-        raise UserError(
-            f"embeddings belong to the feature word or form: features must have one, not "
-            f"{', '.join(features)}"
-        )
+        message = "embeddings belong to the feature word or form: features must have one, not "
+        raise ArgumentError(message + ", ".join(features), "embeddings", "features")
     return Vectors.load_of_size(path, size, "embedding_size")
 
 
