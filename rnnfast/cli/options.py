@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,20 @@ MIN_COUNT = "Replace words that are rarer than this by <unk> (word level)"
 MAX_VOCAB = "Keep at most this many tokens (word and BPE level)"
 _METAVARS: dict[Callable, str] = {int: "N", float: "X"}
 RUN = "Folder that rnnfast train has made"
+
+
+def as_typed(error: Exception, args: argparse.Namespace) -> str:
+    """Return the message of an error, in which the options of the command are named as typed."""
+    message = str(error)
+    for name in getattr(error, "names", ()):
+        if name in args:
+            message = re.sub(rf"(?<![\w-]){name}\b", option_name(name), message)
+    return message
+
+
+def option_name(name: str) -> str:
+    """Return the option for the attribute `name`, as in `--top-k` for `top_k`."""
+    return "--" + name.replace("_", "-")
 
 
 def add_command(
@@ -96,14 +111,14 @@ def add_option(
     if type_ is not None:
         options["type"] = type_
         options["metavar"] = metavar or _METAVARS.get(type_)
-    names = ["--" + name.replace("_", "-"), *([also] if also else [])]
+    names = [option_name(name), *([also] if also else [])]
     default = "" if shown is None else f" (default: {_text(shown)})"
     group.add_argument(*names, help=about + default, **options)
 
 
 def add_flag(group: Group, name: str, about: str) -> None:
     """Add the option `--name`, which takes no value and is off by default."""
-    group.add_argument("--" + name.replace("_", "-"), action="store_true", help=about)
+    group.add_argument(option_name(name), action="store_true", help=about)
 
 
 def _text(value: object) -> str:
@@ -151,8 +166,8 @@ def warn_without_effect(args: argparse.Namespace, level: str) -> None:
     """Warn of options of `add_text_options` that were given and have no effect at this level."""
     for name, levels in (("min_count", (WORD,)), ("max_vocab", (WORD, BPE))):
         if getattr(args, name) is not None and level not in levels:
-            option = name.replace("_", "-")
-            message = f"--{option} has no effect at level {level}, only at {' and '.join(levels)}"
+            message = f"{option_name(name)} has no effect at level {level}, only at "
+            message += " and ".join(levels)
             warnings.warn(message, DataWarning, stacklevel=2)
 
 

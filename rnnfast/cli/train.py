@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from .. import lm
 from .._common import progress
+from .._common.errors import DataWarning
 from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
@@ -84,6 +86,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
+    _warn_if_diverged(report)
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -126,7 +129,7 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     if args.embeddings:
-        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "--emsize")
+        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "emsize")
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:
@@ -191,6 +194,20 @@ def model_name(config: lm.Config) -> str:
 def _kind(config: lm.Config) -> str:
     name = model_name(config)
     return name if config.cell in GATED else f"{config.cell} {name}"
+
+
+def _warn_if_diverged(report: dict) -> None:
+    """Warn if the model is far worse than a uniform guess over the vocabulary.
+
+    A model that has not learnt anything yet is close to the uniform guess.
+    """
+    found, uniform = report["valid_perplexity"], report["vocab_size"]
+    if found > 2 * uniform:
+        message = (
+            f"the training diverged: the validation perplexity is {found:.3g}, and a uniform guess "
+            f"has {uniform}. Train again with a lower --lr, which was {report['config']['lr']:g}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def _results(report: dict, name: str) -> Table:

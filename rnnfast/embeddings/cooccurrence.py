@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError
 from ..lm.data.vocabulary import Vocabulary
 
 
@@ -38,7 +38,7 @@ def cooccurrences(
         {('a', 'a'): 1.0, ('a', 'b'): 2.0, ('b', 'a'): 2.0}
     """
     if window < 1:
-        raise UserError(f"window must be at least 1, not {window}")
+        raise ArgumentError(f"window must be at least 1, not {window}")
     V, line = len(vocab), np.cumsum(ids == vocab.boundary)
     found: list[np.ndarray] = []
     each: list[np.ndarray] = []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 
-from .._common.errors import DataWarning, UserError
+from .._common.errors import ArgumentError, DataWarning, UserError
 from .._common.files import write_atomic
 from .._common.storage import read_tensors
 from .._common.text import COMPRESSORS, compressed, read_bytes
@@ -297,7 +297,8 @@ class Vectors:
         vectors = cls.load(path)
         found = vectors.matrix.shape[1]
         if found != size:
-            raise UserError(f"embeddings: {path} has vectors of size {found}, not {setting} {size}")
+            message = f"embeddings: {path} has vectors of size {found}, not {setting} {size}"
+            raise ArgumentError(message, "embeddings", setting)
         return vectors
 
 
@@ -305,7 +306,7 @@ def check_positive(**settings: float) -> None:
     """Raise UserError for a setting that is not positive and finite."""
     for name, value in settings.items():
         if not 0 < value < float("inf"):
-            raise UserError(f"{name} must be positive, not {value}")
+            raise ArgumentError(f"{name} must be positive, not {value}")
 
 
 def check_suffix(path: str | Path) -> str:

@@ -246,10 +246,13 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     # while it was recorded.
     is_tracing = torch.jit.is_tracing()
     training = dropout > 0 or torch.is_grad_enabled() or is_tracing
-    if not is_tracing:  # cuDNN refuses tensors that are not contiguous
+    # cuDNN refuses tensors that are not contiguous. A trace may be moved to a GPU later.
+    runs_on_cudnn = _torch.may_run_on_cudnn(input)
+    if runs_on_cudnn and not is_tracing:
         input = input.contiguous()
         weights = [w.contiguous() if type(w) in _PLAIN else w for w in weights]
-    hx = hx.contiguous()
+    if runs_on_cudnn or is_tracing:
+        hx = hx.contiguous()
     common = (hx, weights, bias, num_layers, dropout, training, directions == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .data.vocabulary import BPE, BYTE, CHAR, WORD, check_level
 
 RNN = "rnn"
@@ -177,7 +177,7 @@ class Config:
         for name, allowed in choices.items():
             where = f" for the model {self.model}" if name == "cell" else ""
             if getattr(self, name) not in allowed:
-                raise UserError(
+                raise ArgumentError(
                     f"{name} must be {' or '.join(allowed)}{where}, not {getattr(self, name)}"
                 )
         for name in ("emsize", "nhid", "nlayers", "batch_size", "bptt", "min_count", "epochs"):
@@ -194,23 +194,32 @@ class Config:
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
-            raise UserError("direct needs the model window, and output weights that are not tied")
+            raise ArgumentError(
+                "direct needs the model window, and output weights that are not tied"
+            )
         if self.adaptive and (self.tied or self.level != WORD):
-            raise UserError("adaptive needs words as tokens, and output weights that are not tied")
+            raise ArgumentError(
+                "adaptive needs words as tokens, and output weights that are not tied"
+            )
         if self.model == WINDOW and self.weight_dropout:
-            raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
+            raise ArgumentError(
+                "weight_dropout needs the model rnn: a window has no recurrent weights"
+            )
         if self.model == WINDOW and self.nlayers != 1:
-            raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
+            raise ArgumentError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:
-            raise UserError(
+            raise ArgumentError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
-                "make them equal, or turn tied off"
+                "make them equal, or turn tied off",
+                "tied",
+                "emsize",
+                "nhid",
             )
 
     def _require(self, name: str, holds: Callable[[Any], bool], what: str) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
-            raise UserError(f"{name} must be {what}, not {value}")
+            raise ArgumentError(f"{name} must be {what}, not {value}")
 
     def to_json(self) -> dict:
         """Return the settings as a dict that `json` can write."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .._common.errors import UserError, check_seed
+from .._common.errors import ArgumentError, UserError, check_seed
 from .._common.files import finite
 from .._common.text import words
 from .data.vocabulary import Vocabulary
@@ -259,7 +259,7 @@ def complete(model: LanguageModel, text: str, top_k: int = 10) -> list[tuple[str
         UserError: `top_k` is below 1, or the text has a character that is not in the vocabulary.
     """
     if top_k < 1:
-        raise UserError(f"top-k must be at least 1, not {top_k}")
+        raise ArgumentError(f"top_k must be at least 1, not {top_k}")
     vocab = model.vocab
     logprobs = model.next_logprobs(np.append(vocab.boundary, vocab.encode(text)))
     order = np.argsort(-logprobs, kind="stable")
@@ -307,13 +307,13 @@ def generate(
         'the cat sat on the mat'
     """
     if length < 0:
-        raise UserError(f"length must be zero or more, not {length}")
+        raise ArgumentError(f"length must be zero or more, not {length}")
     if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature must be zero or more, not {temperature}")
+        raise ArgumentError(f"temperature must be zero or more, not {temperature}")
     if top_k is not None and top_k < 1:
-        raise UserError(f"top-k must be at least 1, not {top_k}")
+        raise ArgumentError(f"top_k must be at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top-p must be more than 0 and at most 1, not {top_p}")
+        raise ArgumentError(f"top_p must be more than 0 and at most 1, not {top_p}")
     if seed is not None:
         check_seed(seed)
     vocab = model.vocab

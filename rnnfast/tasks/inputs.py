@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .._common.text import words
 from ..embeddings import Vectors
 
@@ -72,7 +72,7 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
         return lambda words: [shape(word) for word in words]
     affix = AFFIX.fullmatch(name) if isinstance(name, str) else None
     if affix is None:
-        raise UserError(
+        raise ArgumentError(
             f"features must be among word, form, bigram, shape, prefixN and suffixN, not {name!r}"
         )
     n = int(affix[2])
@@ -168,10 +168,8 @@ def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) 
     if is_numeric(X):
         raise UserError("embeddings are of words, and X has numbers: set embeddings to None")
     if not set(WORDS) & set(features):
-        raise UserError(
-            f"embeddings belong to the feature word or form: features must have one, not "
-            f"{', '.join(features)}"
-        )
+        message = "embeddings belong to the feature word or form: features must have one, not "
+        raise ArgumentError(message + ", ".join(features), "embeddings", "features")
     return Vectors.load_of_size(path, size, "embedding_size")
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .network import NONLINEARITIES, POOLINGS
 
 
@@ -40,7 +40,7 @@ class Constraint:
         if isinstance(value, bool):
             of_type = bool in self.types
         if not of_type or not self.holds(value):
-            raise UserError(f"{name} must be {self.what}, not {value!r}")
+            raise ArgumentError(f"{name} must be {self.what}, not {value!r}")
 
 
 def _one_of(names: tuple[str, ...]) -> Constraint:

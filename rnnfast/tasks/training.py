@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError
 from .._common.parameters import parameter_groups
 from .network import SequenceNetwork
 
@@ -77,7 +77,8 @@ def train_network(
             total += batch_weight * float(loss.detach())
             total_weight += batch_weight
         if not np.isfinite(total):
-            raise UserError(f"the loss is not finite in epoch {epoch}: lower lr or clip")
+            message = f"the loss is not finite in epoch {epoch}: lower lr or clip"
+            raise ArgumentError(message, "lr", "clip")
         network.eval()
         score = None if validate is None else validate()
         report({"epoch": epoch, "train_loss": total / total_weight, "valid_score": score})

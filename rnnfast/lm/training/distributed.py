@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..._common.errors import UserError
+from ..._common.errors import ArgumentError
 from ..._common.runtime import rank, world_size
 from ..config import Config
 
@@ -56,12 +56,12 @@ class Ranks:
     def __init__(self, config: Config):
         self.rank, self.size = rank(), world_size()
         if config.batch_size % self.size:
-            raise UserError(
-                f"batch-size must be a multiple of the {self.size} processes, not "
+            raise ArgumentError(
+                f"batch_size must be a multiple of the {self.size} processes, not "
                 f"{config.batch_size}"
             )
         if config.accumulate > config.batch_size // self.size:
-            raise UserError(
+            raise ArgumentError(
                 f"accumulate must be at most the {config.batch_size // self.size} sequences of a "
                 f"process, not {config.accumulate}"
             )
