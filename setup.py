@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 # The lists are sorted, so that two builds of the same source are the same.
-CUDA_SOURCES = [ROOT / "csrc/bindings/cuda.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu"))]
+CUDA_SOURCES = [ROOT / "csrc/bindings/cuda.cpp", *sorted(ROOT.glob("csrc/cuda/**/*.cu"))]
 CPU_SOURCES = [
     source
     for folder in ("bindings", "cpu")

@@ -6,6 +6,7 @@ works are stopped (SIGSTOP). Their samples can then alternate in one run, as in 
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ import torch
 from cases import Case, result_names
 
 from rnnfast import bench
+
+log = logging.getLogger("benchmarks")
 
 KERNELS = "rnnfast kernels"
 PATIENCE = 120  # seconds without an answer after which a contestant is left out of a case
@@ -153,6 +156,7 @@ def started(everyone: list[Contestant], threads: int) -> Iterator[None]:
     """Start all contestants, and end their processes when the `with` statement ends."""
     try:
         for contestant in everyone:
+            log.info("starting %s", contestant.name)
             contestant.start(threads)
         yield
     finally:
@@ -183,6 +187,7 @@ def measure(
     names = result_names(case, mode)
     not_run = {}
     for name, contestant in present.items():
+        log.info("%s, %s: preparing %s", case, mode, name)
         try:
             results = contestant.ask("prepare", case, mode)
         except peers.NotRunError as error:
@@ -199,6 +204,7 @@ def measure(
             for name, contestant in present.items()
             if name not in not_run
         }
+        log.info("%s, %s: timing %d contestants by turns", case, mode, len(timers))
         try:
             return bench.alternate(timers, repeats, MODE_SECONDS), not_run
         except peers.NotRunError as error:

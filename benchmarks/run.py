@@ -8,6 +8,7 @@ does nothing else. benchmarks/README.md explains the results.
 
 import argparse
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ import contest
 import report as reports
 from cases import Case, special_cases
 from rich.console import Console
+from rich.logging import RichHandler
 
 from rnnfast import bench
 from rnnfast._common.files import write_atomic
 from rnnfast._common.plots import save_figure
 from rnnfast._common.progress import measuring
+
+log = logging.getLogger("benchmarks")
 
 
 def measure(
@@ -43,12 +47,14 @@ def measure(
         "working_sets": sorted({case.weight_bytes() for case in cases}),
         "threads": threads,
     }
+    log.info("measuring the ceilings of this machine")
     ceiling = ceilings.measure(**limits)
     results = []
     with contest.started(everyone, threads):
         for case in measuring(cases, console):
             modes = {mode: contest.measure(case, mode, everyone, repeats) for mode in bench.MODES}
             results.append((case, modes))
+    log.info("measuring the ceilings again")
     ceiling = ceilings.best(ceiling, ceilings.measure(**limits))
 
     report |= {
@@ -134,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cases:
         parser.error(f"--only {args.only!r}: no case has this in its name")
 
-    report = measure(cases, contest.contestants(), args.repeats, Console(stderr=True))
+    console = Console(stderr=True)
+    # Starting the libraries and compiling for them may take minutes in which nothing is measured.
+    log.addHandler(RichHandler(console=console, show_level=False, show_path=False))
+    log.setLevel(logging.INFO)
+    report = measure(cases, contest.contestants(), args.repeats, console)
     repeats = f" --repeats {args.repeats}" if args.repeats else ""
     report["command"] = f"python benchmarks/run.py{repeats}"
     print(reports.markdown(report))

@@ -1,5 +1,13 @@
 """Fast Elman RNNs for PyTorch: fused kernels, drop-ins for ``torch.nn`` and RNN language models."""
 
+from ._common import doctor as _doctor
+
+if _doctor.is_called():  # `rnnfast doctor` must work where the imports below fail
+    raise SystemExit(_doctor.main())
+
+from collections.abc import Iterable
+from typing import Any
+
 import torch  # before _C, so that the kernels share torch's OpenMP runtime
 
 try:
@@ -29,7 +37,7 @@ __all__ = [
 ]
 
 
-def build_info():
+def build_info() -> dict[str, Any]:
     """Return what this build contains and what this machine can run.
 
     Returns:
@@ -52,7 +60,7 @@ def build_info():
         ['float32', 'float64', 'bfloat16', 'float16']
     """
 
-    def names(dtypes):
+    def names(dtypes: Iterable[torch.dtype]) -> list[str]:
         return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
     on_cuda = [dtype for dtype in _ops.cuda.DTYPES if _ops.cuda.has_kernel(dtype)]
@@ -69,7 +77,7 @@ def build_info():
     }
 
 
-def set_isa(name=None):
+def set_isa(name: str | None = None) -> None:
     """Force the instruction set of the CPU kernels, for tests and comparisons.
 
     Args:
@@ -87,7 +95,7 @@ def set_isa(name=None):
     _C.set_isa(name or "")
 
 
-def set_cuda_kernel(name=None):
+def set_cuda_kernel(name: str | None = None) -> None:
     """Choose what runs FastRNN and :func:`rnnfast.functional.rnn` on CUDA devices.
 
     Args:
@@ -112,7 +120,15 @@ def set_cuda_kernel(name=None):
     _ops.cuda.set_kernel(name)
 
 
-def cuda_plan(T, B, H, dtype=torch.float32, *, directions=1, backward=False):
+def cuda_plan(
+    T: int,
+    B: int,
+    H: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    directions: int = 1,
+    backward: bool = False,
+) -> str:
     """Return which kernel runs one layer on the current CUDA device, and why.
 
     Args:

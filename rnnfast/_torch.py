@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 # Whether the installed torch has each private name that is asked for.
-HAS = {}
+HAS: dict[str, bool] = {}
 
 
 def _private(name, otherwise):
@@ -200,6 +200,11 @@ def _patch_builder(builder, cls):
 
 
 # cuDNN
+
+
+def may_run_on_cudnn(input):
+    """Return whether torch's own RNN operators may run on cuDNN for ``input``."""
+    return input.is_cuda and torch.backends.cudnn.enabled
 
 
 _set_cudnn_enabled = _private("_C._set_cudnn_enabled", None)

@@ -3,14 +3,15 @@
 :func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
 """
 
-import numbers
-import warnings
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import _torch, functional
+from ._checks import packed_like, probability, warn_of_one_hot_vectors
 from ._ops import RNNDescriptor, is_one_hot
 from ._stepper import Stepper
 from .functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
@@ -20,49 +21,8 @@ __all__ = ["Dropout", "FastRNN", "FastRNNCell", "Stepper", "accelerate", "restor
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
-
-def _probability(name, p):
-    """Return ``p`` as a float, or raise the error that ``nn.RNN`` raises for its dropout."""
-    if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p <= 1:
-        raise ValueError(f"{name} should be a number in range [0, 1], a probability, got {p!r}")
-    return float(p)
-
-
-def _warn_of_one_hot_vectors(tokens, batch_first):
-    """Warn if ``tokens``, with as many columns as inputs, look like the one-hot vectors (T, I).
-
-    There may be rows of zeros at the end, as padding. Tokens hardly ever have exactly one 1 and
-    otherwise zeros in each row.
-    """
-    if not _torch.has_readable_values(tokens) or tokens[0].sum() != 1:
-        return
-    ones = tokens.sum(1)
-    if tokens.max() == 1 and bool((ones[1:] <= ones[:-1]).all()):
-        layout = "(B, T)" if batch_first else "(T, B)"
-        warnings.warn(
-            f"input is int64 of shape {tuple(tokens.shape)} and is read as a batch of tokens, "
-            f"{layout}, but it looks like the one-hot vectors of one sequence, (T, I). Vectors "
-            "must be floating-point: input.float(). The tokens of one sequence have shape (T,).",
-            stacklevel=5,
-        )
-
-
-def _packed_like(reset, input):
-    """Return the data of ``reset``, after a check that it is packed like ``input``."""
-    if not isinstance(reset, PackedSequence):
-        raise ValueError(
-            f"reset must be a PackedSequence like input, got {type(reset).__name__}. For a padded "
-            "reset give FastRNN the padded input and its lengths: rnn(input, lengths=lengths)"
-        )
-    order, expected = reset.sorted_indices, input.sorted_indices
-    if order is None or expected is None:
-        same_order = order is expected
-    else:
-        same_order = torch.equal(order.to(expected.device), expected)
-    if not torch.equal(reset.batch_sizes, input.batch_sizes) or not same_order:
-        raise ValueError("reset must be packed like input: from the same lengths in the same order")
-    check_reset(reset.data, input.data.shape[:1])
-    return reset.data
+_Batch = TypeVar("_Batch", Tensor, PackedSequence)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class FastRNN(nn.RNN):
@@ -134,14 +94,24 @@ class FastRNN(nn.RNN):
     # These are attributes of the class, so that an nn.RNN has them too after accelerate() has
     # changed its class.
     variational_dropout = weight_dropout = zoneout = 0.0
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    nonlinearity: str
 
-    def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, zoneout=0.0, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        variational_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.variational_dropout = _probability("variational_dropout", variational_dropout)
-        self.weight_dropout = _probability("weight_dropout", weight_dropout)
-        self.zoneout = _probability("zoneout", zoneout)
+        self.variational_dropout = probability("variational_dropout", variational_dropout)
+        self.weight_dropout = probability("weight_dropout", weight_dropout)
+        self.zoneout = probability("zoneout", zoneout)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Return the arguments for ``repr``, with the regularisers that are not 0."""
         used = [f"{name}={getattr(self, name)}" for name in _REGULARISERS if getattr(self, name)]
         return ", ".join([super().extra_repr(), *used])
@@ -200,7 +170,13 @@ class FastRNN(nn.RNN):
                 f"Expected {self.input_size}, got {input.size(-1)}"
             )
 
-    def forward(self, input, hx=None, lengths=None, reset=None):
+    def forward(
+        self,
+        input: _Batch,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | PackedSequence | None = None,
+    ) -> tuple[_Batch, Tensor]:
         """Return ``(output, h_n)``; the class describes the arguments."""
         packed = not isinstance(input, torch.Tensor)
         if packed and not isinstance(input, PackedSequence):
@@ -222,7 +198,8 @@ class FastRNN(nn.RNN):
                 check_reset(reset, input.shape[:-1])
                 hx = self._reset_hx(hx, reset)
             return super().forward(input, hx)
-        if packed:
+        batched, batch_dim = True, 0 if self.batch_first else 1
+        if not isinstance(input, torch.Tensor):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             one_hot = is_one_hot(data)
             if batch_sizes.dtype != torch.int64 and torch.compiler.is_exporting():
@@ -235,7 +212,7 @@ class FastRNN(nn.RNN):
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
             if reset is not None:
-                reset = _packed_like(reset, input)
+                reset = packed_like(reset, input)
         else:
             data, batch_sizes = input, None
             one_hot = is_one_hot(data)
@@ -247,14 +224,13 @@ class FastRNN(nn.RNN):
                     "one-hot vectors. Tokens must be int64: call input.long()"
                 )
             if one_hot and rank == 3 and data.shape[1] == self.input_size:
-                _warn_of_one_hot_vectors(data, self.batch_first)
+                warn_of_one_hot_vectors(data, self.batch_first)
             if hx is not None and hx.dim() != rank:
                 kind = "batched" if rank == 3 else "unbatched"
                 raise RuntimeError(
                     f"For {kind} input, hx should be {rank}-D but got {hx.dim()}-D tensor"
                 )
             batched = rank == 3
-            batch_dim = 0 if self.batch_first else 1
             if reset is not None:
                 check_reset(reset, data.shape[: rank - 1])
             if not batched:
@@ -430,10 +406,10 @@ class Dropout(nn.Dropout):
         [0.0, 2.0]
     """
 
-    def __init__(self, p=0.5):
+    def __init__(self, p: float = 0.5) -> None:
         super().__init__(p)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         """Return ``input``, a tensor of any shape, with dropout applied in training."""
         return functional.dropout(input, self.p, self.training)
 
@@ -445,7 +421,7 @@ def _modules(model):
     return dict(model.named_modules())
 
 
-def accelerate(model):
+def accelerate(model: _Model) -> _Model:
     """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
 
     The modules stay the same objects with the same parameters, buffers and hooks. Only their class
@@ -476,7 +452,7 @@ def accelerate(model):
     return model
 
 
-def restore(model):
+def restore(model: _Model) -> _Model:
     """Turn rnnfast's modules inside ``model`` into those of ``torch.nn``, in place.
 
     This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,

@@ -21,11 +21,15 @@ P. J. Werbos, "Backpropagation through time: what it does and how to do it", Pro
 78(10), 1990.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 __all__ = ["Gradients", "backward", "forward", "rnn", "rnn_backward"]
+
+# The slice of time that a direction reads, its h0 and its weights.
+_Cell: TypeAlias = tuple[slice, np.ndarray | None, Sequence[np.ndarray]]
 
 
 class Gradients(NamedTuple):
@@ -44,7 +48,15 @@ class Gradients(NamedTuple):
     b: np.ndarray  # (H): b_ih and b_hh only appear as a sum, so they have the same gradient
 
 
-def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
+def forward(
+    x: np.ndarray,
+    h0: np.ndarray | None,
+    w_ih: np.ndarray,
+    w_hh: np.ndarray,
+    b_ih: np.ndarray | None = None,
+    b_hh: np.ndarray | None = None,
+    nonlinearity: str = "tanh",
+) -> np.ndarray:
     """Run one layer in one direction (Elman 1990).
 
     Args:
@@ -68,7 +80,9 @@ def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
         >>> reference.forward(np.ones((5, 3, 2)), None, w_ih, w_hh, nonlinearity="relu").shape
         (5, 3, 2)
     """
-    f = {"tanh": np.tanh, "relu": lambda pre: np.maximum(pre, 0)}[nonlinearity]
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]]
+    functions = {"tanh": np.tanh, "relu": lambda pre: np.maximum(pre, 0)}
+    f = functions[nonlinearity]
     biases = sum(b for b in (b_ih, b_hh) if b is not None)
     h = np.empty((*x.shape[:2], len(w_hh)), x.dtype)
     state = np.zeros_like(h[0]) if h0 is None else h0
@@ -77,7 +91,16 @@ def forward(x, h0, w_ih, w_hh, b_ih=None, b_hh=None, nonlinearity="tanh"):
     return h
 
 
-def backward(x, h0, w_ih, w_hh, h, dy, dh_n, nonlinearity="tanh"):
+def backward(
+    x: np.ndarray,
+    h0: np.ndarray | None,
+    w_ih: np.ndarray,
+    w_hh: np.ndarray,
+    h: np.ndarray,
+    dy: np.ndarray,
+    dh_n: np.ndarray,
+    nonlinearity: str = "tanh",
+) -> Gradients:
     """Return the gradients of ``sum(dy * h) + sum(dh_n * h[-1])`` (Werbos 1990).
 
     Args:
@@ -115,7 +138,15 @@ def backward(x, h0, w_ih, w_hh, h, dy, dh_n, nonlinearity="tanh"):
     )
 
 
-def rnn(x, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=False):
+def rnn(
+    x: np.ndarray,
+    hx: np.ndarray | None,
+    weights: Sequence[np.ndarray],
+    *,
+    num_layers: int = 1,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Run the layers of ``torch.nn.RNN``; each layer reads both directions of the layer below.
 
     Args:
@@ -143,7 +174,9 @@ def rnn(x, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=Fals
     for below in _cells(hx, weights, num_layers, bidirectional):
         halves = []
         for time, h0, cell in below:
-            h = forward(x[time], h0, *cell, nonlinearity=nonlinearity)
+            w_ih, w_hh, *biases = cell
+            b_ih, b_hh = biases or (None, None)
+            h = forward(x[time], h0, w_ih, w_hh, b_ih, b_hh, nonlinearity)
             h_n.append(h[-1])
             halves.append(h[time])
         x = np.concatenate(halves, axis=-1)
@@ -152,8 +185,17 @@ def rnn(x, hx, weights, *, num_layers=1, nonlinearity="tanh", bidirectional=Fals
 
 
 def rnn_backward(
-    x, hx, weights, outputs, dy, dh_n, *, num_layers=1, nonlinearity="tanh", bidirectional=False
-):
+    x: np.ndarray,
+    hx: np.ndarray | None,
+    weights: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    dy: np.ndarray,
+    dh_n: np.ndarray,
+    *,
+    num_layers: int = 1,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Return the gradients of ``sum(dy * outputs[-1]) + sum(dh_n * h_n)`` for :func:`rnn`.
 
     Args:
@@ -177,26 +219,30 @@ def rnn_backward(
     """
     layers = list(_cells(hx, weights, num_layers, bidirectional))
     directions = len(layers[0])
-    dhx, dweights = [], []
+    dhx: list[np.ndarray] = []
+    dweights: list[np.ndarray] = []
     for layer in reversed(range(num_layers)):
         below = outputs[layer - 1] if layer else x
         h = np.split(outputs[layer], directions, axis=-1)
         dh = np.split(dy, directions, axis=-1)
         gradients = [
             backward(
-                below[time], h0, *cell[:2], h[d][time], dh[d][time],
+                below[time], h0, cell[0], cell[1], h[d][time], dh[d][time],
                 dh_n[layer * directions + d], nonlinearity,
             )
             for d, (time, h0, cell) in enumerate(layers[layer])
         ]  # fmt: skip
-        dy = sum(g.x[time] for g, (time, _, _) in zip(gradients, layers[layer], strict=True))
+        halves = [g.x[time] for g, (time, _, _) in zip(gradients, layers[layer], strict=True)]
+        dy = np.sum(halves, axis=0)
         dhx = [g.h0 for g in gradients] + dhx
         biases = len(layers[layer][0][2]) - 2
         dweights = [d for g in gradients for d in (g.w_ih, g.w_hh, *[g.b] * biases)] + dweights
     return dy, np.stack(dhx), dweights
 
 
-def _cells(hx, weights, num_layers, bidirectional):
+def _cells(
+    hx: np.ndarray | None, weights: Sequence[np.ndarray], num_layers: int, bidirectional: bool
+) -> Iterator[list[_Cell]]:
     """Yield for each layer a list with the (slice of time, h0, weights) of each direction."""
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)

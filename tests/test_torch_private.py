@@ -1,6 +1,7 @@
 """Does the installed torch still answer what ``rnnfast._torch`` asks, and what if it does not?"""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -200,6 +201,13 @@ def test_cudnn_is_disabled_and_enabled_again(monkeypatch, name):
         assert not torch.backends.cudnn.enabled
         raise KeyError
     assert torch.backends.cudnn.enabled
+
+
+def test_what_may_run_on_cudnn():
+    on_cpu, on_cuda = torch.zeros(1), SimpleNamespace(is_cuda=True)
+    assert _torch.may_run_on_cudnn(on_cuda) and not _torch.may_run_on_cudnn(on_cpu)
+    with _torch.without_cudnn():
+        assert not _torch.may_run_on_cudnn(on_cuda)
 
 
 # Modules and optimizers

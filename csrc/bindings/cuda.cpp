@@ -1,4 +1,4 @@
-// Binds the CUDA kernels; see cuda/recurrence.h. No header of CUDA is included.
+// Binds the CUDA kernels, which cuda/recurrence.h describes. It includes no header of CUDA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -60,7 +60,7 @@ cuda::Problem problem_of(int64_t T, int64_t B, int64_t H, int directions, bool b
   return {T, B, H, directions, backward, false, precision_of(precision), nullptr};
 }
 
-// (The kernel, whether torch's own path should be faster, why.)
+// Returns (the kernel, whether torch's own path should be faster, the reason).
 py::tuple py_choose(int64_t T, int64_t B, int64_t H, int directions, bool backward,
                     const std::string& precision, const std::optional<std::string>& force) {
   const std::optional<cuda::Kernel> forced = kernel_of(force);
@@ -69,7 +69,7 @@ py::tuple py_choose(int64_t T, int64_t B, int64_t H, int directions, bool backwa
   return py::make_tuple(cuda::kKernelNames[int(choice.kernel)], choice.torch, choice.reason);
 }
 
-// What every call asks, for any T.
+// Returns the size of the workspace, which does not depend on T. Every call asks for it.
 size_t py_workspace(int64_t B, int64_t H, int directions, bool backward,
                     const std::string& precision, const std::optional<std::string>& force) {
   const std::optional<cuda::Kernel> forced = kernel_of(force);
@@ -81,9 +81,10 @@ bool py_prefers_torch(int64_t B, int64_t H, int directions, const std::string& p
   return cuda::prefers_torch(problem_of(1, B, H, directions, false, precision));
 }
 
-// Of each direction a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end), as in
-// recurrence.h; sequences are (T, B, H), (B, T, H) with `batch_first`, or, with `starts`
-// (T + 1), packed: (N, H). Device and stream are the caller's current ones.
+// Runs one layer. Each direction is a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end),
+// which recurrence.h describes. Sequences are (T, B, H), or (B, T, H) with `batch_first`. With
+// `starts` (T + 1) they are packed, (N, H). The device and the stream must be the current ones of
+// the caller.
 void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std::string& precision,
             const std::optional<std::string>& force, bool batch_first, py::handle starts_,
             const py::list& directions, py::handle workspace_, uintptr_t stream) {
@@ -92,7 +93,7 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
       T, B, H, int(directions.size()), backward, relu, precision_of(precision), nullptr};
   const Dtype dtype = stored(shape.precision);
   const Dtype sums = dtype == Dtype::kFloat64 ? dtype : Dtype::kFloat32;
-  int32_t device = -1; // the same for all
+  int32_t device = -1; // of all tensors
   const auto tensor = [&](const char* name, py::handle object) {
     const TensorView t(name, object, dlpack::kCuda);
     if (t && device >= 0 && t.device_id() != device) {
@@ -108,7 +109,7 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
     starts.expect_contiguous(Dtype::kInt64, {T + 1});
     problem.starts = starts.data<const int64_t>();
   }
-  int64_t rows = -1; // N of a packed batch: the same in all tensors
+  int64_t rows = -1; // N of a packed batch, the same in all tensors
   const auto sequence = [&](const TensorView& t, Dtype wanted) {
     Sequence<void> s{nullptr, 0, 0};
     if (!t) {
@@ -171,7 +172,7 @@ void py_upload(const std::vector<int64_t>& numbers, py::handle to_, uintptr_t st
 } // namespace
 
 void bind_cuda(py::module_& m) {
-  // The errors of the CUDA runtime, apart from those of arguments.
+  // Errors of the CUDA runtime. Wrong arguments raise ValueError or RuntimeError.
   py::register_exception<cuda::Error>(m, "CudaError", PyExc_RuntimeError);
   m.def("cuda_choose", &py_choose);
   m.def("cuda_workspace", &py_workspace);

@@ -1,5 +1,5 @@
-// What a launch is given, which part of the work a block has, and the kernel that prepares the
-// work space for the others.
+// The arguments of a launch, the part of the work that a block has, and the kernel that prepares
+// the workspace for the other kernels.
 #pragma once
 
 #include "element.h"
@@ -8,32 +8,33 @@
 
 namespace rnnfast::cuda {
 
-// The workspace holds for each direction the packed weights; for each group, where the exchange
-// goes through device memory, two states, which alternate; and its counter.
+// The arguments of a launch. The workspace holds the packed weights of each direction. If groups
+// exchange the state through device memory, it also holds for each group two states, which
+// alternate, and a counter.
 struct Call {
   Geometry geometry;
   int T, B;
   const int64_t* starts;
   bool backward, relu;
-  int first;       // computed step, of the step kernel
-  int first_block; // of all blocks of the problem: this launch begins there
+  int first;       // the computed step, for the step kernel
+  int first_block; // the first of the blocks of the problem that this launch runs
   Direction direction[2];
   const uint4* weights; // [directions][members][units by blocks]
   uint4* states;        // [directions * groups] parts of state_words; or nullptr
-  int64_t state_words;  // 16 bytes each, of a group
-  bool zero_states;     // they begin as zeros and not as h0
+  int64_t state_words;  // of a group, 16 bytes each
+  bool zero_states;     // the states begin as zeros and not as h0
   uint32_t* counters;   // [directions * groups]; or nullptr
-  uint4* zeros;         // a row of them, to be read as dy; or nullptr
+  uint4* zeros;         // a row of zeros, which is read as dy; or nullptr
 
-  // Back through time runs against the direction of the forward.
+  // The backward pass runs through time against the direction of the forward pass.
   RNNFAST_BOTH Steps steps(int direction_) const {
     return {T, B, starts, direction[direction_].reverse != backward};
   }
 };
 
-// Which part of the work a block has.
+// The part of the work that a block has.
 struct Place {
-  int direction, group, team, member; // team: of all directions' groups
+  int direction, group, team, member; // team: the number among the groups of all directions
 
   RNNFAST_DEVICE explicit Place(const Call& call)
       : Place(call.geometry, call.first_block + device::block()) {}
@@ -44,7 +45,7 @@ private:
         team(block / g.members), member(block % g.members) {}
 };
 
-// An element of the state before the first step: h0, or zero where gradients begin.
+// Returns an element of the state before the first step: h0, or zero in the backward pass.
 template <class E>
 RNNFAST_DEVICE typename E::Stored initial(const Call& call, int direction, int64_t row, int k) {
   using Stored = typename E::Stored;
@@ -53,7 +54,7 @@ RNNFAST_DEVICE typename E::Stored initial(const Call& call, int direction, int64
   return given ? E::operand(E::load(begin[row * call.geometry.H + k])) : Stored(0);
 }
 
-// 16 bytes of it.
+// Returns 16 bytes of the state before the first step.
 template <class E>
 RNNFAST_DEVICE uint4 initial_word(const Call& call, int direction, int64_t row, int word) {
   constexpr int kElements = kBlock<E> / 4;
@@ -68,9 +69,9 @@ RNNFAST_DEVICE uint4 initial_word(const Call& call, int direction, int64_t row, 
   return bits.whole;
 }
 
-// Before the others: W_hh, transposed for the backward, in the order in which threads read it,
-// zeros up to whole tiles and blocks; the states and the counters, where they are in device memory.
-// Any number of blocks.
+// Runs before the other kernels, with any number of blocks. It writes W_hh in the order in which
+// threads read it, filled up with zeros to whole tiles and blocks. For the backward pass W_hh is
+// transposed. It also sets the states and the counters that are in device memory.
 template <class E>
 __global__ void __launch_bounds__(kThreads)
     prepare(const __grid_constant__ Call call, uint4* weights, int grid) {
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
     if (g.by_rows) {
       unit = word / g.row_words(), k0 = int(word % g.row_words()) * kElements;
     } else {
-      // A tile and a block of k: the words of all lanes, rows 0 to 7 before rows 8 to 15.
+      // For each tile and block of k there are the words of all lanes, first those of rows 0 to 7.
       const int lane = int(word % 32), half = int(word / 32 % 2);
       const int64_t part = word / 64, tile = part / g.blocks;
       unit = tile * 16 + lane / 4 + half * 8;

@@ -1,12 +1,12 @@
-// What the kernels ask of the machine, in one place, so that their source also compiles with a C++
-// compiler alone: tests/native/shim.h then stands in for the machine, thread by thread. Every
-// instruction with a meaning beyond C++ is here, and nothing else is.
+// The functions that the kernels need from a GPU. They are in one file, so that the kernels also
+// compile with a plain C++ compiler: then tests/native/shim.h stands in for the GPU. Every
+// instruction that C++ does not have is here, and nothing else is.
 #pragma once
 
 #include <cstdint>
 
 #if !defined(__CUDACC__)
-#include "shim.h" // tests only
+#include "shim.h" // for the tests only
 #else
 
 #include <cuda_bf16.h>
@@ -35,10 +35,10 @@ RNNFAST_DEVICE uint4* shared_memory() {
   return memory;
 }
 
-// Barrier of the block; what came before it in any thread is visible after it in all.
+// The barrier of the block. Writes before it in any thread are visible after it in all threads.
 RNNFAST_DEVICE void sync_block() { __syncthreads(); }
 
-// Brings the lanes of a warp together again: shuffles and matrix instructions are of all of them.
+// Brings the lanes of a warp together again, as shuffles and matrix instructions need them.
 RNNFAST_DEVICE void sync_warp() { __syncwarp(); }
 
 template <class T> RNNFAST_DEVICE T shuffle_xor(T value, int mask) {
@@ -52,41 +52,42 @@ RNNFAST_DEVICE Address address(const void* shared) {
   return static_cast<Address>(__cvta_generic_to_shared(shared));
 }
 
-// An mbarrier counts arrivals and bytes. Its phase ends when as many threads have arrived as `init`
-// said and as many bytes as those threads expect; then the next phase begins.
+// An mbarrier counts arrivals and bytes. Its phase ends when the number of threads that `init` set
+// and the bytes that these threads expect have arrived. Then the next phase begins.
 using Mbarrier = uint64_t;
 
 #if __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;
 
-// What came before in any thread of the cluster is visible after it in all.
+// Writes before it in any thread of the cluster are visible after it in all threads.
 RNNFAST_DEVICE void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Where block `rank` of the cluster has what `local` is in this block.
+// Returns the address in block `rank` of the cluster that corresponds to `local` in this block.
 RNNFAST_DEVICE Address remote(Address local, int rank) {
   Address there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(local), "r"(rank));
   return there;
 }
 
-// One thread does this before `sync_cluster`, which shows the barrier to the other blocks.
+// One thread calls this before `sync_cluster`, which makes the barrier visible to other blocks.
 RNNFAST_DEVICE void mbarrier_init(Mbarrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals)
                : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-// Arrives at the block's own barrier and expects that many more bytes in the current phase.
+// Arrives at a barrier of this block, and expects `bytes` more in the current phase.
 RNNFAST_DEVICE void mbarrier_expect(Mbarrier* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)),
                "r"(bytes)
                : "memory");
 }
-// Until the phase of this parity has ended; the first has parity 0. All bytes that `store_async`
-// wrote in it are visible afterwards. The wait is relaxed and the fence is of shared memory alone,
-// for an acquire of the cluster also empties L1; CUDA 12.6 and before do not have that fence.
+// Waits until the phase of this parity has ended. The first phase has parity 0. All bytes that
+// `store_async` wrote in the phase are visible afterwards. The wait is relaxed and the fence is for
+// shared memory only, because an acquire for the cluster also empties L1. CUDA 12.6 and earlier do
+// not have that fence.
 #if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 7)
 #define RNNFAST_ORDER "relaxed"
 #define RNNFAST_FENCE "fence.acquire.sync_restrict::shared::cluster.cluster;"
@@ -110,8 +111,8 @@ RNNFAST_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
 }
 #undef RNNFAST_ORDER
 #undef RNNFAST_FENCE
-// If `active`, stores 16 bytes and then counts them at a barrier; both lie in the same block of a
-// cluster of at least two.
+// If `active`, stores 16 bytes and then counts them at a barrier. Both are in the same block of a
+// cluster of at least two blocks.
 RNNFAST_DEVICE void store_async(bool active, Address to, const uint4& value, Address barrier) {
   asm volatile("{\n"
                ".reg .pred p;\n"
@@ -123,7 +124,7 @@ RNNFAST_DEVICE void store_async(bool active, Address to, const uint4& value, Add
                "r"(uint32_t(active))
                : "memory");
 }
-#else // nor any cluster of more than one block
+#else // these devices have no clusters of several blocks
 constexpr bool kClusters = false;
 RNNFAST_DEVICE void sync_cluster() {}
 RNNFAST_DEVICE Address remote(Address local, int) { return local; }
@@ -133,8 +134,8 @@ RNNFAST_DEVICE void mbarrier_wait(Mbarrier*, uint32_t) {}
 RNNFAST_DEVICE void store_async(bool, Address, const uint4&, Address) {}
 #endif
 
-// Half of an exchange through L2: 4 bytes of data and the number of their step in one access, so
-// that a reader that finds the number has the data.
+// One half of an exchange through L2. It stores 4 bytes of data and the number of their step in one
+// access, so that a reader that finds the number has the data.
 RNNFAST_DEVICE void store_numbered(uint64_t* to, uint32_t data, uint32_t number) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(uint64_t(number) << 32 | data)
                : "memory");
@@ -145,9 +146,9 @@ RNNFAST_DEVICE uint64_t load_numbered(const uint64_t* from) {
   return value;
 }
 
-// Between blocks, through L2: what came before the release, in this thread or before a barrier of
-// its block, is visible after an acquire that reads its value, in that thread and after a barrier
-// of its block.
+// Orders blocks through L2. Writes before the release, in this thread or before a barrier of its
+// block, are visible after an acquire that reads its value, in that thread and after a barrier of
+// its block.
 RNNFAST_DEVICE void add_release(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
@@ -158,7 +159,8 @@ RNNFAST_DEVICE uint32_t load_acquire(const uint32_t* counter) {
 }
 RNNFAST_DEVICE void pause() {}
 
-// 16 bytes from L2, past L1, which could hold what was there before another block wrote.
+// Copies 16 bytes from L2. L1 is bypassed, because it could hold a value from before the store of a
+// different block.
 RNNFAST_DEVICE void copy_async(uint4* shared, const uint4* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
@@ -166,15 +168,17 @@ RNNFAST_DEVICE void copy_async(uint4* shared, const uint4* global) {
                : "memory");
 }
 RNNFAST_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the last `N` groups of this thread's copies have arrived.
+// Waits until all groups of this thread's copies except the last `N` have arrived.
 template <int N> RNNFAST_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// D += A B by a warp, A 16 x K, B K x 8, D 16 x 8. Lane l = 4 g + t holds of A rows g (a0, a2) and
-// g + 8 (a1, a3), of B column g, of D columns 2 t and 2 t + 1 of row g (c0, c1) and g + 8. With
-// K = 16 of two bytes a word is k = 2 t, 2 t + 1, or with 8 more in a2, a3 and b1; with K = 8 of
-// tf32 it is k = t, or t + 4.
+// A warp computes D += A B, where A is 16 x K, B is K x 8 and D is 16 x 8. Lane l = 4 g + t holds:
+// - of A, row g (a0, a2) and row g + 8 (a1, a3);
+// - of B, column g;
+// - of D, columns 2 t and 2 t + 1 of row g (c0, c1) and of row g + 8 (c2, c3).
+// With two bytes an element and K = 16, a word holds k = 2 t and 2 t + 1; in a2, a3 and b1 these
+// are 8 more. With tf32 and K = 8, a word holds k = t, and k = t + 4 in a2, a3 and b1.
 #define RNNFAST_MMA(NAME, SHAPE)                                                                   \
   RNNFAST_DEVICE void NAME(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,      \
                            uint32_t b0, uint32_t b1) {                                             \
@@ -192,7 +196,7 @@ RNNFAST_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 RNNFAST_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 RNNFAST_DEVICE double double_of(uint32_t low, uint32_t high) { return __hiloint2double(high, low); }
 
-// Two in a word, the first in its lower half.
+// Returns two numbers in one word, the first in its lower half.
 RNNFAST_DEVICE uint32_t to_bfloat16s(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
   return reinterpret_cast<const uint32_t&>(both);
@@ -212,20 +216,20 @@ RNNFAST_DEVICE float to_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __uint_as_float(bits);
 }
-// To 2^-11 of the result, an eighth of bfloat16's last place.
+// The relative error is 2^-11, an eighth of the last place of bfloat16.
 RNNFAST_DEVICE float tanh_roughly(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// x, or 0 where it is below; NaN stays NaN.
+// Returns max(x, 0). NaN stays NaN.
 RNNFAST_DEVICE float relu(float x) {
   float y;
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
   return y;
 }
-// Without a jump, which the compiler would put around what is not needed.
+// Selects without a jump. With ?: the compiler would jump around the value that is not needed.
 RNNFAST_DEVICE float select(bool which, float yes, float no) {
   float y;
   asm("{\n"
@@ -238,15 +242,15 @@ RNNFAST_DEVICE float select(bool which, float yes, float no) {
   return y;
 }
 
-// Hides from the compiler how a pointer came about, which it would otherwise compute anew at each
-// use instead of keeping it.
+// Hides from the compiler how a pointer was computed. Otherwise it would compute the pointer anew
+// at each use instead of keeping it.
 template <class T> RNNFAST_DEVICE void keep(T*& pointer) { asm volatile("" : "+l"(pointer)); }
 
-// The host's side.
+// The functions that the host calls.
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
-    cudaGetLastError(); // or the next call would report it again
+    cudaGetLastError(); // otherwise the next call would report it again
     throw Error(std::string("rnnfast CUDA ") + what + ": " + cudaGetErrorString(error));
   }
 }
@@ -255,7 +259,7 @@ inline void check(cudaError_t error, const char* what) {
 struct Machine {
   int id;
   int processors, shared; // bytes of shared memory that a block may have
-  int cluster;            // blocks in a cluster, at most; 1: has no clusters
+  int cluster;            // the most blocks in a cluster; 1 if there are no clusters
 };
 inline Machine machine() {
   int device = 0;
@@ -279,15 +283,15 @@ inline Machine machine() {
 }
 
 struct Launch {
-  int blocks, cluster; // cluster 1: none
+  int blocks, cluster; // the cluster is 1 if there is none
   bool cooperative;    // all blocks run at the same time
-  size_t shared;       // bytes a block
+  size_t shared;       // bytes of a block
   void* stream;
 };
 
-// Allow the kernel all the shared memory that there is, because a launch by a different thread may
-// need more than this one. This happens once for a device and kernel: the driver takes
-// microseconds.
+// Allows the kernel all the shared memory that there is, because a launch by a different thread may
+// need more than this one. This happens only once for each device and kernel, because the driver
+// takes microseconds.
 template <class Kernel> void allow(const char* name, Kernel* kernel, const Launch& launch) {
   const Machine here = machine();
   const void* const function = reinterpret_cast<const void*>(kernel);
@@ -329,7 +333,8 @@ struct Config {
   Config(const Config&) = delete;
 };
 
-// Of more than 48 KiB of shared memory, or 8 blocks a cluster, after `allow` for that kernel.
+// Starts a kernel. With more than 48 KiB of shared memory or 8 blocks in a cluster, `allow` must
+// have been called for the kernel.
 template <class... A>
 void launch(const char* name, void (*kernel)(A...), int threads, const Launch& how,
             A... arguments) {
@@ -337,8 +342,8 @@ void launch(const char* name, void (*kernel)(A...), int threads, const Launch& h
   check(cudaLaunchKernelEx(&config.config, kernel, arguments...), name);
 }
 
-// Clusters that can run at the same time; 0 where the device cannot have such a cluster. Asked
-// once: the driver takes microseconds.
+// Returns how many clusters can run at the same time, or 0 if the device cannot have such a
+// cluster. The driver is asked only once, because it takes microseconds.
 template <class Kernel> int active_clusters(Kernel* kernel, int threads, const Launch& how) {
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");

@@ -1,7 +1,7 @@
-// The dtypes: how one is stored, multiplied and rounded. A row of the state or of W is cut into
-// blocks of 64 bytes; lane 4 g + t of a warp holds the t-th 16 bytes of a block. Which k a matrix
-// instruction calls its first does not matter as long as both factors agree, so that each lane's
-// 16 bytes are simply the words of two instructions, and one 16-byte load feeds both.
+// The dtypes: how each is stored, multiplied and rounded. A row of the state or of W is cut into
+// blocks of 64 bytes. Lane 4 g + t of a warp holds the t-th 16 bytes of a block. A matrix
+// instruction may take the k in any order, as long as both factors have the same order. So the 16
+// bytes of a lane are the words of two instructions, and one 16-byte load feeds both.
 #pragma once
 
 #include <cmath>
@@ -10,16 +10,17 @@
 
 namespace rnnfast::cuda {
 
-// A lane's share of 16 rows of W and one block of k: rows g and g + 8.
+// The share of a lane of 16 rows of W and one block of k: its words of rows g and g + 8.
 struct Weights {
   uint4 low, high;
 };
-constexpr int kPartBytes = 1024; // of a warp
+constexpr int kPartBytes = 1024; // the share of a warp
 
-// kMatrix: 8 columns (batch rows) at a time by matrix instructions; otherwise one, by FMA.
-// `operand`: a sum as a factor of the next product. `store`: as the caller's tensor keeps it. Of
-// the sums that a thread finishes at a time `operands` makes all factors, in words of 4 bytes, and
-// `stored` takes the e-th from there if it can.
+// kMatrix: whether matrix instructions multiply 8 columns (batch rows) at a time. Otherwise FMA
+// multiplies one. `operand` returns a sum as a factor of the next product. `store` returns it as
+// the caller's tensor holds it. `operands` makes the factors of all sums that a thread finishes at
+// a time, in words of 4 bytes. `stored` takes the e-th element of the tensor from these words if
+// they have it.
 struct Float32 {
   using Stored = float;
   using Sum = float;
@@ -104,14 +105,14 @@ struct Float16 {
   }
 };
 
-// Two units next to one another, as operands.
+// Two adjacent units as operands.
 template <class E> struct alignas(2 * sizeof(typename E::Stored)) Pair {
   typename E::Stored first, second;
 };
 
-// Elements in a block of 64 bytes.
+// The number of elements in a block of 64 bytes.
 template <class E> constexpr int kBlock = 64 / sizeof(typename E::Stored);
-// Batch rows that a lane multiplies with at a time.
+// The number of batch rows that are multiplied at a time.
 template <class E> constexpr int kColumns = E::kMatrix ? 8 : 1;
 
 } // namespace rnnfast::cuda

@@ -1,18 +1,19 @@
-// How the members of a group hand one another the state. State i is what step i multiplies; it lies
-// in shared memory while step i reads it.
+// The exchanges: how the members of a group send one another the state. State i is the state that
+// step i multiplies. It is in shared memory while step i reads it. Each exchange has these
+// functions:
 //
-//   state(i)    where state i lies for the product
-//   read(i)     called by all threads once no thread of the block reads state i any longer
-//   publish     a thread's cell j of state i + 1, as `words`, to all members
-//   wait(i)     until state i + 1 is where state(i + 1) says
-//   finish      the end of the block, after the last wait
+//   state(i)    returns where state i is for the product
+//   read(i)     all threads call it when no thread of the block reads state i any more
+//   publish     sends cell j of this thread in state i + 1, as `words`, to all members
+//   wait(i)     waits until state i + 1 is where state(i + 1) says
+//   finish      is called at the end of the block, after the last wait
 #pragma once
 
 #include "product.h"
 
 namespace rnnfast::cuda {
 
-// Two units next to one another, or one, as the next product reads them: 4 or 8 bytes.
+// One unit or two adjacent units as the next product reads them, in 4 or 8 bytes.
 template <class P> constexpr int kWordCount = P::kUnits * int(sizeof(typename P::E::Stored)) / 4;
 template <class P> struct alignas(4 * kWordCount<P>) Words {
   static constexpr int kCount = kWordCount<P>;
@@ -21,12 +22,13 @@ template <class P> struct alignas(4 * kWordCount<P>) Words {
 
 RNNFAST_DEVICE int parity(int i) { return i & 1; }
 
-// What the exchanges share: the state in shared memory, and where this thread's cells are in it.
+// The common part of the exchanges: the state in shared memory, and the place of this thread's
+// cells.
 template <class P, int kStates> class State {
   using Stored = typename P::E::Stored;
 
 public:
-  static constexpr int kStateWords = P::kRows * P::kStride; // 16 bytes each
+  static constexpr int kStateWords = P::kRows * P::kStride; // of 16 bytes
 
 protected:
   RNNFAST_DEVICE State(const Call& call, const Place& place, int rows, const P& product,
@@ -46,7 +48,7 @@ protected:
     }
   }
 
-  // Whether the row of cell j is one of the group's and any of `units` adjacent units one of H.
+  // Returns whether the group has the row of cell j, and H has one of the `units` adjacent units.
   RNNFAST_DEVICE bool exists(const P& product, int j, int units) const {
     return product.row(j) < rows_ && unit_ / units * units < H_;
   }
@@ -56,7 +58,8 @@ protected:
   const int unit_; // of the first cell
 };
 
-// A group of one block: there are two states in its shared memory, and the block's barrier.
+// A group is one block. Its shared memory holds two states, and the barrier of the block orders
+// them.
 template <class P> class Block : State<P, 2> {
   using Base = State<P, 2>;
   using Base::kStateWords, Base::state_;
@@ -91,13 +94,16 @@ private:
   char* const cell_;
 };
 
-// The members are a cluster: each stores its units in the shared memory of all, and the bytes
-// themselves say when they are there. One mbarrier for each of the two states is all there is.
-//   A member stores state i + 1 after it has received state i from all members, and each of those
-// sent state i after all its threads had read state i - 1, which state i + 1 overwrites: between
-// the reads and the stores there is a barrier of the block. So no state is overwritten early.
-//   A phase of a mbarrier cannot end before thread 0 expects its bytes, which it does after all
-// threads of the block have seen the phase before end. So no thread misses a phase.
+// The members of a group are a cluster. Each member stores its units in the shared memory of all
+// members. An mbarrier for each of the two states counts the bytes that arrive, and there is no
+// other synchronisation.
+//
+// No state is overwritten early: a member stores state i + 1 over state i - 1 after it has received
+// state i from all members. Each of these sent state i after all its threads had read state i - 1,
+// because there is a barrier of the block between the reads and the stores.
+//
+// No thread misses a phase of an mbarrier: a phase cannot end before thread 0 expects its bytes.
+// Thread 0 does this after all threads of the block have seen the end of the phase before.
 template <class P> class Cluster : State<P, 2> {
   using Base = State<P, 2>;
   using Base::kStateWords, Base::state_;
@@ -121,7 +127,7 @@ public:
       device::mbarrier_init(&barriers_[1], 1);
       device::mbarrier_expect(&barriers_[1], bytes_);
     }
-    device::sync_cluster(); // before this no other member may store here
+    device::sync_cluster(); // other members may store here only after this
     const int unit = this->unit_ / kTogetherUnits * kTogetherUnits;
     const device::Address mine =
         device::address(memory + product.row(0) * P::kStride) + unit * kStored;
@@ -155,12 +161,13 @@ public:
     device::mbarrier_wait(&barriers_[parity(i + 1)], parity(i >> 1));
     device::sync_warp();
   }
-  // No block may be gone while others store to it, which the last wait has ruled out; or count at
-  // its barriers.
+  // A block must not end while other blocks store to it or count at its barriers. After the last
+  // wait no store is left, but a count may be.
   RNNFAST_DEVICE void finish() { device::sync_cluster(); }
 
 private:
-  // The 16 bytes that this lane and its neighbours have together, in all of them.
+  // Returns the 16 bytes that this lane and its neighbours have together. All of them get the
+  // result.
   static RNNFAST_DEVICE uint4 gather(const Words<P>& mine) {
     const int lane = device::thread() % 32;
     const bool odd = (lane & P::kLow) != 0, upper = (lane & P::kHigh) != 0;
@@ -182,10 +189,10 @@ private:
   bool sends_[kSends];
 };
 
-// Through L2, one row a group: every 4 bytes of the state carry the number of their step, and every
-// member polls until all have the number it wants, without flag or fence. The states alternate: a
-// member overwrites state i - 1 only after it has received state i, which the others sent after
-// they had received state i - 1.
+// The exchange goes through L2, and a group has one row. Every 4 bytes of the state carry the
+// number of their step. Every member polls until all have the number that it wants, so that there
+// is no flag and no fence. The states alternate: a member overwrites state i - 1 only after it has
+// received state i, which the other members sent after they had received state i - 1.
 template <class P> class Numbered : State<P, 1> {
   using Base = State<P, 1>;
   using Base::kStateWords, Base::state_;
@@ -197,7 +204,7 @@ public:
   static constexpr bool kAvailable = true;
   static constexpr bool kTogether = true, kReadApart = true;
   static constexpr int kSharedWords = kStateWords;
-  static constexpr int kGlobalBytes = 2 * kRowWords * 8; // of a group
+  static constexpr int kGlobalBytes = 2 * kRowWords * 8; // for a group
 
   RNNFAST_DEVICE Numbered(const Call& call, const Place& place, int rows, const P& product,
                           uint4* memory)
@@ -251,11 +258,12 @@ public:
 
 private:
   uint64_t* const states_;
-  const int words_; // that members send
+  const int words_; // the number that all members send
 };
 
-// Through L2: a member stores its part, then counts itself at the group's counter, which one of its
-// threads polls; then it copies the whole state. The states alternate as those of Numbered.
+// The exchange goes through L2. A member stores its part and then increments the counter of the
+// group. One of its threads polls the counter until all members have done so. Then the member
+// copies the whole state. The states alternate as in Numbered.
 template <class P> class Counted : State<P, 1> {
   using Base = State<P, 1>;
   using Base::kStateWords, Base::state_;
@@ -289,7 +297,7 @@ public:
     device::sync_block();
     if (device::thread() == 0) {
       device::add_release(counter_);
-      // Never twice around in one launch, for a step counts no more than 132 members.
+      // A step counts at most 132 members, so the difference stays right if the counter overflows.
       const uint32_t all = uint32_t(i + 1) * members_;
       while (int32_t(device::load_acquire(counter_) - all) < 0) {
         device::pause();

@@ -1,6 +1,8 @@
-// What each kernels_*.cu instantiates for its precision: files of their own, so that they compile
-// side by side.
+// The kernels of one precision. Each file in instances/ instantiates them for its own precision, so
+// that the precisions compile at the same time.
 #pragma once
+
+#include <array>
 
 #include "plan.h"
 #include "recur.h"
@@ -25,52 +27,23 @@ template <class P, template <class> class Exchange> constexpr Shape shape() {
            {&recur<P, Exchange, true, false>, &recur<P, Exchange, true, true>}}};
 }
 
-// W_hh in the registers of one block, or of the members of a group: 128 a thread at most, and the
-// same again in shared memory. What each precision has is what its bytes and its product need.
+// The kernels that keep W_hh on the chip. A thread holds at most 128 registers of W_hh and as much
+// again in shared memory. The sizes follow from the bytes of a precision and from its product.
 
-// (Templates all three, so that a file compiles no kernels but its own.)
+template <size_t M, size_t N>
+constexpr std::array<Shape, M + N> join(const std::array<Shape, M>& first,
+                                        const std::array<Shape, N>& second) {
+  std::array<Shape, M + N> all{};
+  for (size_t i = 0; i < M + N; ++i) {
+    all[i] = i < M ? first[i] : second[i - M];
+  }
+  return all;
+}
 
-// MatrixProduct: tiles, blocks of k and warps that share k; 8 rows; cells; blocks in shared memory.
-template <class E, class = void> struct Shapes {
-  static constexpr Shape kAll[] = {
-      shape<MatrixProduct<E, 1, 2, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<E, 1, 2, 1, 1, 2>, Block>(),
-      shape<MatrixProduct<E, 2, 4, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<E, 2, 4, 1, 1, 4>, Block>(),
-      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
-      shape<MatrixProduct<E, 1, 4, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 2, 4, 4>, Cluster>(),
-      shape<MatrixProduct<E, 1, 8, 8, 1, 1>, Numbered>(),
-      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
-      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
-      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
-  };
-};
-template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Tf32>>> {
-  static constexpr Shape kAll[] = {
-      shape<MatrixProduct<E, 1, 4, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<E, 1, 4, 1, 1, 2>, Block>(),
-      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
-      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
-      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
-      shape<MatrixProduct<E, 1, 32, 2, 1, 1, 18>, Cluster>(),
-      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
-      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
-      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
-  };
-};
-// ScalarProduct: lanes that share units; units, 16-byte words and rows of a thread; words in shared
-// memory.
-template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Float32>>> {
-  static constexpr Shape kAll[] = {
+// The arguments of ScalarProduct after E: lanes that share units; units, 16-byte words and rows of
+// a thread; words in shared memory.
+template <class E> constexpr auto scalar_shapes() {
+  return std::array{
       shape<ScalarProduct<E, 16, 4, 1, 1>, Block>(),
       shape<ScalarProduct<E, 16, 4, 1, 2>, Block>(),
       shape<ScalarProduct<E, 16, 4, 1, 4>, Block>(),
@@ -93,7 +66,51 @@ template <class E> struct Shapes<E, std::enable_if_t<std::is_same_v<E, Float32>>
       shape<ScalarProduct<E, 32, 2, 16, 1>, Counted>(),
       shape<ScalarProduct<E, 32, 2, 16, 4>, Counted>(),
   };
-};
+}
+
+// The arguments of MatrixProduct after E: tiles, blocks of k and warps that share k; groups of 8
+// rows; cells; blocks in shared memory.
+template <class E> constexpr auto matrix_shapes() {
+  constexpr std::array kBoth = {
+      shape<MatrixProduct<E, 2, 8, 1, 1, 1>, Block>(),
+      shape<MatrixProduct<E, 2, 8, 1, 1, 4>, Block>(),
+      shape<MatrixProduct<E, 1, 8, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 8, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 1, 1>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 2, 2, 2>, Cluster>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Numbered>(),
+      shape<MatrixProduct<E, 1, 16, 4, 1, 1>, Counted>(),
+      shape<MatrixProduct<E, 1, 16, 4, 4, 2>, Counted>(),
+  };
+  if constexpr (std::is_same_v<E, Tf32>) {
+    constexpr std::array kOwn = {
+        shape<MatrixProduct<E, 1, 4, 1, 1, 1>, Block>(),
+        shape<MatrixProduct<E, 1, 4, 1, 1, 2>, Block>(),
+        shape<MatrixProduct<E, 1, 32, 2, 1, 1, 18>, Cluster>(),
+    };
+    return join(kBoth, kOwn);
+  } else {
+    constexpr std::array kOwn = {
+        shape<MatrixProduct<E, 1, 2, 1, 1, 1>, Block>(),
+        shape<MatrixProduct<E, 1, 2, 1, 1, 2>, Block>(),
+        shape<MatrixProduct<E, 2, 4, 1, 1, 1>, Block>(),
+        shape<MatrixProduct<E, 2, 4, 1, 1, 4>, Block>(),
+        shape<MatrixProduct<E, 1, 4, 2, 1, 1>, Cluster>(),
+        shape<MatrixProduct<E, 1, 16, 2, 4, 4>, Cluster>(),
+        shape<MatrixProduct<E, 1, 8, 8, 1, 1>, Numbered>(),
+    };
+    return join(kBoth, kOwn);
+  }
+}
+
+template <class E> constexpr auto shapes() {
+  if constexpr (std::is_same_v<E, Float32>) {
+    return scalar_shapes<E>();
+  } else {
+    return matrix_shapes<E>();
+  }
+}
+template <class E> constexpr auto kShapes = shapes<E>();
 
 template <class E> void prepare_for(const Call& call, uint4* weights, int blocks, void* stream) {
   device::launch("prepare", &prepare<E>, kThreads, {blocks, 1, false, 0, stream}, call, weights,
@@ -102,8 +119,7 @@ template <class E> void prepare_for(const Call& call, uint4* weights, int blocks
 
 template <class E> constexpr Kernels kernels_of() {
   if constexpr (sizeof(typename E::Sum) == 4) {
-    return {Shapes<E>::kAll, int(sizeof Shapes<E>::kAll / sizeof(Shape)), &prepare_for<E>,
-            &step<E>};
+    return {kShapes<E>.data(), int(kShapes<E>.size()), &prepare_for<E>, &step<E>};
   } else {
     return {nullptr, 0, &prepare_for<E>, &step<E>};
   }

@@ -31,24 +31,26 @@ const Kernels& kernels(Precision precision) {
 
 namespace {
 
-// The machine in clocks of a multiprocessor, as measured on an H100 with kernels that hold nothing
-// but a step. README.md has the measurements beside what this model makes of them.
+// The model of the machine, in clocks of a multiprocessor. The constants were measured on an H100
+// with kernels that have only a step. README.md compares measurements with the predictions of this
+// model.
 constexpr double kClock = 1.98e3;        // a microsecond
 constexpr double kLaunch = 2.2 * kClock; // from one launch of a stream to the next
-constexpr double kMatrixLatency = 33;    // a matrix instruction that waits for the one before
-constexpr double kMatrixRate = 2;        // clocks a matrix instruction, of the multiprocessor
-constexpr double kFmaRate = 128;         // a clock
+constexpr double kMatrixLatency = 33;    // of a matrix instruction that waits for the one before
+constexpr double kMatrixRate = 2;        // clocks of a multiprocessor for each matrix instruction
+constexpr double kFmaRate = 128;         // multiply-adds a clock
 constexpr double kSharedRate = 128;      // bytes a clock
-constexpr double kL2 = 263;              // a trip
+constexpr double kL2 = 263;              // from a block to L2 or back
 constexpr double kL2Rate = 64;           // bytes a clock that a block receives
-constexpr double kL2Total = 3100;        // bytes a clock of the whole machine
-constexpr double kMatrixStep = 230;      // a step beside the product: barriers, sums, function
-constexpr double kMatrixWarp = 25;       // and for each warp that stores sums
-constexpr double kScalarStep = 330;      // the same of FMA
-constexpr double kRow = 65;              // a row more than one, of matrix instructions
-constexpr double kScalarRow = 250;       // and of FMA
+constexpr double kL2Total = 3100;        // bytes a clock, of the whole machine
+constexpr double kMatrixStep = 230;      // a step without the product: barriers, sums, function
+constexpr double kMatrixWarp = 25;       // for each warp that stores sums
+constexpr double kScalarStep = 330;      // a step without the product, with FMA
+constexpr double kRow = 65;              // each row after the first, with matrix instructions
+constexpr double kScalarRow = 250;       // each row after the first, with FMA
 constexpr double kStepFactor = 3.3;      // the step kernel took 92 us where this counts 28
-// Exchanges: of a cluster, with the member's part sent to all; through L2, with the whole state.
+// Exchanges: a fixed part, a part for each member or block, and a part for each byte. In a cluster
+// these are the bytes of a member's part that all receive, and through L2 those of the whole state.
 constexpr double kCluster = 500, kClusterMember = 9, kClusterBytes = 1 / 17.0;
 constexpr double kNumbered = 480, kNumberedBlock = 6.5, kNumberedBytes = 0.376;
 constexpr double kCounted = 2500, kCountedBlock = 2.5, kCountedBytes = 0.016;
@@ -73,21 +75,21 @@ Sizes sizes(Precision precision) {
 
 int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
-// Deals the batch out to groups of at most `most` rows, to as few more than run at once as
-// possible.
+// Deals the batch out to groups of at most `most` rows. If more groups are needed than run at the
+// same time, their number is as small as possible.
 void deal(Geometry& g, const Problem& p, int at_once, int most) {
   const int groups = std::max(1, at_once / p.directions);
   g.rows = std::min(most, ceil_div(p.B, std::min<int64_t>(groups, p.B)));
-  // Where the groups run one after another, the last ones are as long as the first.
+  // If the groups run one after another, the last ones have about as many rows as the first.
   const int waves = ceil_div(ceil_div(p.B, g.rows), groups);
   g.rows = std::min(most, ceil_div(p.B, std::min<int64_t>(int64_t(waves) * groups, p.B)));
   g.groups = ceil_div(p.B, g.rows);
 }
 
-// The prediction of a kernel that keeps W_hh on the chip.
+// Returns the predicted clocks of a step of a kernel that keeps W_hh on the chip.
 double clocks(const Geometry& g, const Problem& p, const Shape& shape, int at_once) {
   const double stored = sizes(p.precision).stored, warps = g.threads / 32.0;
-  const double state = double(g.rows) * g.H * stored; // bytes of a group
+  const double state = double(g.rows) * g.H * stored; // bytes of the state of a group
   double step = 0;
   if (shape.matrix) {
     const double eights = ceil_div(g.rows, 8), mma = g.units / 16.0 * g.blocks * 2 * eights;
@@ -100,7 +102,7 @@ double clocks(const Geometry& g, const Problem& p, const Shape& shape, int at_on
     step = fma + read + kScalarRow * (g.rows - 1);
     step += shape.together ? 0 : kScalarStep;
   }
-  // What registers do not hold of W is read in every step.
+  // The part of W that registers do not hold is read in every step.
   const double held = 512.0 * g.threads, weights = double(g.units) * g.blocks * 64;
   step += std::max(0.0, weights - held) / kSharedRate * (shape.matrix ? ceil_div(g.rows, 8) : 1);
   const int blocks = g.groups * g.members * g.directions;
@@ -115,7 +117,7 @@ double clocks(const Geometry& g, const Problem& p, const Shape& shape, int at_on
   return step * ceil_div(g.groups * g.directions, at_once); // waves
 }
 
-constexpr int kStepChunk = 32; // rows at a time of the step kernel
+constexpr int kStepChunk = 32; // rows that the step kernel computes at a time
 
 Geometry step_geometry(const Problem& p, int warps_m) {
   const Sizes s = sizes(p.precision);
@@ -129,7 +131,7 @@ Geometry step_geometry(const Problem& p, int warps_m) {
   g.rows = ceil_div(p.B, ceil_div(p.B, s.columns * 4));
   g.groups = ceil_div(p.B, g.rows);
   g.chunk = std::min(kPairs * (kThreads / (g.units / 2)), kStepChunk);
-  // A chunk of matrix instructions is 8, 16 or 32 rows, and then not padded itself.
+  // With matrix instructions a chunk has 8, 16 or 32 rows, so that it needs no padding.
   g.chunk = s.columns == 1 ? g.chunk : g.chunk < 16 ? 8 : g.chunk < 32 ? 16 : 32;
   g.chunk = std::min(g.chunk, padded(g.rows, s.columns));
   g.padded_rows = g.rows / g.chunk * g.chunk + padded(g.rows % g.chunk, s.columns);
@@ -155,7 +157,7 @@ double step_clocks(const Geometry& g, const Problem& p) {
   }
   const double sums = double(g.rows) * g.units * g.warps_k * s.sum * 2 / kSharedRate;
   const double read = warps * parts * passes * kPartBytes;
-  const double waves = ceil_div(blocks, 132); // of blocks that run at the same time
+  const double waves = ceil_div(blocks, 132); // a wave is the blocks that run at the same time
   const double step = ceil_div(g.rows, g.chunk) * 200 + sums +
                       std::max({multiply, read / kL2Rate, read * std::min(blocks, 132) / kL2Total});
   return kStepFactor * step * waves + 2 * kL2 + kLaunch;
@@ -179,11 +181,11 @@ void check(const Problem& p) {
 
 const char* name_of(Kernel kernel) { return kKernelNames[int(kernel)]; }
 
-// What cuDNN takes for a step where it launches kernels for each one, fitted to the measurements in
-// README.md, which are of B <= 256. Where it keeps W_hh on the chip, the kernels here are predicted
-// to be faster for all sizes that it holds, and the result is 0: not to be compared. float64 has
-// not been measured and counts as float32. A backward step takes as long as a forward step, in
-// cuDNN and here.
+// Returns the clocks that cuDNN takes for a step where it launches kernels for each step. The
+// formulas are fitted to the measurements in README.md, which are of B <= 256. Where cuDNN keeps
+// W_hh on the chip, the kernels here are predicted to be faster for all sizes that it holds. There
+// the result is 0, which means that there is nothing to compare. float64 has not been measured and
+// counts as float32. In cuDNN and here a backward step takes as long as a forward step.
 double cudnn_clocks(const Problem& p) {
   const double gflop = 2e-9 * double(p.B) * p.H * p.H * p.directions;
   switch (p.precision) {
@@ -205,7 +207,7 @@ bool slower_than_cudnn(const Plan& plan, const Problem& p) {
   return cudnn > 0 && plan.clocks > cudnn;
 }
 
-// The most that the 4 KiB of a kernel's arguments hold.
+// As many numbers as the 4 KiB of the arguments of a kernel can hold.
 struct Numbers {
   int32_t values[1000];
 };
@@ -217,7 +219,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Clusters of so many blocks that the current device can run at the same time.
+// Returns how many clusters of this size the current device can run at the same time.
 int active_clusters(const Shape& shape, const Problem& p, const Geometry& g) {
   const device::Launch how{g.members, g.members, false, shape.shared, nullptr};
   return device::active_clusters(shape.function[p.backward][false], g.threads, how);
@@ -244,11 +246,11 @@ std::vector<Plan> plans(const Problem& p, const Kernel* force) {
       g.H = H, g.directions = p.directions, g.units = units, g.blocks = shape->blocks;
       g.members = ceil_div(H, units), g.threads = shape->threads(units);
       g.by_rows = !shape->matrix, g.warps_m = units / shape->unit_step;
-      int at_once = 0; // groups
+      int at_once = 0; // the groups that run at the same time
       if (shape->kernel == Kernel::kGrid) {
         at_once = units == shape->most_units ? machine.processors / g.members : 0;
       } else if (units > shape->unit_step && ceil_div(H, units - shape->unit_step) == g.members) {
-        continue; // fewer units for as many members do as well
+        continue; // fewer units give the same number of members
       } else if (!shape->together) {
         at_once = g.members == 1 ? machine.processors : 0;
       } else if (g.members > 1 && g.members <= machine.cluster) {
@@ -305,7 +307,7 @@ Plan plan_of(const Problem& p, const Kernel* force) {
   }
   const Plan plan = plans(p, force).front();
   const std::lock_guard<std::mutex> lock(mutex);
-  constexpr size_t kMost = 1000; // batches of many sizes are no reason to keep ever more
+  constexpr size_t kMost = 1000; // batches of many sizes must not fill the memory
   if (known.size() >= kMost) {
     known.clear();
   }
@@ -418,7 +420,7 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
   void (*const kernel)(Call) = plan.shape->function[p.backward][p.starts != nullptr];
   const bool grid = plan.kernel == Kernel::kGrid;
   const char* const name = grid ? "grid kernel" : "cluster kernel";
-  // The blocks of a grid must all run at the same time; other groups need not.
+  // The blocks of the grid kernel must all run at the same time. Other groups need not.
   const int at_once = grid ? std::min(plan.groups_at_once, teams) : teams;
   for (int first = 0; first < teams; first += at_once) {
     call.first_block = first * g.members;

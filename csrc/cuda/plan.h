@@ -1,5 +1,5 @@
-// The choice of a kernel and of how it is cut: every way that fits is given a time by a model of
-// the machine, and the shortest is taken.
+// The choice of a kernel and of how the problem is cut. A model of the machine predicts the time of
+// every way that fits, and the fastest is taken.
 #pragma once
 
 #include <vector>
@@ -8,18 +8,18 @@
 
 namespace rnnfast::cuda {
 
-// A kernel that keeps W_hh on the chip, compiled for sizes of its own.
+// A kernel that keeps W_hh on the chip. Each is compiled for its own sizes.
 struct Shape {
   Kernel kernel;
-  bool matrix;    // by matrix instructions; otherwise by FMA
-  bool together;  // for groups of several members; otherwise of one
-  bool numbered;  // the words of the state carry the number of their step: one row a group
-  int unit_step;  // units of a member are a multiple of this
-  int most_units; // and no more than this
-  int blocks;     // of k: 64 bytes each
+  bool matrix;    // multiplies by matrix instructions; otherwise by FMA
+  bool together;  // a group has several members; otherwise one
+  bool numbered;  // the words of the state carry the number of their step; a group has one row
+  int unit_step;  // the units of a member are a multiple of this
+  int most_units; // and at most this
+  int blocks;     // of k, of 64 bytes
   int (*threads)(int units);
-  int (*rows)(int units);       // that a block of so many units finishes, at most
-  size_t shared, group_bytes;   // of a block; of a group in device memory
+  int (*rows)(int units);       // the most that a block of `units` finishes
+  size_t shared, group_bytes;   // bytes of a block; bytes of a group in device memory
   void (*function[2][2])(Call); // [backward][packed]
 };
 
@@ -27,15 +27,15 @@ struct Plan {
   Kernel kernel;
   const Shape* shape; // nullptr: the step kernel
   Geometry geometry;
-  int groups_at_once;                      // of a launch, of all directions
+  int groups_at_once;                      // in a launch, of all directions together
   size_t shared;                           // bytes of a block
   size_t weights, states, counters, zeros; // bytes in the workspace, in this order
-  double clocks;                           // predicted, of a step
+  double clocks;                           // the predicted time of a step
 
   size_t workspace() const { return weights + states + counters + zeros; }
 };
 
-// The kernels of one precision, seen from the host.
+// The kernels of one precision, as the host sees them.
 struct Kernels {
   const Shape* shapes;
   int count;
@@ -44,10 +44,10 @@ struct Kernels {
 };
 const Kernels& kernels(Precision);
 
-// All that fit the current device, the fastest first. `force` as for `choose`.
+// Returns all plans that fit the current device, the fastest first. `force` is that of `choose`.
 std::vector<Plan> plans(const Problem&, const Kernel* force);
 
-// The fastest, which is found once for each shape and device.
+// Returns the fastest plan, which is found once for each shape and device.
 Plan plan_of(const Problem&, const Kernel* force);
 
 void run(const Problem&, const Plan&, const Direction*, void* workspace, void* stream);

@@ -1,22 +1,23 @@
-// The products of the kernels that keep W_hh on the chip. Every thread holds its part of a member's
-// W_hh in registers, or some of it in shared memory where S says so, multiplies it with the state
-// in shared memory, and finishes some of the sums: `kCells` rows of the batch by `kUnits` adjacent
-// units. All sizes are template arguments, for a
-// step is as long as its instructions are many.
+// The products of the kernels that keep W_hh on the chip. Every thread holds its part of the W_hh
+// of a member in registers, except for a part in shared memory whose size is S. It multiplies W_hh
+// with the state in shared memory. Then it finishes some of the sums, for `kCells` rows of the
+// batch and `kUnits` adjacent units. All sizes are template arguments, because the time of a step
+// depends on the number of its instructions.
 #pragma once
 
 #include "call.h"
 
 namespace rnnfast::cuda {
 
-// Read at once.
+// Two adjacent sums, which are read at once.
 template <class Sum> struct alignas(2 * sizeof(Sum)) Two {
   Sum first, second;
 };
 
-// By matrix instructions. The warps of a block are warps_m x WK: MT tiles of 16 units and KB blocks
-// of k each, for 8 N rows of the batch; the last S blocks are in shared memory. Their partial sums
-// meet in shared memory and are added in a fixed order.
+// The product by matrix instructions. A block has warps_m x WK warps. Each warp multiplies MT tiles
+// of 16 units and KB blocks of k, for 8 N rows of the batch. The last S of the blocks of k are in
+// shared memory. A thread finishes J cells. The partial sums of the warps are stored in shared
+// memory and added in a fixed order.
 template <class Element, int MT, int KB, int WK, int N, int J, int S = 0> class MatrixProduct {
   static constexpr int kSumWords = WK * 8 * N * (kWarps / WK * 16 * MT + 4) / 4;
   static constexpr int kHeld = KB - S; // blocks of k in registers
@@ -27,22 +28,23 @@ public:
   static constexpr int kUnits = 2, kCells = J;
   static constexpr int kRows = 8 * N, kBlocks = KB * WK;
   static constexpr int kUnitStep = 16 * MT, kMostUnits = kWarps / WK * kUnitStep;
-  // Steps by which inputs are asked for before they are used, and by which time is unrolled.
+  // Inputs are loaded this number of steps before their use. The loop over time is unrolled as
+  // often.
   static constexpr int kAhead = WK * J * N == 1 ? 4 : N < 4 && MT * KB * J < 64 ? 2 : 1;
   static constexpr bool kByRows = false;
-  // The sums are visible to the threads that finish them after a barrier of the block.
+  // A barrier of the block makes the sums visible to the threads that finish them.
   static constexpr bool kThroughShared = true;
-  // 16-byte words from one row of the state to the next: an odd number of 64 bytes, so that the 8
-  // lanes that read at a time, from 2 rows, find their words in different banks.
+  // The distance between two rows of the state, in words of 16 bytes. It is an odd multiple of 64
+  // bytes, so that the 8 lanes that read 2 rows at a time use different banks.
   static constexpr int kStride = 4 * (kBlocks | 1);
   static constexpr int kSharedWords = kSumWords + kWarps * S * MT * (kPartBytes / 16);
 
   static constexpr int threads(int units) { return units / kUnitStep * WK * 32; }
-  static constexpr int rows(int units) { // that a block of so many units finishes
+  static constexpr int rows(int units) { // the rows that a block of `units` finishes
     return min(kRows, J * (threads(units) / (units / 2)));
   }
 
-  // `units`: of the member, those below H.
+  // `units` is the number of units of the member that are below H.
   RNNFAST_DEVICE MatrixProduct(const Geometry& g, const uint4* weights, int rows, int units,
                                uint4* memory)
       : shared_(memory + kSumWords + device::warp() * S * MT * 64 + device::thread() % 32),
@@ -69,8 +71,9 @@ public:
     }
     const int pairs = g.units / 2;
     first_row_ = device::thread() / pairs, row_step_ = g.threads / pairs;
-    // A thread too many, or one whose 16 bytes of the state lie beyond H. It must not read sums,
-    // for it sends nothing that would show the others that it has read them.
+    // A thread has no cells if there are more threads than cells, or if its 16 bytes of the state
+    // are beyond H. It must not read sums, because it sends nothing that would show the other
+    // threads that it has read them.
     constexpr int kTogether = 16 / int(sizeof(typename E::Stored));
     first_row_ =
         first_row_ < row_step_ && unit_ / kTogether * kTogether < units ? first_row_ : kRows;
@@ -80,10 +83,10 @@ public:
     sums_ = sums + first_row_ * kSumStride + unit_;
   }
 
-  // The cells of this thread: rows of the group, and the first unit of the member.
+  // The cells of this thread: the row of cell j in the group, and the first unit in the member.
   RNNFAST_DEVICE int row(int j) const { return first_row_ + j * row_step_; }
   RNNFAST_DEVICE int unit() const { return unit_; }
-  // No other thread finishes the same.
+  // No other thread finishes the same cells.
   RNNFAST_DEVICE bool owns() const { return true; }
 
   RNNFAST_DEVICE void multiply(const uint4* state) {
@@ -136,30 +139,31 @@ public:
     }
   }
 
-  // The threads that finish the 16 bytes of the state in which this thread's first cell lies: how
-  // they differ in their lane, and which of them this is.
+  // kSharers threads finish the 16 bytes of the state that hold this thread's first cell. kLow and
+  // kHigh are the bits in which their lanes differ. sharer() is the number of this thread among
+  // them.
   static constexpr int kSharers = 8 / int(sizeof(typename E::Stored));
   static constexpr int kLow = 1, kHigh = 2;
   RNNFAST_DEVICE int sharer() const { return device::thread() % kSharers; }
 
 private:
-  // Matrix instructions that add to the same sum wait for one another.
+  // Matrix instructions that add to the same sum wait for one another, so there are several sums.
   static constexpr int kChains = MT * N == 1 && KB >= 4 ? 4 : MT * N <= 2 ? 2 : 1;
-  // 4 away from a multiple of 16, so that lanes of different rows hit different banks.
+  // 4 more than a multiple of 16, so that lanes of different rows use different banks.
   static constexpr int kSumStride = kMostUnits + 4;
 
-  uint4 weights_[kHeld][MT][2]; // each for one matrix instruction
+  uint4 weights_[kHeld][MT][2]; // one element for each matrix instruction
   uint4* const shared_;
   int rows_, unit_, first_row_, row_step_, from_;
   float *to_, *sums_;
 };
 
-// By multiply-adds. Q lanes of a warp share U units: each multiplies V times 16 bytes of R rows of
-// the state, every Q-th, with those of all its units, so that a load feeds 4 U instructions. The
-// last S of V are in shared memory. Then the lanes add up their sums, halving what each of them
-// holds.
+// The product by multiply-adds. Q lanes of a warp share U units. Each lane reads every Q-th 16
+// bytes of R rows of the state, V times, and multiplies them with W_hh of all U units. So a load
+// feeds 4 U instructions. The last S of the V words of W_hh are in shared memory. Then the lanes
+// add up their sums. In each step of this a lane gives away half of the sums that it holds.
 template <class Element, int Q, int U, int V, int R, int S = 0> class ScalarProduct {
-  static constexpr int kSums = U * R;                       // of Q lanes: number unit * R + row
+  static constexpr int kSums = U * R;                       // of Q lanes; sum unit * R + row
   static constexpr int kCopies = kSums < Q ? Q / kSums : 1; // lanes that end up with the same sum
 
 public:
@@ -211,7 +215,7 @@ public:
       }
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        float even = 0, odd = 0; // two chains
+        float even = 0, odd = 0; // two chains of additions
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const uint4 w = v < kHeld ? weights_[u][min(v, kHeld - 1)]
@@ -233,13 +237,14 @@ public:
 
   RNNFAST_DEVICE void sum(int j, Sum (&to)[kUnits]) const { to[0] = sums_[j]; }
 
-  // This is the same as in MatrixProduct. Copies of a sum also take a share.
+  // These have the same meaning as in MatrixProduct. Copies of a sum also take a share.
   static constexpr int kSharers = 4 * kCopies; // where U is 4
   static constexpr int kLow = Q / 4, kHigh = Q / 2;
   RNNFAST_DEVICE int sharer() const { return lane_ / kLow * kCopies + lane_ % kCopies; }
 
 private:
-  // This lane keeps half of Count sums, by the bit `Mask` of its number, and gives away the rest.
+  // Keeps half of the Count sums, which half depends on the bit `Mask` of the lane, and sends the
+  // rest.
   template <int Count, int Mask> RNNFAST_DEVICE void reduce(float* sums) const {
     if constexpr (Mask >= 1) {
       if constexpr (Count > 1) {

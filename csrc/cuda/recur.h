@@ -1,12 +1,13 @@
-// The kernels that keep W_hh on the chip for the whole sequence: one loop over the time steps, for
-// every product (product.h) and every exchange of the state (exchange.h).
+// The kernels that keep W_hh on the chip for the whole sequence. There is one loop over the time
+// steps, for every product (product.h) and every exchange of the state (exchange.h).
 //
-// A step is a chain of latencies, so the loop holds nothing that can be decided before it. Pointers
-// are kept and advanced; inputs are asked for kAhead steps before they are used; what lies outside
-// of the problem is masked by predicates of loads and stores.
-//   A row that is not active in a step of a packed batch hands on what it has. So the last state of
-// every row is there after the last step, h_n of the forward; and one product more gives
-// W_hh^T dpre of every row, dh0 of the backward.
+// The time of a step is a chain of latencies, so everything that can be decided before the loop is
+// decided there. Pointers are kept and advanced. Inputs are loaded kAhead steps before their use.
+// Predicates of loads and stores mask what is outside of the problem.
+//
+// A row that is not active in a step of a packed batch keeps its state. So after the last step
+// every row has its last state, which is h_n in the forward pass. In the backward pass one more
+// product gives W_hh^T dpre of every row, which is dh0.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +16,7 @@
 
 namespace rnnfast::cuda {
 
-// Calls f with 0, 1, ..., N - 1 as constants.
+// Calls f with the constants 0, 1, ..., N - 1.
 template <int I> struct Constant {
   RNNFAST_DEVICE constexpr operator int() const { return I; }
 };
@@ -26,9 +27,10 @@ template <int N, class F> RNNFAST_DEVICE void unrolled(const F& f) {
   }
 }
 
-// Where a thread's first cell is in a sequence: in the next computed step, which the host has made
-// the first in memory; or, of a packed batch, in the row that is the first of all. `step`: from
-// there to the next step, or row. `hop`: to the thread's next cell.
+// The place of a thread's first cell in a sequence. `at` is the place in the next computed step.
+// The host has arranged that the first computed step is the first in memory. In a packed batch `at`
+// is the place in the first row of all. `step` is the distance to the next step, or to the next row
+// of a packed batch. `hop` is the distance to the thread's next cell.
 template <class T> struct Walk {
   T* at;
   int64_t step, hop;
@@ -42,7 +44,7 @@ template <class T> struct Walk {
 template <class P, template <class> class Exchange, bool kBackward, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Call call) {
   if constexpr (!Exchange<P>::kAvailable) {
-    return; // never launched on such a device
+    return; // this kernel is never launched on such a device
   }
   using E = typename P::E;
   using Stored = typename E::Stored;
@@ -61,13 +63,13 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
             rows, min(g.units, H - place.member * g.units), memory);
   Exchange<P> exchange(call, place, rows, product, memory + P::kSharedWords);
 
-  // Cell j is row[j] of the batch, or the largest number where there is no such row; its unit e is
-  // one of H if inside[e]. If both hold, limit[j][e] is T, and 0 otherwise.
+  // Cell j is in row[j] of the batch, which is the largest number if there is no such row.
+  // inside[e] says whether unit e is below H. limit[j][e] is T if both exist, and 0 otherwise.
   const int unit = place.member * g.units + product.unit();
   int row[kCells], limit[kCells][kUnits];
   bool inside[kUnits];
-  Sum last[kCells][kUnits];  // what was published last
-  Sum extra[kCells][kUnits]; // backward: dh_n, which is added in a row's first step
+  Sum last[kCells][kUnits];  // the values that were published last
+  Sum extra[kCells][kUnits]; // backward: dh_n, which is added in the first step of a row
   Sum bias[kUnits];
 #pragma unroll
   for (int e = 0; e < kUnits; ++e) {
@@ -154,7 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
           extra[j][e] = active ? Sum(0) : extra[j][e];
         }
         y[e] = active ? y[e] : last[j][e];
-        // Units beyond H stay zero, or an infinity of a row would become NaN there and spread.
+        // Units beyond H stay zero. Otherwise an infinity in a row would become NaN there and
+        // spread.
         last[j][e] = y[e] = unit + e < H ? y[e] : Sum(0);
       }
       E::operands(y, words[j].word);

@@ -1,12 +1,14 @@
-// The recurrence on a GPU, and back through time: the contract. Letters, Sequence, packed batches
-// and `reverse` as in ../rnn.h; all data pointers are device pointers. What is one big product over
-// all time steps is not here: the input projection before, dx and the weight gradients after.
+// The contract of the recurrence on a GPU, forward and backward through time. The letters,
+// Sequence, packed batches and `reverse` are those of ../api/rnn.h. All data pointers are device
+// pointers. The caller computes the products over all time steps: the input projection before, and
+// dx and the gradients of the weights after.
 //
 //   forward    h_t = f(pre_t + b_ih + b_hh + W_hh h_{t-1})
 //   backward   dpre_t = (dy_t + W_hh^T dpre_{t+1}) * f'(h_t),   dh0 = W_hh^T dpre_first
 //
-// The two are one loop over the time steps, forwards or backwards: a product with a matrix that
-// stays where it is, something added, an elementwise function. So they share their names here.
+// Both are one loop over the time steps, in either direction. A step multiplies the state by the
+// same matrix each time, adds something and applies an elementwise function. So both use the same
+// names.
 #pragma once
 
 #include <cstddef>
@@ -18,26 +20,26 @@
 
 namespace rnnfast::cuda {
 
-// What is stored and how it is multiplied. kTf32 is float32 that the matrix units round to 10 bits
-// of mantissa. Sums are float, of kFloat64 double: `Sum` below.
+// The stored dtype and how it is multiplied. kTf32 is float32 that the matrix units round to 10
+// bits of mantissa. `Sum` below is the dtype of the sums: double for kFloat64, otherwise float.
 enum class Precision { kFloat32, kTf32, kBfloat16, kFloat16, kFloat64 };
 
 // kCluster: a group is one block, or the blocks of a cluster, which exchange the state through
 // their shared memory. kGrid: the blocks of a group exchange it through L2. Both keep W_hh on the
-// chip for the whole sequence. kStep: a launch a step, of any size.
+// chip for the whole sequence. kStep: there is one launch for each step. It runs any size.
 enum class Kernel { kCluster, kGrid, kStep };
 constexpr const char* kKernelNames[] = {"cluster", "grid", "step"};
 
 struct Problem {
   int64_t T, B, H;
-  int directions;      // 1 or 2, of one layer; side by side in one launch
-  bool backward, relu; // otherwise tanh
+  int directions;      // 1 or 2 of one layer, which run at the same time in one launch
+  bool backward, relu; // without relu: tanh
   Precision precision;
   const int64_t*
-      starts; // [T + 1], of a packed batch: the row at which step t begins, below 2^31; or nullptr
+      starts; // [T + 1] for a packed batch: the row at which step t begins, below 2^31; or nullptr
 };
 
-// One direction of one layer. Rows need no alignment but that of their elements.
+// One direction of one layer. Rows need no alignment except that of their elements.
 struct Direction {
   bool reverse;
   const void* w_hh;        // [H, H]
@@ -49,34 +51,35 @@ struct Direction {
   void* end;               // [B, H], or nullptr: not wanted; forward: h_n; backward: dh0
 };
 
-// A failed call of the CUDA runtime; the message names the kernel.
+// A failed call of the CUDA runtime. The message names the kernel.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// How a problem runs on the current device: a fixed choice, from sizes alone.
+// How a problem runs on the current device. The choice depends only on sizes.
 struct Choice {
   Kernel kernel;
   bool torch;         // torch's own path, cuDNN, should be faster than any kernel
   size_t workspace;   // bytes of device memory that `run` needs, 16-byte aligned
-  std::string reason; // one line: what was chosen, how it is cut, what that is predicted to take
+  std::string reason; // one line: the choice, how the problem is cut, the predicted time
 };
 
-// `force`: this kernel or std::invalid_argument that says why it cannot run this; nullptr: the one
-// that should be fastest.
+// Returns how a problem runs. `force` names the kernel; nullptr takes the one that should be
+// fastest. If the kernel cannot run the problem, std::invalid_argument says why.
 Choice choose(const Problem&, const Kernel* force);
 
-// Two parts of a choice, found once for each shape and device: for every call.
+// Two parts of a choice, for use in every call. They are found once for each shape and device.
 size_t workspace(const Problem&, const Kernel* force);
 bool prefers_torch(const Problem&);
 
-// Starts the work on `stream`, a cudaStream_t of the current device, and returns. Does not
+// Starts the work on `stream`, a cudaStream_t of the current device, and returns. It does not
 // synchronise or allocate, so it can be captured in a CUDA graph.
 void run(const Problem&, const Kernel* force, const Direction* directions, void* workspace,
          void* stream);
 
-// Writes n numbers, each in [0, 2^31), to device memory, on `stream`. They travel as arguments of
-// kernels: a copy, captured in a CUDA graph, would read the host's memory again at every replay.
+// Writes n numbers, each in [0, 2^31), to device memory, on `stream`. The numbers are arguments of
+// kernels, because a copy that is captured in a CUDA graph would read the host's memory again at
+// every replay.
 void upload(const int64_t* numbers, int64_t n, int64_t* to, void* stream);
 
 } // namespace rnnfast::cuda

@@ -1,12 +1,12 @@
-// The kernel of a single step, for any size and dtype: W_hh and the state are read where they lie,
-// in device memory, and the end of the launch is the barrier.
+// The kernel of a single step, for any size and dtype. It reads W_hh and the state from device
+// memory. The end of the launch is the barrier between two steps.
 #pragma once
 
 #include "call.h"
 
 namespace rnnfast::cuda {
 
-// Sums of products of a warp: MT times 16 hidden units by N times kColumns batch rows.
+// The sums of products of a warp, for MT times 16 hidden units and N times kColumns batch rows.
 template <class E, int MT, int N> class Sums {
   using Sum = typename E::Sum;
 
@@ -28,7 +28,7 @@ public:
     }
   }
 
-  // To a matrix of batch rows by hidden units, whose rows are `stride` apart.
+  // Stores the sums in a matrix of batch rows by hidden units, whose rows are `stride` apart.
   RNNFAST_DEVICE void store(Sum* to, int stride, int lane) const {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -44,7 +44,7 @@ public:
           }
         }
       } else {
-        // Each lane of a g has the sum over its own k.
+        // Each of the four lanes with the same g has the sum over its own k.
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int unit = m * 16 + g + i * 8;
@@ -74,22 +74,23 @@ public:
   }
 
 private:
-  // Matrix instructions that add to the same sum wait for one another, so that few of them are
-  // better spread over two.
+  // Matrix instructions that add to the same sum wait for one another. If there are few of them,
+  // two sums are faster than one.
   static constexpr int kChains = E::kMatrix && N == 1 ? 2 : 1;
   Sum c_[kChains][MT][N][E::kMatrix ? 4 : 2] = {};
 };
 
-// What a thread finishes at a time: pairs of units, of several rows. 32 units a warp.
+// A thread finishes kPairs pairs of units at a time, each of a different row. A warp multiplies
+// kTiles tiles of 16 units.
 constexpr int kPairs = 4, kTiles = 2;
 
-// Read at once.
+// Two adjacent sums, which are read at once.
 template <class E> struct alignas(2 * sizeof(typename E::Sum)) TwoSums {
   typename E::Sum first, second;
 };
 
-// The product of a warp's part of W_hh with N * kColumns<E> rows of the state, to `to`. `h`: the
-// first row, at the warp's first block of k.
+// Multiplies the part of W_hh that a warp has with N * kColumns<E> rows of the state, and stores
+// the sums in `to`. `h` is the first row, at the first block of k of the warp.
 template <class E, int N>
 RNNFAST_DEVICE void multiply(const uint4* weights, int tile_stride, int blocks, const uint4* h,
                              int stride, typename E::Sum* to, int sum_stride, int lane) {
@@ -113,7 +114,7 @@ RNNFAST_DEVICE void multiply(const uint4* weights, int tile_stride, int blocks, 
   sums.store(to, sum_stride, lane);
 }
 
-// Step call.first.
+// Computes step call.first.
 template <class E>
 __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call call) {
   using Stored = typename E::Stored;
@@ -153,11 +154,11 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
   const uint4* const state = call.states + (place.team * 2 + i % 2) * g.state_words();
   uint4* const written = call.states + (place.team * 2 + (i + 1) % 2) * g.state_words();
 
-  // With the rows of this group.
+  // The number of rows that this group has in step i.
   const auto rows_at = [&](int i) { return g.local_rows(steps.at(i).rows, place.group); };
   const int rows_before = rows_at(i - 1), rows_next = rows_at(i + 1);
   const Step now{steps.at(i).start, rows_at(i)};
-  // Back through time, rows that were there a step ago and no longer are have only dh0 to come.
+  // In the backward pass, rows that were active a step ago and are not now only need dh0.
   const int rows = call.backward && d.end != nullptr ? max(now.rows, rows_before) : now.rows;
   for (int first = 0; first < rows; first += g.chunk) {
     const int count = min(g.chunk, rows - first);
@@ -203,10 +204,11 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
         if (!call.backward) {
           const Sum* const pre = static_cast<const Sum*>(d.in.data);
           value += pre[steps.offset(d.in, now, b) + unit + e] + bias[e];
-          // Written so that NaN stays NaN.
+          // This order of the comparison keeps NaN.
           value = !call.relu ? E::tanh(value) : value < 0 ? Sum(0) : value;
         } else {
-          if (row >= rows_before) { // the row's first step: there is dh_n in place of a product
+          if (row >=
+              rows_before) { // in the first step of a row dh_n takes the place of the product
             value = d.begin != nullptr
                         ? E::load(static_cast<const Stored*>(d.begin)[b * g.H + unit + e])
                         : Sum(0);
@@ -232,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
         reinterpret_cast<Pair<E>*>(written + int64_t(row) * stride)[unit / 2] = pair;
       }
     }
-    device::sync_block(); // before the next chunk's sums
+    device::sync_block(); // before the sums of the next chunk
   }
 }
 

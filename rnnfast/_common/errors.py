@@ -8,6 +8,21 @@ class UserError(ValueError):
     """
 
 
+class ArgumentError(UserError):
+    """An error whose message names arguments as in Python, as in "top_k must be ...".
+
+    The command line names its options instead, as in "--top-k must be ...".
+
+    Args:
+        message: one line that says what to do.
+        *names: the arguments in the message. Without any it is the first word.
+    """
+
+    def __init__(self, message: str, *names: str):
+        super().__init__(message)
+        self.names = names or (message.split()[0],)
+
+
 class DataWarning(UserWarning):
     """Data that can be used, although the result may not be what the user wants.
 
@@ -30,4 +45,4 @@ class Interrupted(Exception):
 def check_seed(seed: int, end: int = 2**63) -> None:
     """Raise UserError for a seed that is not in [0, `end`), a power of two."""
     if not 0 <= seed < end:
-        raise UserError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")
+        raise ArgumentError(f"seed must be in [0, 2**{end.bit_length() - 1}), not {seed}")

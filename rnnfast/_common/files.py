@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -95,7 +96,7 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def finite(data):
+def finite(data: Any) -> Any:
     """Return `data` with None for each float that JSON has no number for: infinity and NaN."""
     if isinstance(data, dict):
         return {key: finite(value) for key, value in data.items()}
@@ -104,12 +105,12 @@ def finite(data):
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def to_json(data) -> bytes:
+def to_json(data: object) -> bytes:
     """Return `data` as the bytes of a JSON file: UTF-8, indented by one space."""
     return (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "surrogatepass")
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """Return the content of a JSON file of a model. Raise UserError if it cannot be read."""
     try:
         return json.loads(path.read_text("utf-8"))

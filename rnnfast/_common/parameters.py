@@ -13,7 +13,8 @@ def parameter_groups(
     The first group has `weight_decay`. The second group has none: it holds the parameters that
     have one of the strings `free` in their names.
     """
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         (others if any(part in name for part in free) else decayed).append(parameter)
     return [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import distributed
 
-from .errors import UserError
+from .errors import ArgumentError, UserError
 
 
 def check_device(device: str) -> None:
@@ -27,7 +27,7 @@ def set_up(device: str, threads: int | None) -> None:
     check_device(device)
     if threads is not None:
         if threads < 1:
-            raise UserError(f"threads must be at least 1, not {threads}")
+            raise ArgumentError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
 
 

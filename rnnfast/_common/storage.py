@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Collection
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +39,9 @@ def is_model(folder: Path) -> bool:
     """Return whether `folder` holds a model, or a run that has so far written its settings."""
     has = {name: (folder / name).exists() for name in MODEL_FILES}
     return has[WEIGHTS] or (has[CONFIG] and has[VOCAB])
+
+
+_Folder = TypeVar("_Folder", bound="Folder")
 
 
 class Folder:
@@ -126,7 +130,7 @@ class Folder:
         return path
 
     @classmethod
-    def fresh(cls, name: str = "rnnfast-model") -> Folder:
+    def fresh(cls: type[_Folder], name: str = "rnnfast-model") -> _Folder:
         """Make the first folder of name, name-2, name-3, ... that does not exist yet."""
         number = 1
         while True:

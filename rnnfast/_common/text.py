@@ -16,7 +16,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from types import ModuleType
+from typing import IO, Protocol, TextIO
 
 from .errors import MissingPackage, UserError
 from .files import writing
@@ -257,7 +258,7 @@ def _file(path: Path) -> Iterator[str]:
     return _decoded(str(path), read_bytes(path))
 
 
-def _spooled(name: str, file: BinaryIO) -> Iterator[str]:
+def _spooled(name: str, file: IO[bytes]) -> Iterator[str]:
     file.seek(0)
     return _decoded(name, _decompressed(name, file))
 
@@ -297,11 +298,28 @@ def _decoded(name: str, blocks: Iterable[bytes]) -> Iterator[str]:
             yield text
 
 
-def _gzip():
+class _Decompressor(Protocol):
+    """What reads one member of a compressed file."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class _Compressor(Protocol):
+    """What writes a compressed file."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _gzip() -> _Decompressor:
     return zlib.decompressobj(wbits=31)
 
 
-def _zstd():
+def _zstd() -> _Decompressor:
     try:
         from compression.zstd import ZstdDecompressor  # Python 3.14
     except ImportError:
@@ -309,7 +327,7 @@ def _zstd():
     return ZstdDecompressor()
 
 
-def _zstd_compressor():
+def _zstd_compressor() -> _Compressor:
     try:
         from compression.zstd import ZstdCompressor  # Python 3.14
     except ImportError:
@@ -317,7 +335,7 @@ def _zstd_compressor():
     return ZstdCompressor()
 
 
-def _zstandard():
+def _zstandard() -> ModuleType:
     try:
         import zstandard
     except ImportError:
@@ -329,7 +347,7 @@ def _zstandard():
 
 
 # The formats by their first bytes. No UTF-8 text begins with them.
-_FORMATS = {
+_FORMATS: dict[bytes, tuple[str, Callable[[], _Decompressor]]] = {
     rb"\x1f\x8b": ("gzip", _gzip),
     rb"BZh[1-9]1AY&SY": ("bzip2", bz2.BZ2Decompressor),
     rb"\xfd7zXZ\x00": ("xz", lzma.LZMADecompressor),
@@ -337,7 +355,7 @@ _FORMATS = {
 }
 
 
-def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
+def _decompressed(name: str, file: IO[bytes]) -> Iterator[bytes]:
     block = file.read(BLOCK)
     found = [format for magic, format in _FORMATS.items() if re.match(magic, block)]
     if not found:
@@ -367,7 +385,7 @@ def _decompressed(name: str, file: BinaryIO) -> Iterator[bytes]:
 
 
 # What compresses a file whose name ends so.
-COMPRESSORS = {
+COMPRESSORS: dict[str, Callable[[], _Compressor]] = {
     ".gz": lambda: zlib.compressobj(wbits=31),
     ".bz2": bz2.BZ2Compressor,
     ".xz": lzma.LZMACompressor,

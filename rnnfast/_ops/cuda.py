@@ -5,6 +5,7 @@ over all time steps run on torch: the input projection, dx and the gradients of 
 here waits for the device, and no sum depends on an order that changes from run to run.
 """
 
+import functools
 import os
 import warnings
 from itertools import accumulate, pairwise
@@ -23,11 +24,14 @@ KERNELS = ("cluster", "grid", "step")
 # when benchmarks/gpu.sh has passed on an H100 or H200.
 ON_BY_DEFAULT = ()
 
-# None for torch's own operators, "auto" for the choice of csrc/cuda/plan.cu, one of KERNELS, or
-# "default" for RNNFAST_CUDA_KERNEL or what the devices decide.
-_kernel = "default"
-_default = None  # what "default" means, in a list, once that is known
-_has_failed = False  # a kernel could not be launched
+# What runs on CUDA devices:
+# - "default": what RNNFAST_CUDA_KERNEL names, or else what the devices decide;
+# - None: torch's own operators;
+# - "auto": the choice of csrc/cuda/plan.cu;
+# - one of KERNELS: this kernel, whatever the sizes;
+# - "failed": torch's own operators, because a kernel could not be launched. A call that began on a
+#   kernel ends on the step kernel, as does its backward pass.
+_choice = "default"
 
 
 def _checked(name, what):
@@ -44,37 +48,38 @@ def _checked(name, what):
 
 def set_kernel(name):
     """Set which kernel runs; see :func:`rnnfast.set_cuda_kernel`."""
-    global _kernel, _has_failed
-    _kernel, _has_failed = _checked(name, "name"), False
+    global _choice
+    _choice = _checked(name, "name")
+
+
+@functools.cache
+def _read_default():
+    """Return the kernel that the environment or the devices decide for."""
+    name = os.environ.get("RNNFAST_CUDA_KERNEL")
+    if name:
+        return _checked(None if name == "torch" else name, "RNNFAST_CUDA_KERNEL")
+    is_measured = (
+        _C.cuda
+        and torch.cuda.is_available()
+        and all(
+            torch.cuda.get_device_capability(index) in ON_BY_DEFAULT
+            for index in range(torch.cuda.device_count())
+        )
+    )
+    return "auto" if is_measured else None
 
 
 @_torch.constant_in_dynamo
 def _kernel_by_default():
-    """Return the kernel that runs where `set_kernel` has not been called."""
-    global _default
-    if _default is None:
-        name = os.environ.get("RNNFAST_CUDA_KERNEL")
-        if name:
-            name = None if name == "torch" else name
-            _default = [_checked(name, "RNNFAST_CUDA_KERNEL")]
-        else:
-            is_measured = (
-                _C.cuda
-                and torch.cuda.is_available()
-                and all(
-                    torch.cuda.get_device_capability(index) in ON_BY_DEFAULT
-                    for index in range(torch.cuda.device_count())
-                )
-            )
-            _default = ["auto" if is_measured else None]
-    return _default[0]
+    """Call `_read_default`. Dynamo warns if it meets a function that has a cache."""
+    return _read_default()
 
 
 def kernel():
     """Return None for torch's own operators, "auto", or the kernel that is forced."""
-    if _kernel == "default":
+    if _choice == "default":
         return _kernel_by_default()
-    return _kernel
+    return None if _choice == "failed" else _choice
 
 
 def has_kernel(dtype):
@@ -103,13 +108,15 @@ def _precision(dtype):
 
 def _forced(precision):
     """Return the kernel that is forced, or None. For float64 there is only the step kernel."""
-    if precision == "float64" or _has_failed:
+    if precision == "float64" or _choice == "failed":
         return "step"
     name = kernel()
     return None if name == "auto" else name
 
 
-def plan(T, B, H, dtype, directions=1, backward=False):
+def plan(
+    T: int, B: int, H: int, dtype: torch.dtype, directions: int = 1, backward: bool = False
+) -> str:
     """Return which kernel runs and why; see :func:`rnnfast.cuda_plan`."""
     precision = _precision(dtype)
     reason = _C.cuda_choose(T, B, H, directions, backward, precision, _forced(precision))[2]
@@ -132,7 +139,10 @@ class _Layout:
             return
         sizes = batch_sizes.tolist()
         if batch_sizes.dim() != 1 or not sizes or batch_sizes.dtype is not torch.int64:
-            raise RuntimeError(f"batch_sizes must be torch.int64 (T), got {batch_sizes.dtype}")
+            raise RuntimeError(
+                f"batch_sizes must be torch.int64 (T), got {batch_sizes.dtype} "
+                f"{tuple(batch_sizes.shape)}"
+            )
         if min(sizes) < 1 or any(b > a for a, b in pairwise(sizes)):
             raise RuntimeError("batch_sizes must be positive and never increase")
         if sum(sizes) != len(x):
@@ -172,7 +182,7 @@ def _launch(layout, H, backward, relu, dtype, directions, device):
 
 def _run(layout, H, backward, relu, precision, directions, device):
     """Run one layer on the current device, if need be by the kernel that runs everywhere."""
-    global _kernel, _has_failed
+    global _choice
     force = _forced(precision)
     arguments = (layout, H, backward, relu, precision, directions, device)
     try:
@@ -186,7 +196,7 @@ def _run(layout, H, backward, relu, precision, directions, device):
             RuntimeWarning,
             stacklevel=2,
         )
-        _kernel, _has_failed = None, True
+        _choice = "failed"
         _run_kernel("step", *arguments)
 
 
@@ -218,10 +228,13 @@ def _half(t, d, H):
     return None if t is None else t[..., d * H : (d + 1) * H]
 
 
-def _check(x, weights, batch_sizes, descriptor):
-    """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``."""
+def _check(x, weights, descriptor):
+    """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``.
+
+    The number of dimensions of the input is already checked, by `_Layout`.
+    """
     one_hot, w_hh = is_one_hot(x), weights[1]
-    if w_hh.dim() != 2:
+    if w_hh.dim() != 2 or w_hh.shape[0] != w_hh.shape[1]:
         raise RuntimeError(f"weight_hh must be (H, H), got {tuple(w_hh.shape)}")
     H, D, dtype = w_hh.shape[1], descriptor.directions, w_hh.dtype if one_hot else x.dtype
     for n, w in enumerate(weights):
@@ -259,9 +272,9 @@ def _refuse_resets(reset):
 def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
     _refuse_resets(reset)
-    H, dtype = _check(x, weights, batch_sizes, descriptor)
-    D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=False)
+    H, dtype = _check(x, weights, descriptor)
+    D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     shape = (descriptor.num_states, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
     h_n = like.new_empty(shape)
@@ -328,10 +341,10 @@ def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
 def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
     _refuse_resets(reset)
     need_dx, need_dh0, need_dw = needs
-    H, dtype = _check(x, weights, batch_sizes, descriptor)
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
+    H, dtype = _check(x, weights, descriptor)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction
     relu = descriptor.nonlinearity == "relu"
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
     shape = (descriptor.num_states, layout.B, H)
     h0 = _state("hx", h0, shape, dtype)
     dh_n = _state("the gradient of h_n", dh_n, shape, dtype)

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import build_info, reference
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .._version import __version__
 from ..nn import FastRNN
 from .timing import alternate, gemm_gflops, geometric_mean, milliseconds, spread, timer
@@ -97,7 +98,7 @@ def measure(
         raise UserError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
     for name, value in (("threads", threads), ("repeats", repeats)):
         if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
+            raise ArgumentError(f"{name} must be at least 1, not {value}")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
@@ -190,9 +191,7 @@ def _measure_shape(
         )
 
     modes = {
-        mode: alternate(
-            {name: timer(lambda m=m, call=call: call(m)) for name, m in modules.items()}, repeats
-        )
+        mode: alternate({name: timer(partial(call, m)) for name, m in modules.items()}, repeats)
         for mode, call in (("forward", forward), ("training", training))
     }
     if numpy:
@@ -235,9 +234,9 @@ def disagreement(
 
 
 def _numpy_forward(module: nn.RNN, x: Tensor) -> Callable[[], Any]:
-    weights = [p.detach().numpy() for p in module.parameters()]
+    w_ih, w_hh, b_ih, b_hh = (p.detach().numpy() for p in module.parameters())
     array = x.detach().numpy()
-    return lambda: reference.forward(array, None, *weights)
+    return lambda: reference.forward(array, None, w_ih, w_hh, b_ih, b_hh)
 
 
 def summarise(samples: dict[str, np.ndarray], flop: int) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def alternate(
     round_seconds = sum(cost[name] * number[name] for name in timers)
     rounds = repeats or max(MIN_ROUNDS, int(seconds / round_seconds))
 
-    samples = {name: [] for name in timers}
+    samples: dict[str, list[float]] = {name: [] for name in timers}
     order = list(timers)
     for _ in range(rounds):
         for name in order:

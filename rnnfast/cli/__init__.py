@@ -8,21 +8,23 @@ for Ctrl-C. A training run is saved before it stops.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from .._common.errors import DataWarning, UserError
 from .._version import __version__
-from . import bench, compare, diagnose, embed, ngram, score, tasks, train
+from . import bench, compare, diagnose, doctor, embed, ngram, score, tasks, train
+from .options import as_typed
 from .output import Output
 
 __all__ = ["Output", "main", "parser"]
 
-FAMILIES = (train, compare, ngram, score, tasks, diagnose, embed, bench)
+FAMILIES = (train, compare, ngram, score, tasks, diagnose, embed, bench, doctor)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the program ends
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character of the text must not end the program.
-        with contextlib.suppress(AttributeError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args, rest = parser().parse_known_args(argv)
     if rest:  # argparse itself would show the usage of rnnfast, not that of the command
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = _shower(warnings.showwarning)
             return args.run(args, Output(args.json))
     except UserError as error:
-        line = " ".join(str(error).splitlines())
+        line = " ".join(as_typed(error, args).splitlines())
         print(f"rnnfast: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def _shower(others: Callable) -> Callable:
     """Return what shows a DataWarning on one line, and other warnings as `others` does."""
 
-    def show(message, category, *args, **kwargs) -> None:
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if issubclass(category, DataWarning):
             print(f"rnnfast: warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
         else:

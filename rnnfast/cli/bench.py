@@ -10,7 +10,7 @@ from .. import bench
 from .._common.plots import check_plot, save_figure
 from .._common.progress import measuring
 from ..bench import DEFAULT_SHAPES, Shape
-from .options import add_command, add_flag, add_option, add_plot_option
+from .options import Commands, add_command, add_flag, add_option, add_plot_option
 from .output import Output
 
 
@@ -58,7 +58,7 @@ def _parse_shape(text: str) -> Shape:
     return shape
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Time FastRNN against torch.nn.RNN on the CPU."
     sub = add_command(commands, "bench", run, about, device=False)

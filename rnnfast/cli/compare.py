@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,7 @@ from ..lm.training import curves
 from .options import (
     RUN,
     TEXTS,
+    Commands,
     add_command,
     add_option,
     add_out_options,
@@ -25,6 +27,9 @@ from .options import (
 )
 from .output import Output
 from .train import TrainingProgress, model_name
+
+if TYPE_CHECKING:  # matplotlib is optional
+    from matplotlib.figure import Figure
 
 COMPARE_SECONDS = 300.0  # time budget of each neural model in a comparison
 
@@ -39,6 +44,7 @@ def compare(args: argparse.Namespace, output: Output) -> int:
         settings["max_seconds"] = COMPARE_SECONDS
 
     def run(trainer: lm.Trainer) -> None:
+        assert trainer.folder is not None
         output.progress.print(escape(f"{model_name(trainer.config)}, in {trainer.folder.final}"))
         with TrainingProgress(output.progress, trainer.config) as progress:
             trainer.run(progress.step, progress.validation)
@@ -84,7 +90,7 @@ def comparison_table(models: list[dict]) -> Table:
     return table
 
 
-def _comparison_figure(models: list[dict]):
+def _comparison_figure(models: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1 + 0.4 * len(models)), layout="constrained")
@@ -131,7 +137,7 @@ def join(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = (
         "Train n-grams, a window, an RNN and an LSTM on one text, mix all except the LSTM, and "

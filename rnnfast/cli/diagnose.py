@@ -12,7 +12,7 @@ from .._common.plots import check_plot, save_figure
 from .._common.runtime import set_up
 from ..diagnostics.flow import flow
 from ..nn import FastRNN
-from .options import RUN, add_command, add_option, add_plot_option
+from .options import RUN, Commands, add_command, add_option, add_plot_option
 from .output import Output
 
 
@@ -28,7 +28,8 @@ def diagnose(args: argparse.Namespace, output: Output) -> int:
         raise lm.UserError(
             f"{args.model} is no Elman RNN: give a model of the kind rnn with the cell tanh or relu"
         )
-    report = {"model": args.model, **flow(model, lm.read_text(args.data), args.steps)}
+    figures = flow(model, lm.read_text(args.data), args.steps)  # type: ignore[arg-type]  # see above
+    report = {"model": args.model, **figures}
     output.text.print(_table(report))
     for layer, radius in enumerate(report["spectral_radius"], 1):
         output.text.print(f"layer {layer}: spectral radius of W_hh {radius:.4f}")
@@ -62,7 +63,7 @@ def _table(report: dict) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Measure how far back the gradient of a prediction reaches in an RNN language model."
     sub = add_command(commands, "diagnose", diagnose, about)

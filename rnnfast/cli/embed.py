@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,10 +15,10 @@ from .._common.files import check_writable
 from .._common.runtime import set_up
 from ..embeddings import Vectors, glove, skipgram
 from ..embeddings.vectors import check_suffix
-from .options import add_command, add_option
+from .options import Commands, add_command, add_option
 from .output import Output
 
-METHODS = {"glove": glove, "skipgram": skipgram}
+METHODS: dict[str, Callable[..., Vectors]] = {"glove": glove, "skipgram": skipgram}
 
 
 def embed(args: argparse.Namespace, output: Output) -> int:
@@ -39,8 +40,8 @@ def embed(args: argparse.Namespace, output: Output) -> int:
         for word, found in report["neighbours"].items():
             output.text.print(_table(word, found))
     if args.analogy:
-        report["analogy"] = vectors.analogy(*args.analogy, args.top)
         a, b, c = args.analogy
+        report["analogy"] = vectors.analogy(a, b, c, args.top)
         output.text.print(_table(f"{a} : {b} = {c} : ?", report["analogy"]))
     output.json(report)
     return 0
@@ -86,7 +87,7 @@ def _table(title: str, found: list[tuple[str, float]]) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train word vectors on a text, and print neighbours and analogies of words."
     sub = add_command(commands, "embed", embed, about, device=False)

@@ -15,6 +15,7 @@ from .options import (
     MAX_VOCAB,
     MIN_COUNT,
     TEXTS,
+    Commands,
     add_command,
     add_flag,
     add_option,
@@ -82,12 +83,14 @@ def _test_figures(model: lm.NgramLM, test: str | None) -> tuple[lm.Evaluation | 
     without = None
     if known.any():
         without = lm.Evaluation.of(each[known], model.log_zero).perplexity
-    values = (len(ids), int((~known).sum()), whole.perplexity, without)
-    values += (whole.zeroprobs, whole.perplexity_without_zeroprobs)
+    values = (
+        *(len(ids), int((~known).sum()), whole.perplexity, without),
+        *(whole.zeroprobs, whole.perplexity_without_zeroprobs),
+    )
     return whole, dict(zip(names, (*values, *whole.by_unit(test).values()), strict=True))
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Count an n-gram model and evaluate it."
     sub = add_command(commands, "ngram", ngram, about, device=False, threads=False, epilog=TEXTS)

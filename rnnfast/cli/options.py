@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from .. import lm
 from .._common.errors import DataWarning
 from ..lm.data.vocabulary import BPE, LEVELS, WORD
 from .output import Output
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Group: TypeAlias = argparse.ArgumentParser | argparse._ArgumentGroup
 
 TEXTS = (
     "A TEXT is a file in UTF-8, which may be compressed with gzip, bzip2, xz or zstd; or a "
@@ -20,11 +25,26 @@ TEXTS = (
 MODEL = "Folder that rnnfast train has made, or ARPA file of an n-gram model, also compressed"
 MIN_COUNT = "Replace words that are rarer than this by <unk> (word level)"
 MAX_VOCAB = "Keep at most this many tokens (word and BPE level)"
+_METAVARS: dict[Callable, str] = {int: "N", float: "X"}
 RUN = "Folder that rnnfast train has made"
 
 
+def as_typed(error: Exception, args: argparse.Namespace) -> str:
+    """Return the message of an error, in which the options of the command are named as typed."""
+    message = str(error)
+    for name in getattr(error, "names", ()):
+        if name in args:
+            message = re.sub(rf"(?<![\w-]){name}\b", option_name(name), message)
+    return message
+
+
+def option_name(name: str) -> str:
+    """Return the option for the attribute `name`, as in `--top-k` for `top_k`."""
+    return "--" + name.replace("_", "-")
+
+
 def add_command(
-    commands,
+    commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace, Output], int],
     about: str,
@@ -64,7 +84,7 @@ def add_command(
 
 
 def add_option(
-    group,
+    group: Group,
     name: str,
     type_: Callable | None,
     about: str,
@@ -72,7 +92,7 @@ def add_option(
     *,
     also: str | None = None,
     shown: object = None,
-    **options,
+    **options: Any,
 ) -> None:
     """Add the option `--name` with its default at the end of its help text.
 
@@ -90,15 +110,15 @@ def add_option(
     shown = options.get("default") if shown is None else shown
     if type_ is not None:
         options["type"] = type_
-        options["metavar"] = metavar or {int: "N", float: "X"}.get(type_)
-    names = ["--" + name.replace("_", "-")] + [also] * bool(also)
+        options["metavar"] = metavar or _METAVARS.get(type_)
+    names = [option_name(name), *([also] if also else [])]
     default = "" if shown is None else f" (default: {_text(shown)})"
     group.add_argument(*names, help=about + default, **options)
 
 
-def add_flag(group, name: str, about: str) -> None:
+def add_flag(group: Group, name: str, about: str) -> None:
     """Add the option `--name`, which takes no value and is off by default."""
-    group.add_argument("--" + name.replace("_", "-"), action="store_true", help=about)
+    group.add_argument(option_name(name), action="store_true", help=about)
 
 
 def _text(value: object) -> str:
@@ -108,7 +128,13 @@ def _text(value: object) -> str:
 
 
 def add_setting(
-    group, name: str, type_: Callable | None, about: str, *, note: str | None = None, **options
+    group: Group,
+    name: str,
+    type_: Callable | None,
+    about: str,
+    *,
+    note: str | None = None,
+    **options: Any,
 ) -> None:
     """Add an option for a setting of `lm.Config`. Its help text shows the default of each level.
 
@@ -128,7 +154,7 @@ def add_setting(
     add_option(group, name, type_, about, **options)
 
 
-def add_text_options(group) -> None:
+def add_text_options(group: Group) -> None:
     """Add the options that say how a text is cut into tokens, with the defaults of `lm.Config`."""
     add_option(group, "level", None, "What a token is", choices=LEVELS, shown="char")
     add_setting(group, "min_count", int, MIN_COUNT)
@@ -140,18 +166,18 @@ def warn_without_effect(args: argparse.Namespace, level: str) -> None:
     """Warn of options of `add_text_options` that were given and have no effect at this level."""
     for name, levels in (("min_count", (WORD,)), ("max_vocab", (WORD, BPE))):
         if getattr(args, name) is not None and level not in levels:
-            option = name.replace("_", "-")
-            message = f"--{option} has no effect at level {level}, only at {' and '.join(levels)}"
+            message = f"{option_name(name)} has no effect at level {level}, only at "
+            message += " and ".join(levels)
             warnings.warn(message, DataWarning, stacklevel=2)
 
 
-def add_vocab_option(group) -> None:
+def add_vocab_option(group: Group) -> None:
     """Add the option `--vocab`."""
     about = "Text whose words or BPE merges make the vocabulary"
     add_option(group, "vocab", str, about, "TEXT", shown="the training text")
 
 
-def add_out_options(group, about: str, **options) -> None:
+def add_out_options(group: Group, about: str, **options: Any) -> None:
     """Add the options `--out` and `--overwrite` for the folder of a model."""
     add_option(group, "out", str, about, "DIR", **options)
     add_flag(group, "overwrite", "Replace the model in the folder --out")
@@ -165,6 +191,6 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def add_plot_option(group, about: str) -> None:
+def add_plot_option(group: Group, about: str) -> None:
     """Add the option `--plot`. `about` says what it draws."""
     add_option(group, "plot", plot_path, f"{about}, in a .png or .svg file", "PATH")

@@ -41,7 +41,7 @@ class Output:
         if target not in (None, "-"):
             check_writable(target, "--json")
 
-    def json(self, data) -> None:
+    def json(self, data: object) -> None:
         """Write `data` as one JSON object, if `--json` asks for it."""
         if self.target is None:
             return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import heapq
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from rich.markup import escape
@@ -16,7 +17,8 @@ from .. import lm
 from .._common import progress
 from .._common.runtime import set_up
 from .._common.text import counted, lines, standard_input
-from .options import MODEL, TEXTS, add_command, add_flag, add_option
+from ..lm.language_model import LanguageModel
+from .options import MODEL, TEXTS, Commands, add_command, add_flag, add_option
 from .output import Output, printable
 
 BY_UNIT = ("perplexity_per_word", "bits_per_character", "bits_per_byte")
@@ -145,7 +147,9 @@ def score(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _scores_of_lines(args, model, output: Output) -> Iterator[dict]:
+def _scores_of_lines(
+    args: argparse.Namespace, model: LanguageModel, output: Output
+) -> Iterator[dict]:
     """Print log p and the sentence of each line of a text, and yield what the JSON has of it."""
     text = lm.open_text(args.data)
     # Results that appear in the terminal show the progress themselves.
@@ -161,7 +165,7 @@ def _scores_of_lines(args, model, output: Output) -> Iterator[dict]:
                     raise lm.UserError(f"{args.data}, line {number}: {error}") from error
                 bar.advance(task, len(line) + 1)
 
-        shown = results()
+        shown: Iterable[tuple[int, lm.Score]] = results()
         if args.best:
             # The first of equal sentences comes first, as it does after sorting.
             shown = heapq.nlargest(args.best, shown, key=lambda result: result[1].logprob)
@@ -179,7 +183,7 @@ def complete(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _completions(model, top_k: int, output: Output) -> Iterator[dict]:
+def _completions(model: LanguageModel, top_k: int, output: Output) -> Iterator[dict]:
     typed = standard_input().isatty()
     for text in _lines("" if output.target == "-" else "> "):
         try:
@@ -202,7 +206,7 @@ def _lines(prompt: str) -> Iterator[str]:
     try:
         if not sys.stdin.isatty():
             # As for texts: UTF-8 in every locale, and a byte order mark is not part of the text.
-            with contextlib.suppress(AttributeError):  # a stream of characters has no encoding
+            if isinstance(sys.stdin, io.TextIOWrapper):  # a stream of characters has no encoding
                 sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
             yield from (line.rstrip("\n") for line in sys.stdin)
             return
@@ -226,7 +230,7 @@ def _load(args: argparse.Namespace, path: str) -> lm.NeuralLM | lm.NgramLM:
     return lm.load(path, device)
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Measure the cross-entropy of a model, or of a mixture of models, on a text."
     sub = add_command(commands, "eval", evaluate, about, epilog=TEXTS)

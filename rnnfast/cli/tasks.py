@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.markup import escape
@@ -17,10 +18,13 @@ from .._common.text import counted
 from ..tasks import SequenceClassifier, SequenceTagger
 from ..tasks.base import SequenceEstimator
 from ..tasks.data import read_columns, read_labelled, read_tagged, read_texts
+from ..tasks.labels import LabelEstimator
 from ..tasks.network import POOLINGS
 from ..tasks.storage import new_folder
-from .options import add_command, add_option, add_out_options
+from .options import Commands, Group, add_command, add_option, add_out_options
 from .output import Output
+
+_Estimator = TypeVar("_Estimator", bound=SequenceEstimator)
 
 
 def classify(args: argparse.Namespace, output: Output) -> int:
@@ -60,7 +64,13 @@ def tag(args: argparse.Namespace, output: Output) -> int:
     return _run(args, output, SequenceTagger, read_tagged, read_columns)
 
 
-def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabelled) -> int:
+def _run(
+    args: argparse.Namespace,
+    output: Output,
+    cls: type[LabelEstimator],
+    read: Callable[..., tuple[list, list]],
+    read_unlabelled: Callable[..., list],
+) -> int:
     """Train or load an estimator, save it, evaluate it, and apply it.
 
     `read` reads a file with targets, and `read_unlabelled` one without.
@@ -76,7 +86,8 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         estimator = cls.load(args.model, args.device or "cpu")
     if cls is SequenceTagger:
         columns = len(X[0][0]) if args.train else estimator.columns_
-        read, read_unlabelled = (partial(r, columns=columns) for r in (read, read_unlabelled))
+        read = partial(read, columns=columns)
+        read_unlabelled = partial(read_unlabelled, columns=columns)
     valid = read(args.valid) if args.valid else None
     test = read(args.test) if args.test else None
     unlabelled = read_unlabelled(args.predict) if args.predict else None
@@ -105,8 +116,10 @@ def _run(args, output: Output, cls: type[SequenceEstimator], read, read_unlabell
         text = f"test: {metric} {scores[metric]:.4f} ({counted(len(test[0]), 'sequence')}){others}"
         output.text.print(text)
     if unlabelled is not None:
-        predict = _predict_tags if cls is SequenceTagger else _predict_classes
-        report |= predict(estimator, unlabelled, output)
+        if isinstance(estimator, SequenceTagger):
+            report |= _predict_tags(estimator, unlabelled, output)
+        elif isinstance(estimator, SequenceClassifier):
+            report |= _predict_classes(estimator, unlabelled, output)
     output.json(report)
     return 0
 
@@ -161,7 +174,7 @@ def assign_folds(y: list[str], folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def _estimator(args: argparse.Namespace, cls: type[SequenceEstimator]) -> SequenceEstimator:
+def _estimator(args: argparse.Namespace, cls: type[_Estimator]) -> _Estimator:
     set_up(args.device or "cpu", args.threads)
     given = {field.name: getattr(args, field.name, None) for field in fields(cls)}
     estimator = cls(**{name: value for name, value in given.items() if value is not None})
@@ -184,7 +197,7 @@ def _progress(output: Output) -> Callable[[dict], None]:
     return show
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train or use a classifier of texts (an RNN encoder)."
     sub = add_command(commands, "classify", classify, about)
@@ -204,7 +217,9 @@ def register(commands) -> None:
     _add_settings(sub, SequenceTagger)
 
 
-def _add_data(sub: argparse.ArgumentParser, about: str, unlabelled: str, nargs: str | None):
+def _add_data(
+    sub: argparse.ArgumentParser, about: str, unlabelled: str, nargs: str | None
+) -> Group:
     group = sub.add_argument_group(f"data (UTF-8; {about})")
     add_option(group, "train", str, "Train on this data", "FILE", nargs=nargs)
     add_option(group, "valid", str, "Validate on this data, in training", "FILE", nargs=nargs)
@@ -215,12 +230,14 @@ def _add_data(sub: argparse.ArgumentParser, about: str, unlabelled: str, nargs: 
     return group
 
 
-def _add_settings(sub: argparse.ArgumentParser, cls: type[SequenceEstimator]):
+def _add_settings(sub: argparse.ArgumentParser, cls: type[SequenceEstimator]) -> Group:
     """Add an option for each setting of the estimator `cls`, and return their group."""
     group = sub.add_argument_group("model and training")
 
-    def add(name, type_, about, *metavar, **options):
-        _add_setting(group, cls, name, type_, about, *metavar, **options)
+    def add(
+        name: str, type_: Callable | None, about: str, metavar: str | None = None, **options: Any
+    ) -> None:
+        _add_setting(group, cls, name, type_, about, metavar, **options)
 
     about = "Features of a word, separated by commas: word, form, bigram, shape, prefixN, suffixN"
     add("features", _names, about, "A,B")
@@ -259,8 +276,16 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _add_setting(group, cls: type[SequenceEstimator], name: str, type_, about, *metavar, **options):
+def _add_setting(
+    group: Group,
+    cls: type[SequenceEstimator],
+    name: str,
+    type_: Callable | None,
+    about: str,
+    metavar: str | None = None,
+    **options: Any,
+) -> None:
     """Add an option for a setting of `cls`. Its value is None if the option is not given."""
     default = getattr(cls, name)
     options.setdefault("shown", ",".join(default) if isinstance(default, tuple) else default)
-    add_option(group, name, type_, about, *metavar, **options)
+    add_option(group, name, type_, about, metavar, **options)

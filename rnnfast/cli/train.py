@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import asdict, fields
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from .. import lm
 from .._common import progress
+from .._common.errors import DataWarning
 from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
@@ -19,8 +22,11 @@ from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
+from ..lm.training.state import TrainingStep
 from .options import (
     TEXTS,
+    Commands,
+    Group,
     add_command,
     add_option,
     add_out_options,
@@ -54,6 +60,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     """Train in the process that prints, and that writes the files."""
     trainer, coverage = _trainer(args)
     config, folder = trainer.config, trainer.folder
+    assert folder is not None  # this is the process of rank 0
     unit = UNITS[config.level]
     about = (
         f"{counted(len(trainer.train), unit)} to train on, {len(trainer.valid):,} to validate; "
@@ -79,6 +86,7 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
+    _warn_if_diverged(report)
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -121,7 +129,7 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
     if args.embeddings:
-        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "--emsize")
+        vectors = Vectors.load_of_size(args.embeddings, config.emsize, "emsize")
     corpus = lm.corpus.read(*paths)
     folder = None
     if rank() == 0:
@@ -154,10 +162,10 @@ class TrainingProgress:
         self.task = self.bar.add_task("train", total=1.0, about="")
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def step(self, step) -> None:
+    def step(self, step: TrainingStep) -> None:
         """Show an update. `Trainer.run` calls this after each one."""
         about = f"loss {step.loss:.3f}  lr {step.lr:.1e}  {step.tokens_per_second:,.0f} tokens/s"
         self.bar.update(self.task, completed=min(step.progress, 1.0), about=about)
@@ -188,6 +196,20 @@ def _kind(config: lm.Config) -> str:
     return name if config.cell in GATED else f"{config.cell} {name}"
 
 
+def _warn_if_diverged(report: dict) -> None:
+    """Warn if the model is far worse than a uniform guess over the vocabulary.
+
+    A model that has not learnt anything yet is close to the uniform guess.
+    """
+    found, uniform = report["valid_perplexity"], report["vocab_size"]
+    if found > 2 * uniform:
+        message = (
+            f"the training diverged: the validation perplexity is {found:.3g}, and a uniform guess "
+            f"has {uniform}. Train again with a lower --lr, which was {report['config']['lr']:g}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+
+
 def _results(report: dict, name: str) -> Table:
     baselines = report["baselines"].items()
     rows = [(f"{baseline}, valid", figures["valid_loss"]) for baseline, figures in baselines]
@@ -202,7 +224,7 @@ def _results(report: dict, name: str) -> Table:
     return table
 
 
-def register(commands) -> None:
+def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = "Train a model. Without arguments, train for a minute on a built-in text."
     sub = add_command(commands, "train", train, about, epilog=TEXTS)
@@ -212,7 +234,7 @@ def register(commands) -> None:
     _add_run(sub.add_argument_group("run"))
 
 
-def _add_texts(group) -> None:
+def _add_texts(group: Group) -> None:
     about = "Train on the first 90%% of this text and validate on the rest"
     add_option(group, "data", str, about, "TEXT")
     add_option(group, "train", str, "Train on this text, instead of --data", "TEXT")
@@ -221,8 +243,8 @@ def _add_texts(group) -> None:
     add_text_options(group)
 
 
-def _add_model(group) -> None:
-    flag = {"action": argparse.BooleanOptionalAction}
+def _add_model(group: Group) -> None:
+    flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     about = "Kind of model: recurrent, or a feed-forward window of fixed length"
     add_setting(group, "model", None, about, choices=("rnn", "window"))
     about = "Tokens that the window spans, including the predicted one"
@@ -250,8 +272,8 @@ def _add_model(group) -> None:
     add_option(group, "embeddings", str, about, "FILE")
 
 
-def _add_training(group) -> None:
-    flag = {"action": argparse.BooleanOptionalAction}
+def _add_training(group: Group) -> None:
+    flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     add_setting(
         group, "batch_size", int, "Sequences that the text is cut into, to be read side by side"
     )
@@ -295,7 +317,7 @@ def _add_training(group) -> None:
     add_setting(group, "seed", int, about)
 
 
-def _add_run(group) -> None:
+def _add_run(group: Group) -> None:
     about = "Folder to save the model in"
     add_out_options(
         group, about, shown="the first of rnnfast-model, rnnfast-model-2, ... that is free"

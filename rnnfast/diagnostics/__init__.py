@@ -174,7 +174,9 @@ def _names(rnn: FastRNN) -> list[str]:
     return [f"l{layer}{direction}" for layer in range(rnn.num_layers) for direction in directions]
 
 
-def _unroll(rnn: FastRNN, input: torch.Tensor, hx: torch.Tensor | None):
+def _unroll(
+    rnn: FastRNN, input: torch.Tensor, hx: torch.Tensor | None
+) -> tuple[torch.Tensor, list[_Cell]]:
     """Return the states of the last layer, (T, B, D * H), and the cells of every layer.
 
     The product with W_ih is computed outside of the kernel, which gets an identity as its W_ih. The

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import nn
 from .._common.plots import require_matplotlib, save_figure
 from ..nn import FastRNN
 from . import gradient_norms, spectral_radius
+
+if TYPE_CHECKING:  # matplotlib is optional
+    from matplotlib.figure import Figure
 
 T, B, H = 60, 16, 64  # sizes of the RNNs in the picture
 TRUNCATION = 20  # time steps
@@ -66,8 +70,8 @@ def curves() -> dict[str, dict[str, np.ndarray]]:
         _, hx = exploding(x[:-TRUNCATION])
     truncated = np.full(T, np.nan)
     truncated[-TRUNCATION:] = gradient_norms(exploding, x[-TRUNCATION:], last_step, hx)[0, 0]
-    last_step(exploding(x)[0]).backward()
-    total = float(exploding.weight_hh_l0.grad.norm())
+    (gradient,) = torch.autograd.grad(last_step(exploding(x)[0]), [exploding.weight_hh_l0])
+    total = float(gradient.norm())
     return {
         "spectral radius of W_hh": {f"{radius:g}": norm for radius, norm in norms.items()},
         "initialisation": {
@@ -82,7 +86,7 @@ def curves() -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def draw(panels: dict[str, dict[str, np.ndarray]], ylabel: str = "norm of dL/dh_t"):
+def draw(panels: dict[str, dict[str, np.ndarray]], ylabel: str = "norm of dL/dh_t") -> Figure:
     """Draw panels side by side: norms by the number of time steps before the last.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError
 from ..lm.data.vocabulary import Vocabulary
 
 
@@ -38,18 +38,19 @@ def cooccurrences(
         {('a', 'a'): 1.0, ('a', 'b'): 2.0, ('b', 'a'): 2.0}
     """
     if window < 1:
-        raise UserError(f"window must be at least 1, not {window}")
+        raise ArgumentError(f"window must be at least 1, not {window}")
     V, line = len(vocab), np.cumsum(ids == vocab.boundary)
-    keys, weights = [], []
+    found: list[np.ndarray] = []
+    each: list[np.ndarray] = []
     for distance in range(1, min(window, len(ids) - 1) + 1):
         first, second = ids[:-distance], ids[distance:]
         near = (line[:-distance] == line[distance:]) & (first != vocab.boundary)
         pairs, counts = np.unique(first[near] * V + second[near], return_counts=True)
-        keys += [pairs, pairs % V * V + pairs // V]
-        weights += [counts / distance] * 2
-    keys = np.concatenate([np.empty(0, np.int64), *keys])
+        found += [pairs, pairs % V * V + pairs // V]
+        each += [counts / distance] * 2
+    keys = np.concatenate([np.empty(0, np.int64), *found])
     order = np.argsort(keys, kind="stable")
     keys, starts = np.unique(keys[order], return_index=True)
-    weights = np.concatenate([np.empty(0), *weights])[order]
+    weights = np.concatenate([np.empty(0), *each])[order]
     x = np.add.reduceat(weights, starts) if len(keys) else weights
     return keys // V, keys % V, x

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import _ops
-from .._common.errors import UserError, check_seed
+from .._common.errors import ArgumentError, UserError, check_seed
 from ..lm.data.vocabulary import Vocabulary
 from .cooccurrence import cooccurrences
 from .vectors import Vectors, check_positive
@@ -94,7 +94,7 @@ class Glove:
         tables = (self.words, self.contexts)
         cost = _ops.glove_epoch(self._starts, shifts, *entries, *tables, self.lr)
         if not np.isfinite(cost):
-            raise UserError(f"GloVe diverged with lr {self.lr}: give a lower lr")
+            raise ArgumentError(f"GloVe diverged with lr {self.lr}: give a lower lr", "lr")
         return cost / len(self._row)
 
     def matrix(self) -> np.ndarray:
@@ -142,7 +142,7 @@ def glove(
         ((8,), dtype('float32'))
     """
     if epochs < 1:
-        raise UserError(f"epochs must be at least 1, not {epochs}")
+        raise ArgumentError(f"epochs must be at least 1, not {epochs}")
     entries = cooccurrences(vocab.encode_stream(text), vocab, window)
     model = Glove(*entries, len(vocab), dim, lr, x_max, seed)
     for epoch in range(1, epochs + 1):

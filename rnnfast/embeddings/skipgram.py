@@ -13,7 +13,7 @@ import torch
 
 from .._common.errors import MissingPackage, UserError, check_seed
 from .._common.text import words
-from ..lm.data.vocabulary import Vocabulary
+from ..lm.data.vocabulary import UNK, Vocabulary
 from .vectors import Vectors, check_positive
 
 LONGEST = 10_000  # words of a sentence, because gensim drops the words after MAX_WORDS_IN_BATCH
@@ -63,10 +63,10 @@ def skipgram(
     except ImportError as error:
         raise MissingPackage("skip-gram needs gensim: pip install 'rnnfast[embeddings]'") from error
 
-    class Progress(CallbackAny2Vec):
+    class Progress(CallbackAny2Vec):  # type: ignore[misc]  # gensim has no types
         epoch, total = 0, 0.0
 
-        def on_epoch_end(self, model):
+        def on_epoch_end(self, model: Word2Vec) -> None:
             self.epoch += 1
             total = model.get_latest_training_loss()
             if progress:
@@ -93,9 +93,9 @@ def skipgram(
 
 def _sentences(text: str, vocab: Vocabulary) -> list[list[str]]:
     """Return the words of each line. A line longer than `LONGEST` becomes several sentences."""
-    known, unk, result = set(vocab.tokens), vocab.tokens[vocab.unk], []
+    known, result = set(vocab.tokens), []
     for line in text.split("\n"):
-        tokens = [word if word in known else unk for word in words(line)]
+        tokens = [word if word in known else UNK for word in words(line)]
         result += [tokens[at : at + LONGEST] for at in range(0, len(tokens), LONGEST)]
     if not result:
         raise UserError("the text has no words: give more text")

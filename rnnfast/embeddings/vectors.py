@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 
-from .._common.errors import DataWarning, UserError
+from .._common.errors import ArgumentError, DataWarning, UserError
 from .._common.files import write_atomic
 from .._common.storage import read_tensors
 from .._common.text import COMPRESSORS, compressed, read_bytes
@@ -154,7 +154,7 @@ class Vectors:
         unit = {token: self[token] / _length(self[token]) for token in (a, b, c)}
         return self._nearest(unit[b] - unit[a] + unit[c], [a, b, c], n)
 
-    def _nearest(self, vector, without, n):
+    def _nearest(self, vector: np.ndarray, without: list[str], n: int) -> list[tuple[str, float]]:
         if n < 1:
             raise UserError(f"n must be at least 1, not {n}")
         cosines = self.matrix @ vector / (_length(self.matrix) * _length(vector))
@@ -241,7 +241,7 @@ class Vectors:
                 )
         write_atomic(path, compressed(path, self._word2vec(suffix == ".bin")))
 
-    def _word2vec(self, binary: bool):
+    def _word2vec(self, binary: bool) -> Iterator[bytes]:
         yield f"{len(self)} {self.matrix.shape[1]}\n".encode()
         for token, vector in zip(self.tokens, self.matrix, strict=True):
             if binary:
@@ -297,7 +297,8 @@ class Vectors:
         vectors = cls.load(path)
         found = vectors.matrix.shape[1]
         if found != size:
-            raise UserError(f"embeddings: {path} has vectors of size {found}, not {setting} {size}")
+            message = f"embeddings: {path} has vectors of size {found}, not {setting} {size}"
+            raise ArgumentError(message, "embeddings", setting)
         return vectors
 
 
@@ -305,7 +306,7 @@ def check_positive(**settings: float) -> None:
     """Raise UserError for a setting that is not positive and finite."""
     for name, value in settings.items():
         if not 0 < value < float("inf"):
-            raise UserError(f"{name} must be positive, not {value}")
+            raise ArgumentError(f"{name} must be positive, not {value}")
 
 
 def check_suffix(path: str | Path) -> str:

@@ -20,7 +20,7 @@ def read_lines(blocks: Iterable[bytes]) -> Words:
     Raises:
         ValueError: The file is not of this format. The message names the line.
     """
-    lines = enumerate(_lines(blocks), 1)
+    lines: Iterator[tuple[int, bytes]] = enumerate(_lines(blocks), 1)
     number, first = next(lines, (1, b""))
     if len(first.split()) > 2:  # the first line is a vector already, as in files of GloVe
         V, D, lines = None, _size(first), itertools.chain([(number, first)], lines)

@@ -1,12 +1,13 @@
 """Dropout whose mask is computed again in the backward pass, and so need not be kept."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
 
 
-def dropout(input, p=0.5, training=True):
+def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Zero elements at random; a drop-in for :func:`torch.nn.functional.dropout`.
 
     On the CPU it takes a fraction of the time of torch's function. It draws a different random mask

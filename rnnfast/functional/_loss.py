@@ -1,13 +1,21 @@
 """The output layer of a language model together with its loss, without a tensor of all logits."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
 from ._shared import can_run_kernel, differentiable_gradients
 
 
-def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """Return the cross entropy of a linear layer's output, in one operation.
 
     The result is that of ``F.cross_entropy(F.linear(input, linear_weight, linear_bias), target)``.

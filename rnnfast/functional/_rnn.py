@@ -1,8 +1,10 @@
 """The RNN as a function, the choice of what runs it, and its autograd Function."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
@@ -14,19 +16,19 @@ _PLAIN = (torch.nn.Parameter, torch.Tensor)
 
 
 def rnn(
-    input,
-    hx,
-    weights,
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Iterable[Tensor],
     *,
-    num_layers=1,
-    nonlinearity="tanh",
-    bidirectional=False,
-    batch_first=False,
-    dropout=0.0,
-    training=False,
-    batch_sizes=None,
-    reset=None,
-):
+    num_layers: int = 1,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Run an Elman RNN, ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` (Elman 1990).
 
     This is :class:`rnnfast.FastRNN` as a function of its weights. With T time steps, B sequences,
@@ -274,10 +276,13 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     # while it was recorded.
     is_tracing = torch.jit.is_tracing()
     training = dropout > 0 or torch.is_grad_enabled() or is_tracing
-    if not is_tracing:  # cuDNN refuses tensors that are not contiguous
+    # cuDNN refuses tensors that are not contiguous. A trace may be moved to a GPU later.
+    runs_on_cudnn = _torch.may_run_on_cudnn(input)
+    if runs_on_cudnn and not is_tracing:
         input = input.contiguous()
         weights = [w.contiguous() if type(w) in _PLAIN else w for w in weights]
-    hx = hx.contiguous()
+    if runs_on_cudnn or is_tracing:
+        hx = hx.contiguous()
     common = (hx, weights, bias, num_layers, dropout, training, directions == 2)
     if batch_sizes is None:
         return call(input, *common, batch_first)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from .._common.errors import UserError
+from .._common.storage import CHECKPOINT
 from .config import RNN, WINDOW, Config
 from .data.corpus import Corpus
 from .data.vocabulary import CHAR, WORD
-from .language_model import Evaluation, bits, perplexity
+from .language_model import Evaluation, LanguageModel, bits, perplexity
 from .mixture import best_cache, cache_logprobs, mix, tune
 from .ngram.model import NgramLM
-from .storage import CHECKPOINT, RunFolder, read_settings
+from .storage import RunFolder, read_settings
 from .training.runs import prepare, resume
 from .training.trainer import Trainer
 
@@ -121,7 +122,7 @@ def compare(
         entries[f"{order}-gram"] = _entry(f"{order}-gram", model, size, seconds, trainer)
     mixed = [_mixed([entries[name] for name in names]) for names in MIXTURES]
     everything = _mixed([entries[name] for name in MIXTURES[-1]], trainer)
-    words = trainer.test != vocab.boundary if vocab.level == WORD else None
+    words = np.asarray(trainer.test != vocab.boundary) if vocab.level == WORD else None
     return [entry.to_json(corpus.test, words) for entry in (*entries.values(), *mixed, everything)]
 
 
@@ -142,6 +143,7 @@ def _check_vocabularies(trainer: Trainer, out: Path) -> None:
             continue
         _, vocab, _ = read_settings(path)
         if vocab.to_json() != trainer.vocab.to_json():
+            assert trainer.folder is not None
             trainer.folder.discard()
             raise UserError(
                 f"the model in {path} has another vocabulary than {trainer.folder.final}: give "
@@ -149,7 +151,10 @@ def _check_vocabularies(trainer: Trainer, out: Path) -> None:
             )
 
 
-def _entry(name: str, model, size: int, train_seconds: float, trainer: Trainer) -> Entry:
+def _entry(
+    name: str, model: LanguageModel, size: int, train_seconds: float, trainer: Trainer
+) -> Entry:
+    assert trainer.test is not None  # `compare` has checked it
     valid = model.logprobs(trainer.valid)
     began = time.perf_counter()
     test = model.logprobs(trainer.test)
@@ -164,6 +169,7 @@ def _mixed(parts: list[Entry], cached: Trainer | None = None) -> Entry:
     if cached is None:
         weights = tune(valid)
     else:
+        assert cached.test is not None
         names.append("cache")
         size, weights = best_cache(valid, cached.valid)
         valid, test = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .data.vocabulary import BPE, BYTE, CHAR, WORD, check_level
 
 RNN = "rnn"
@@ -151,20 +153,20 @@ class Config:
     tensorboard: bool = False
 
     @classmethod
-    def defaults(cls, level: str = CHAR, **changes) -> Config:
+    def defaults(cls, level: str = CHAR, **changes: Any) -> Config:
         """Return the default settings of a level, with `changes` to them.
 
         Raises UserError for an unknown level, and for what `Config` refuses.
         """
         check_level(level)
-        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer"), {})
+        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer", ""), {})
         untied = {"tied": False} if changes.get("adaptive") else {}
         defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
         return cls(**{**defaults, **changes})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            _check_type(field.name, getattr(self, field.name), str(field.type))
         check_level(self.level)
         choices = {
             "model": (RNN, WINDOW),
@@ -175,7 +177,7 @@ class Config:
         for name, allowed in choices.items():
             where = f" for the model {self.model}" if name == "cell" else ""
             if getattr(self, name) not in allowed:
-                raise UserError(
+                raise ArgumentError(
                     f"{name} must be {' or '.join(allowed)}{where}, not {getattr(self, name)}"
                 )
         for name in ("emsize", "nhid", "nlayers", "batch_size", "bptt", "min_count", "epochs"):
@@ -192,23 +194,32 @@ class Config:
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
-            raise UserError("direct needs the model window, and output weights that are not tied")
+            raise ArgumentError(
+                "direct needs the model window, and output weights that are not tied"
+            )
         if self.adaptive and (self.tied or self.level != WORD):
-            raise UserError("adaptive needs words as tokens, and output weights that are not tied")
+            raise ArgumentError(
+                "adaptive needs words as tokens, and output weights that are not tied"
+            )
         if self.model == WINDOW and self.weight_dropout:
-            raise UserError("weight_dropout needs the model rnn: a window has no recurrent weights")
+            raise ArgumentError(
+                "weight_dropout needs the model rnn: a window has no recurrent weights"
+            )
         if self.model == WINDOW and self.nlayers != 1:
-            raise UserError(f"nlayers must be 1 for the model window, not {self.nlayers}")
+            raise ArgumentError(f"nlayers must be 1 for the model window, not {self.nlayers}")
         if self.tied and self.emsize != self.nhid:
-            raise UserError(
+            raise ArgumentError(
                 f"tied needs emsize equal to nhid, not emsize {self.emsize} and nhid {self.nhid}: "
-                "make them equal, or turn tied off"
+                "make them equal, or turn tied off",
+                "tied",
+                "emsize",
+                "nhid",
             )
 
-    def _require(self, name, holds, what):
+    def _require(self, name: str, holds: Callable[[Any], bool], what: str) -> None:
         value = getattr(self, name)
         if value is not None and not holds(value):
-            raise UserError(f"{name} must be {what}, not {value}")
+            raise ArgumentError(f"{name} must be {what}, not {value}")
 
     def to_json(self) -> dict:
         """Return the settings as a dict that `json` can write."""
@@ -226,7 +237,7 @@ class Config:
         return cls(**settings)
 
 
-def _check_type(name: str, value, annotation: str) -> None:
+def _check_type(name: str, value: object, annotation: str) -> None:
     """Raise UserError if `value` does not have the type of the annotation.
 
     Settings also come from files, where a number may be a string.
@@ -235,6 +246,8 @@ def _check_type(name: str, value, annotation: str) -> None:
         if "None" not in annotation:
             raise UserError(f"{name} must be given")
         return
-    wanted = {"int": int, "float": (int, float), "str": str, "bool": bool}[annotation.split()[0]]
+    types: dict[str, type | tuple[type, ...]]
+    types = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    wanted = types[annotation.split()[0]]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UserError(f"{name} must be of type {annotation}, not {value!r}")

@@ -6,11 +6,11 @@ import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from .._common.errors import UserError, check_seed
+from .._common.errors import ArgumentError, UserError, check_seed
 from .._common.files import finite
 from .._common.text import words
 from .data.vocabulary import Vocabulary
@@ -171,7 +171,7 @@ class LanguageModel:
         """
         raise NotImplementedError
 
-    def sampler(self, **options) -> tuple[TokenSampler, int]:
+    def sampler(self, **options: Any) -> tuple[TokenSampler, int]:
         """Return a sampler, which never draws `<unk>`, and the tokens to ask of it in one call.
 
         `options` are those of `rnnfast._ops.sampler`. The sampler has the weights that the model
@@ -191,7 +191,7 @@ class LanguageModel:
         """Return the most probable tokens after a text; see `lm.complete`."""
         return complete(self, text, top_k)
 
-    def generate(self, prompt: str = "", length: int = 200, **options) -> str:
+    def generate(self, prompt: str = "", length: int = 200, **options: Any) -> str:
         """Return the prompt and `length` more tokens. The options are those of `lm.generate`."""
         return "".join(generate(self, prompt, length, **options))
 
@@ -259,7 +259,7 @@ def complete(model: LanguageModel, text: str, top_k: int = 10) -> list[tuple[str
         UserError: `top_k` is below 1, or the text has a character that is not in the vocabulary.
     """
     if top_k < 1:
-        raise UserError(f"top-k must be at least 1, not {top_k}")
+        raise ArgumentError(f"top_k must be at least 1, not {top_k}")
     vocab = model.vocab
     logprobs = model.next_logprobs(np.append(vocab.boundary, vocab.encode(text)))
     order = np.argsort(-logprobs, kind="stable")
@@ -307,13 +307,13 @@ def generate(
         'the cat sat on the mat'
     """
     if length < 0:
-        raise UserError(f"length must be zero or more, not {length}")
+        raise ArgumentError(f"length must be zero or more, not {length}")
     if not 0 <= temperature < math.inf:
-        raise UserError(f"temperature must be zero or more, not {temperature}")
+        raise ArgumentError(f"temperature must be zero or more, not {temperature}")
     if top_k is not None and top_k < 1:
-        raise UserError(f"top-k must be at least 1, not {top_k}")
+        raise ArgumentError(f"top_k must be at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top-p must be more than 0 and at most 1, not {top_p}")
+        raise ArgumentError(f"top_p must be more than 0 and at most 1, not {top_p}")
     if seed is not None:
         check_seed(seed)
     vocab = model.vocab
@@ -330,7 +330,15 @@ def generate(
     return _pieces(vocab, prompt, ids, sampler, length, block, sentence)
 
 
-def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
+def _pieces(
+    vocab: Vocabulary,
+    prompt: str,
+    ids: np.ndarray,
+    sampler: TokenSampler,
+    length: int,
+    block: int,
+    sentence: bool,
+) -> Iterator[str]:
     if prompt:
         yield prompt
     given = [vocab.boundary, *ids.tolist()]
@@ -341,7 +349,9 @@ def _pieces(vocab, prompt, ids, sampler, length, block, sentence):
     yield from vocab.pieces(_tokens(vocab, sampler, length, block, sentence), previous)
 
 
-def _tokens(vocab, sampler, length, block, sentence):
+def _tokens(
+    vocab: Vocabulary, sampler: TokenSampler, length: int, block: int, sentence: bool
+) -> Iterator[int]:
     while length > 0:
         try:
             tokens = sampler.generate(min(block, length))

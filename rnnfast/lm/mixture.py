@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Mixture:
         4
     """
 
-    models: list[LanguageModel]
+    models: Sequence[LanguageModel]
     weights: np.ndarray
     cache_size: int | None = None
     lr: float | None = None
@@ -56,7 +56,7 @@ class Mixture:
     @classmethod
     def tune(
         cls,
-        models: list[LanguageModel],
+        models: Sequence[LanguageModel],
         text: str,
         cache: bool = False,
         lr: float | None = None,
@@ -103,7 +103,10 @@ class Mixture:
 
 
 def logprobs(
-    models: list[LanguageModel], text: str, lr: float | None = None, on_chunk: OnChunk | None = None
+    models: Sequence[LanguageModel],
+    text: str,
+    lr: float | None = None,
+    on_chunk: OnChunk | None = None,
 ) -> np.ndarray:
     """Return log p of every token of a text for each model: float64 (K, n), in nats.
 

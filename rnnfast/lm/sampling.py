@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class SamplerBase:
 class ContextSampler(SamplerBase):
     """Draw tokens from a model that sees only the last tokens of a text."""
 
-    def __init__(self, model: ContextModel, **options):
+    def __init__(self, model: ContextModel, **options: Any):
         super().__init__(model.vocab, **options)
         self.model = model
         self.tokens: list[int] = []

@@ -177,6 +177,11 @@ def load(path: str | Path, device: str = "cpu") -> NeuralLM | NgramLM:
         raise UserError(
             f"there is no model {path}: give a folder that rnnfast train made, or an ARPA file"
         )
+    return load_folder(path, device)
+
+
+def load_folder(path: str | Path, device: str = "cpu") -> NeuralLM:
+    """Load a neural model as `load` does."""
     config, vocab, _ = read_settings(path)
     try:
         # A corrupted config could ask for any amount of memory. Models on the device "meta" need
@@ -205,9 +210,9 @@ def join_folders(paths: Sequence[str | Path]) -> tuple[RNNLM, Config]:
     Raises UserError as `load` and `join` do.
     """
     joined = join([load(path) for path in paths])
-    sizes = {"emsize": joined.encoder.embedding_dim, "nhid": joined.rnn.hidden_size}
     config, _, _ = read_settings(paths[0])
-    return joined, replace(config, tied=False, **sizes)
+    emsize, nhid = joined.encoder.embedding_dim, joined.rnn.hidden_size
+    return joined, replace(config, tied=False, emsize=emsize, nhid=nhid)
 
 
 def read_settings(path: str | Path) -> tuple[Config, Vocabulary, dict]:

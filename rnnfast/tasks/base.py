@@ -6,8 +6,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from .storage import (
 )
 from .training import train_network
 
+_Estimator = TypeVar("_Estimator", bound="SequenceEstimator")
+
 PREDICT_STEPS = 1 << 14  # the largest number of time steps in a batch of predictions
 
 
@@ -47,17 +50,18 @@ class SequenceEstimator(Settings, ABC):
     """
 
     _subclasses: ClassVar[dict[str, type[SequenceEstimator]]] = {}  # by name, for `load`
-    # A dataclass makes a setting of each name with a type, so these have none.
-    _estimator_type = None  # what scikit-learn calls this kind of estimator
+    # A dataclass makes a setting of each name with an annotation, so these have none.
+    _estimator_type = None  # type: str | None # what scikit-learn calls this kind of estimator
     _networks = None
     coverage_ = None
+    pooling = None  # type: str | None # a setting of the estimators with one target for a sequence
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A user's class may have the name of the class that it extends, which keeps its place.
         SequenceEstimator._subclasses.setdefault(cls.__name__, cls)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> object:
         """Return scikit-learn's description of this estimator, which its tools ask for."""
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
 
@@ -92,7 +96,7 @@ class SequenceEstimator(Settings, ABC):
         """Learn from the training data what the targets are, for example their classes."""
 
     @abstractmethod
-    def _encode_target(self, y, where: str) -> torch.Tensor:
+    def _encode_target(self, y: Any, where: str) -> torch.Tensor:
         """Return the target of one sequence as a tensor for `_losses`.
 
         Its shape is (T,) if there is a target for each time step. Otherwise it is () for a class
@@ -110,7 +114,7 @@ class SequenceEstimator(Settings, ABC):
         """Return what an ensemble averages, float64 (N, K): probabilities or numbers."""
 
     @abstractmethod
-    def _decode(self, activated: np.ndarray):
+    def _decode(self, activated: np.ndarray) -> Any:
         """Return the prediction for one sequence from its activated outputs, (K,) or (T, K)."""
 
     @abstractmethod
@@ -132,12 +136,12 @@ class SequenceEstimator(Settings, ABC):
     # ---- training
 
     def fit(
-        self,
+        self: _Estimator,
         X: Sequence,
         y: Sequence,
         valid: tuple[Sequence, Sequence] | None = None,
         progress: Callable[[dict], None] | None = None,
-    ) -> SequenceEstimator:
+    ) -> _Estimator:
         """Train new networks on sequences and their targets.
 
         Args:
@@ -159,17 +163,17 @@ class SequenceEstimator(Settings, ABC):
         check_device(self.device)
         self._networks = None  # if this training fails, the old networks do not fit the new inputs
         X, y = check_pairs(X, y, self._every_step)
-        vectors = None
+        vectors = tokens = None
         if self.embeddings is not None:
             vectors = load_vectors(self.embeddings, self.embedding_size, self.features, X)
         if is_numeric(X):
-            self._inputs = Numbers.fit(X)
+            self._inputs: Numbers | Tokens = Numbers.fit(X)
         else:
             known = () if vectors is None else vectors.index
-            self._inputs = Tokens.fit(X, self.features, self.min_count, known)
+            self._inputs = tokens = Tokens.fit(X, self.features, self.min_count, known)
         self.coverage_ = None
-        if vectors is not None:
-            _, *words = self._inputs.tables[self._inputs.word]
+        if vectors is not None and tokens is not None:
+            _, *words = tokens.words
             self.coverage_ = vectors.coverage(words)
         self._fit_targets(y)
         if valid is not None:
@@ -181,7 +185,9 @@ class SequenceEstimator(Settings, ABC):
             )
         targets = [self._encode_target(target, f"y[{i}]") for i, target in enumerate(y)]
         data = list(zip(self._inputs.encode(X), targets, strict=True))
-        networks, scales, self.history_ = [], [], []
+        networks: list[SequenceNetwork] = []
+        scales: list[float] = []
+        self.history_: list[dict] = []
         began = time.monotonic()
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -191,28 +197,28 @@ class SequenceEstimator(Settings, ABC):
                 if self.patience is not None and valid is None:
                     train, held_out = self._hold_out(data, y)
 
-                def report(record, network=k):
+                def report(record: dict, network: int = k) -> None:
                     record = {"network": network, **record, "seconds": time.monotonic() - began}
                     self.history_.append(record)
                     if progress:
                         progress(record)
 
                 network = self._network()
-                if vectors is not None:
-                    scales.append(start_from_vectors(network, self._inputs, vectors))
+                if vectors is not None and tokens is not None:
+                    scales.append(start_from_vectors(network, tokens, vectors))
                 network.to(self.device)
                 self._train(network, train, held_out, report)
                 networks.append(network)
-        if vectors is not None:
-            self._inputs = add_words(vectors, self._inputs, networks, scales)
+        if vectors is not None and tokens is not None:
+            self._inputs = add_words(vectors, tokens, networks, scales)
         self._networks = networks
         return self
 
-    def _encode_valid(self, valid) -> tuple[list[torch.Tensor], list]:
+    def _encode_valid(self, valid: tuple[Sequence, Sequence]) -> tuple[list[torch.Tensor], list]:
         """Return encoded sequences and targets. Raise UserError if they do not fit X and y."""
         if not isinstance(valid, (tuple, list)) or len(valid) != 2:
             raise UserError("valid must be a pair of sequences and targets")
-        X, y = check_pairs(*valid, self._every_step, "valid[0]", "valid[1]")
+        X, y = check_pairs(valid[0], valid[1], self._every_step, "valid[0]", "valid[1]")
         self._check_targets(y, "valid[1]")
         return self._inputs.encode(X, "valid[0]"), y
 
@@ -243,17 +249,18 @@ class SequenceEstimator(Settings, ABC):
             self._outputs,
         )
 
-    def _train(self, network: SequenceNetwork, data: list, valid, report) -> None:
-        def validate() -> float:
-            encoded, y = valid
-            activated = self._predict_activated(encoded, [network])
-            return self._scores(y, [self._decode(one) for one in activated])[self.metric]
-
+    def _train(
+        self,
+        network: SequenceNetwork,
+        data: list[tuple[torch.Tensor, torch.Tensor]],
+        valid: tuple[list[torch.Tensor], list] | None,
+        report: Callable[[dict], None],
+    ) -> None:
         train_network(
             network,
             data,
             losses=self._losses,
-            validate=None if valid is None else validate,
+            validate=None if valid is None else partial(self._score_of, network, *valid),
             report=report,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -262,6 +269,11 @@ class SequenceEstimator(Settings, ABC):
             clip=self.clip,
             patience=self.patience,
         )
+
+    def _score_of(self, network: SequenceNetwork, encoded: list[torch.Tensor], y: list) -> float:
+        """Return the score of one network on encoded sequences and their targets."""
+        activated = self._predict_activated(encoded, [network])
+        return self._scores(y, [self._decode(one) for one in activated])[self.metric]
 
     # ---- prediction
 
@@ -316,13 +328,13 @@ class SequenceEstimator(Settings, ABC):
 
     def _activated(self, X: Sequence) -> list[np.ndarray]:
         """Return the activated outputs for each sequence, float64 (K,) or (T, K)."""
-        self._check_fitted()
+        networks = self._check_fitted()
         X = as_list(X)
         if not X:
             return []
         if is_numeric(X) != isinstance(self._inputs, Numbers):
             raise UserError("X must be sequences of the kind that fit got, tokens or numbers")
-        activated = self._predict_activated(self._inputs.encode(X), self._networks)
+        activated = self._predict_activated(self._inputs.encode(X), networks)
         if not self._every_step:
             return activated
         # A sequence without tokens is encoded as one unknown token, which has an output.
@@ -337,15 +349,18 @@ class SequenceEstimator(Settings, ABC):
             rows = max(1, PREDICT_STEPS // max(1, len(encoded[order[-1]])))
             batch, order = order[-rows:], order[:-rows]
             x = [encoded[i] for i in batch]
-            mean = sum(self._activate(n.run(x)).double() for n in networks) / len(networks)
+            outputs = [self._activate(network.run(x)).double() for network in networks]
+            mean = sum(outputs[1:], outputs[0]) / len(networks)
             parts = mean.split([len(one) for one in x]) if self._every_step else mean
             for i, part in zip(batch, parts, strict=True):
                 results[i] = part.cpu().numpy()
         return results
 
-    def _check_fitted(self) -> None:
+    def _check_fitted(self) -> list[SequenceNetwork]:
+        """Return the networks. Raise UserError if there are none."""
         if self._networks is None:
             raise UserError(f"this {type(self).__name__} is not fitted: call fit first")
+        return self._networks
 
     # ---- on disk
 
@@ -360,21 +375,20 @@ class SequenceEstimator(Settings, ABC):
             UserError: The estimator is not fitted, the folder holds a model and `overwrite` is
                 false, or it holds files that are not a model's.
         """
-        self._check_fitted()
+        networks, inputs = self._check_fitted(), self._inputs
         folder = path if isinstance(path, Folder) else new_folder(path, overwrite)
-        numeric = isinstance(self._inputs, Numbers)
         settings = {
             "estimator": type(self).__name__,
             "params": params_to_json(self.get_params()),
-            "input_size": self._inputs.size if numeric else None,
+            "input_size": inputs.size if isinstance(inputs, Numbers) else None,
             "targets": self._targets_to_json(),
             "history": self.history_,
         }
-        tables = [] if numeric else self._inputs.tables
-        write_estimator(folder, settings, tables, self._networks)
+        tables = inputs.tables if isinstance(inputs, Tokens) else []
+        write_estimator(folder, settings, tables, networks)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> SequenceEstimator:
+    def load(cls: type[_Estimator], path: str | Path, device: str = "cpu") -> _Estimator:
         """Return the estimator that `save` wrote to a folder.
 
         Args:
@@ -389,13 +403,15 @@ class SequenceEstimator(Settings, ABC):
         check_device(device)
         settings = read_settings(path)
         with reading(path / CONFIG):
-            found = {**cls._subclasses, cls.__name__: cls}[settings["estimator"]]
+            classes: dict[str, type[SequenceEstimator]]
+            classes = {**cls._subclasses, cls.__name__: cls}
+            found = classes[settings["estimator"]]
             estimator = found(**{**params_from_json(settings["params"]), "device": device})
             estimator.check_settings()
             estimator.history_ = settings["history"]
             estimator._targets_from_json(settings["targets"])
             size = settings["input_size"]
-        if not issubclass(found, cls):
+        if not isinstance(estimator, cls):
             raise UserError(f"{path} holds a {found.__name__}, not a {cls.__name__}")
         if size is None:
             tables = read_tables(path)

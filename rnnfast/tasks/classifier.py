@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,10 +54,10 @@ class SequenceClassifier(LabelEstimator):
     _every_step = False
     metric = "accuracy"
 
-    def _fit_targets(self, y):
+    def _fit_targets(self, y: list) -> None:
         self._fit_labels([plain(label) for label in y])
 
-    def _encode_target(self, y, where):
+    def _encode_target(self, y: Any, where: str) -> torch.Tensor:
         return torch.tensor(self._encode_label(y, where))
 
     def predict_proba(self, X: Sequence) -> np.ndarray:
@@ -70,12 +71,12 @@ class SequenceClassifier(LabelEstimator):
         """
         return np.array(self._activated(X)).reshape(-1, len(self.classes_))
 
-    def _decode(self, activated):
+    def _decode(self, activated: np.ndarray) -> Any:
         return self.classes_[activated.argmax()]
 
-    def _check_targets(self, y, name):
+    def _check_targets(self, y: list, name: str) -> None:
         self._check_labels(y, name)
 
-    def _scores(self, y, predicted):
+    def _scores(self, y: Sequence, predicted: Sequence) -> dict[str, float]:
         right = [a == b for a, b in zip(y, predicted, strict=True)]
         return {self.metric: float(np.mean(right))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._common.errors import DataWarning, UserError
@@ -234,7 +234,7 @@ def _numbered_sentences(
     lines = read_text(path).split("\n")
     filled = [line for line in lines if line.strip()]
     likely = [line for line in filled if not line.startswith("#")] or filled
-    split = CELL.findall
+    split: Callable[[str], list[str]] = CELL.findall
     if "\t" in likely[0]:
         tabs, blanks = ({len(cut(line)) for line in likely} for cut in (_cells, split))
         # Where only the cells between blanks are as many in each line, tabs align the columns.

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .._common.text import words
 from ..embeddings import Vectors
 
@@ -62,7 +63,7 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
         return list
     if name == "bigram":
 
-        def bigrams(words):
+        def bigrams(words: list[str]) -> list[str]:
             lower = [word.lower() for word in words]
             return [f"{a} {b}" for a, b in zip(["", *lower], lower, strict=False)]
 
@@ -71,7 +72,7 @@ def extractor(name: str) -> Callable[[list[str]], list[str]]:
         return lambda words: [shape(word) for word in words]
     affix = AFFIX.fullmatch(name) if isinstance(name, str) else None
     if affix is None:
-        raise UserError(
+        raise ArgumentError(
             f"features must be among word, form, bigram, shape, prefixN and suffixN, not {name!r}"
         )
     n = int(affix[2])
@@ -97,13 +98,15 @@ def is_numeric(sequences: list) -> bool:
 
     The first sequence that is not an empty list decides.
     """
-    first = next((one for one in sequences if not (isinstance(one, (list, tuple)) and not one)), [])
+    first: object = next(
+        (one for one in sequences if not (isinstance(one, (list, tuple)) and not one)), []
+    )
     return _holds_numbers(first) or (
         isinstance(first, (list, tuple)) and len(first) > 0 and all(map(_holds_numbers, first))
     )
 
 
-def _holds_numbers(values) -> bool:
+def _holds_numbers(values: object) -> bool:
     """Return whether the values are an array, or a list or another sequence of numbers alone."""
     if isinstance(values, (np.ndarray, torch.Tensor)):
         return True
@@ -115,7 +118,7 @@ def _holds_numbers(values) -> bool:
     return len(values) > 0 and all(isinstance(value, numbers.Real) for value in values)
 
 
-def steps(sequence) -> int:
+def steps(sequence: Sequence) -> int:
     """Return the number of time steps: words of a text, elements of a list, rows of an array."""
     return len(words(sequence)) if isinstance(sequence, str) else len(sequence)
 
@@ -165,10 +168,8 @@ def load_vectors(path: str | Path, size: int, features: Sequence[str], X: list) 
     if is_numeric(X):
         raise UserError("embeddings are of words, and X has numbers: set embeddings to None")
     if not set(WORDS) & set(features):
-        raise UserError(
-            f"embeddings belong to the feature word or form: features must have one, not "
-            f"{', '.join(features)}"
-        )
+        message = "embeddings belong to the feature word or form: features must have one, not "
+        raise ArgumentError(message + ", ".join(features), "embeddings", "features")
     return Vectors.load_of_size(path, size, "embedding_size")
 
 
@@ -237,7 +238,7 @@ class Tokens:
         if not features and columns == 1:
             raise UserError("features must name at least one: the tokens have no other columns")
         blank = cls(features, [[EMPTY]] * (len(features) + columns - 1))
-        counts = [Counter() for _ in blank.tables]
+        counts: list[Counter[str]] = [Counter() for _ in blank.tables]
         for i, row in enumerate(rows):
             for count, values in zip(counts, blank._values(row, f"X[{i}]"), strict=True):
                 count.update(values)
@@ -252,14 +253,21 @@ class Tokens:
     def with_words(self, words: Iterable[str]) -> Tokens:
         """Return an encoder with more words, whose rows come right after those of the others."""
         tables = list(self.tables)
+        assert self.word is not None  # `load_vectors` has checked the features
         tables[self.word] = [*tables[self.word], *words]
         return Tokens(self.features, tables)
+
+    @property
+    def words(self) -> list[str]:
+        """The values of the feature `word`."""
+        assert self.word is not None  # `load_vectors` has checked the features
+        return self.tables[self.word]
 
     @property
     def word_rows(self) -> slice:
         """The rows of the feature `word` in the embedding table."""
         start = int(self.unknown[self.word])
-        return slice(start, start + len(self.tables[self.word]))
+        return slice(start, start + len(self.words))
 
     def encode(self, sequences: Sequence, name: str = "X") -> list[torch.Tensor]:
         """Return the rows of the table for each sequence, int64 (T, F) with T at least 1.
@@ -298,7 +306,7 @@ class Tokens:
         return [extract(columns[0]) for extract in self._extractors] + columns[1:]
 
 
-def _columns(sequence, where: str) -> list[list[str]]:
+def _columns(sequence: Any, where: str) -> list[list[str]]:
     """Return the columns of a sequence of tokens, or [] if it has no tokens."""
     tokens = words(sequence) if isinstance(sequence, str) else sequence
     tokens = list(tokens) if isinstance(tokens, Iterable) else [tokens]
@@ -363,7 +371,7 @@ class Numbers:
         return encoded
 
 
-def _vectors(sequence, where: str) -> torch.Tensor:
+def _vectors(sequence: Any, where: str) -> torch.Tensor:
     """Return a sequence of vectors as a tensor, float32 (T, I). Raise UserError if it is none."""
     try:
         if not isinstance(sequence, torch.Tensor):

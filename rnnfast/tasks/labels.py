@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class LabelEstimator(SequenceEstimator):
         if given == "balanced":
             counts = np.bincount([self._number[label] for label in labels])
             self._weights = torch.tensor(len(labels) / (len(counts) * counts)).float()
-        elif given is not None:
+        elif given is not None and not isinstance(given, str):
             for label, weight in given.items():
                 if label not in self._number or not 0 < weight < np.inf:
                     raise UserError(
@@ -56,7 +57,7 @@ class LabelEstimator(SequenceEstimator):
                     )
                 self._weights[self._number[label]] = float(weight)
 
-    def _encode_label(self, label, where: str) -> int:
+    def _encode_label(self, label: Any, where: str) -> int:
         """Return the index of a label in `classes_`. Raise UserError if it is not there."""
         try:
             return self._number[label.item() if isinstance(label, np.generic) else label]
@@ -78,7 +79,9 @@ class LabelEstimator(SequenceEstimator):
                     f"{kind.__name__}, not {label!r}"
                 )
 
-    def _losses(self, outputs, targets):
+    def _losses(
+        self, outputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         weights = self._weights.to(targets.device)[targets]
         if outputs.shape[1] == 1:
             losses = F.binary_cross_entropy_with_logits(
@@ -88,16 +91,16 @@ class LabelEstimator(SequenceEstimator):
             losses = F.cross_entropy(outputs, targets, reduction="none")
         return losses, weights
 
-    def _activate(self, outputs):
+    def _activate(self, outputs: torch.Tensor) -> torch.Tensor:
         if outputs.shape[1] == 1:
             p = outputs.double().sigmoid()
             return torch.cat([1 - p, p], 1)
         return outputs.double().softmax(1)
 
-    def _targets_to_json(self):
+    def _targets_to_json(self) -> dict:
         return {"classes": self.classes_.tolist()}
 
-    def _targets_from_json(self, data):
+    def _targets_from_json(self, data: dict) -> None:
         self.classes_ = np.array(data["classes"])
         self._number = {label: i for i, label in enumerate(self.classes_.tolist())}
 

@@ -60,8 +60,8 @@ class Scheme:
         ):
             return None
         for pattern in (PREFIX, SUFFIX):
-            found = [pattern.fullmatch(label) for label in inside]
-            if all(found):
+            found = [tag for label in inside if (tag := pattern.fullmatch(label))]
+            if len(found) == len(inside):
                 used = {tag["letter"] for tag in found}
                 for name, (letters, _, _) in SCHEMES.items():
                     if used <= set(letters):
@@ -124,8 +124,8 @@ class Scheme:
             0.6666666666666666
         """
         right = total = 0
-        for true, guess in zip(y, predicted, strict=True):
-            true, guess = self.chunks(true, strict), self.chunks(guess, strict)
+        for tags, guessed in zip(y, predicted, strict=True):
+            true, guess = self.chunks(tags, strict), self.chunks(guessed, strict)
             right += len(true & guess)
             total += len(true) + len(guess)
         return 2 * right / total if total else 0.0

@@ -40,6 +40,8 @@ class Embedding(nn.Module):
         word_dropout: The probability of replacing a row in training.
     """
 
+    unknown: torch.Tensor
+
     def __init__(self, rows: int, unknown: torch.Tensor, size: int, word_dropout: float):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rows, size) * EMBEDDING_STD / len(unknown) ** 0.5)
@@ -144,7 +146,7 @@ class SequenceNetwork(nn.Module):
             one sequence after the other: (N, O), where N is the sum of the lengths.
         """
         lengths = torch.tensor([len(sequence) for sequence in sequences])
-        x = pad_sequence(sequences)
+        x = pad_sequence(list(sequences))
         if not len(x):  # max pooling needs a step
             x = x.new_zeros(1, *x.shape[1:])
         outputs = self(x.to(self.head.weight.device), lengths)
@@ -160,9 +162,10 @@ def start_from_vectors(network: SequenceNetwork, tokens: Tokens, vectors: Vector
     The vectors are scaled so that their root mean square is that of the embeddings before. The
     embeddings of words without a vector do not change.
     """
+    assert network.embedding is not None  # it has tokens
     weight = network.embedding.weight.detach()[tokens.word_rows]
     # The first row is for unknown words, and not for the empty word, which a file may have.
-    _, *words = tokens.tables[tokens.word]
+    _, *words = tokens.words
     return vectors.initialise(weight, [None, *words])
 
 
@@ -183,12 +186,14 @@ def add_words(
     Returns:
         The tokens of the training data together with the new words.
     """
-    table = set(tokens.tables[tokens.word])
+    table = set(tokens.words)
     new = [i for i, token in enumerate(vectors.tokens) if token not in table]
     extended = tokens.with_words(vectors.tokens[i] for i in new)
     end = tokens.word_rows.stop
     for network, scale in zip(networks, scales, strict=True):
-        embedding, weight = network.embedding, network.embedding.weight.detach()
+        embedding = network.embedding
+        assert embedding is not None
+        weight = embedding.weight.detach()
         rows = scale * torch.from_numpy(vectors.matrix[new]).to(weight)
         embedding.weight = nn.Parameter(torch.cat([weight[:end], rows, weight[end:]]))
         embedding.unknown = extended.unknown.to(weight.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,28 +57,26 @@ class SequenceRegressor(SequenceEstimator):
     metric = "R²"
 
     @property
-    def _every_step(self):
+    def _every_step(self) -> bool:
         return self.every_step
 
     @property
-    def _outputs(self):
+    def _outputs(self) -> int:
         return len(self._mean)
 
-    def _fit_targets(self, y):
-        self._mean = self._std = None
-        rows = [self._encode_target(one, f"y[{i}]") for i, one in enumerate(y)]
-        if not self.every_step and len({len(row) for row in rows}) != 1:
+    def _fit_targets(self, y: list) -> None:
+        targets = [self._numbers(one, f"y[{i}]") for i, one in enumerate(y)]
+        if not self.every_step and len({len(row) for row in targets}) != 1:
             raise UserError("y must have as many numbers for one sequence as for all others")
-        rows = torch.cat(rows)[:, None] if self.every_step else torch.stack(rows)
+        rows = torch.cat(targets)[:, None] if self.every_step else torch.stack(targets)
         self._single = not self.every_step and np.ndim(y[0]) == 0
         self._mean = rows.mean(0)
         self._std = rows.std(0, correction=0).clamp_min(torch.finfo(rows.dtype).tiny)
 
-    def _encode_target(self, y, where):
-        target = self._numbers(y, where)
-        return target if self._mean is None else (target - self._mean) / self._std
+    def _encode_target(self, y: Any, where: str) -> torch.Tensor:
+        return (self._numbers(y, where) - self._mean) / self._std
 
-    def _numbers(self, y, where: str) -> torch.Tensor:
+    def _numbers(self, y: Any, where: str) -> torch.Tensor:
         """Return the unscaled targets of one sequence, float64 (K,) or (T,)."""
         try:
             target = torch.as_tensor(y, dtype=torch.float64).reshape(-1)
@@ -86,19 +86,21 @@ class SequenceRegressor(SequenceEstimator):
             raise UserError(f"{where} must be finite, not {y!r}")
         return target
 
-    def _losses(self, outputs, targets):
+    def _losses(
+        self, outputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         targets = targets.reshape(outputs.shape).to(outputs)
         return (outputs - targets).square().mean(1), outputs.new_ones(len(outputs))
 
-    def _activate(self, outputs):
+    def _activate(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.double() * self._std.to(outputs.device) + self._mean.to(outputs.device)
 
-    def _decode(self, activated):
+    def _decode(self, activated: np.ndarray) -> Any:
         if self.every_step:
             return activated[:, 0]
         return activated[0] if self._single else activated
 
-    def _check_targets(self, y, name):
+    def _check_targets(self, y: list, name: str) -> None:
         for i, one in enumerate(y):
             found = len(self._numbers(one, f"{name}[{i}]"))
             if not self.every_step and found != self._outputs:
@@ -106,26 +108,26 @@ class SequenceRegressor(SequenceEstimator):
                     f"{name}[{i}] must have {self._outputs} numbers, as in training, not {found}"
                 )
 
-    def _scores(self, y, predicted):
-        y, predicted = (
+    def _scores(self, y: Sequence, predicted: Sequence) -> dict[str, float]:
+        true, guess = (
             np.concatenate([np.asarray(one, float) for one in values])[:, None]
             if self.every_step
             else np.asarray(values, float).reshape(len(values), -1)
             for values in (y, predicted)
         )
-        residual, total = ((y - predicted) ** 2).sum(0), ((y - y.mean(0)) ** 2).sum(0)
+        residual, total = ((true - guess) ** 2).sum(0), ((true - true.mean(0)) ** 2).sum(0)
         # If y does not vary, scikit-learn defines R² as 1 for exact predictions and as 0 otherwise.
         r2 = np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
         return {self.metric: float(r2.mean())}
 
-    def _targets_to_json(self):
+    def _targets_to_json(self) -> dict:
         return {
             "mean": self._mean.tolist(),
             "std": self._std.tolist(),
             "single": self._single,
         }
 
-    def _targets_from_json(self, data):
+    def _targets_from_json(self, data: dict) -> None:
         self._mean, self._std = (
             torch.tensor(data[name], dtype=torch.float64) for name in ("mean", "std")
         )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError, UserError
 from .network import NONLINEARITIES, POOLINGS
 
 
@@ -40,7 +40,7 @@ class Constraint:
         if isinstance(value, bool):
             of_type = bool in self.types
         if not of_type or not self.holds(value):
-            raise UserError(f"{name} must be {self.what}, not {value!r}")
+            raise ArgumentError(f"{name} must be {self.what}, not {value!r}")
 
 
 def _one_of(names: tuple[str, ...]) -> Constraint:
@@ -146,7 +146,7 @@ class Settings:
         """Return the settings by name. scikit-learn passes `deep`, which changes nothing here."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def set_params(self, **params) -> Settings:
+    def set_params(self, **params: Any) -> Settings:
         """Change settings, and return the estimator. The next `fit` uses the new values.
 
         Raises:

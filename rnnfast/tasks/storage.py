@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def params_from_json(params: dict) -> dict:
     return params
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Return a NumPy scalar as a Python number, and a path or a torch device as a string."""
     if isinstance(value, (Path, torch.device)):
         return str(value)

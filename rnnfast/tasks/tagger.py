@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class SequenceTagger(LabelEstimator):
     _every_step = True
 
     @property
-    def metric(self):
+    def metric(self) -> str:
         """The name of what `score` returns, "chunk F1" or "accuracy"."""
         return "accuracy" if self._scheme is None else "chunk F1"
 
@@ -72,14 +73,14 @@ class SequenceTagger(LabelEstimator):
     def _scheme(self) -> Scheme | None:
         return Scheme.of(self.classes_.tolist())
 
-    def _fit_targets(self, y):
+    def _fit_targets(self, y: list) -> None:
         self._fit_labels([plain(label) for labels in y for label in labels])
         why = why_no_scheme(self.classes_.tolist())
         if why is not None:
             message = f"scores are the accuracy, not the F1 of chunks, because {why}"
             warnings.warn(message, DataWarning, stacklevel=3)
 
-    def _encode_target(self, y, where):
+    def _encode_target(self, y: Any, where: str) -> torch.Tensor:
         return torch.tensor([self._encode_label(label, where) for label in y])
 
     def predict_proba(self, X: Sequence) -> list[np.ndarray]:
@@ -96,13 +97,13 @@ class SequenceTagger(LabelEstimator):
         """
         return self._activated(X)
 
-    def _decode(self, activated):
+    def _decode(self, activated: np.ndarray) -> Any:
         return self.classes_[activated.argmax(1)]
 
-    def _check_targets(self, y, name):
+    def _check_targets(self, y: list, name: str) -> None:
         self._check_labels([label for labels in y for label in labels], name)
 
-    def _scores(self, y, predicted):
+    def _scores(self, y: Sequence, predicted: Sequence) -> dict[str, float]:
         pairs = zip(y, predicted, strict=True)
         right = [a == b for one in pairs for a, b in zip(*one, strict=True)]
         scores = {"accuracy": float(np.mean(right))}

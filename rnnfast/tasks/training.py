@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._common.errors import UserError
+from .._common.errors import ArgumentError
 from .._common.parameters import parameter_groups
 from .network import SequenceNetwork
 
@@ -57,15 +57,16 @@ def train_network(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     lengths = torch.tensor([len(x) for x, _ in data])
     device = network.head.weight.device
-    best_score, epochs_since_best, best_weights = -np.inf, 0, None
+    best_score: float = -np.inf
+    epochs_since_best, best_weights = 0, None
     for epoch in range(1, epochs + 1):
         network.train()
         total = total_weight = 0.0
         for batch in shuffled_batches(lengths, batch_size):
             x, y = zip(*(data[i] for i in batch), strict=True)
             outputs = network.run(x)
-            y = torch.cat(y) if network.pooling is None else torch.stack(y)
-            batch_losses, weights = losses(outputs, y.to(device))
+            targets = torch.cat(y) if network.pooling is None else torch.stack(y)
+            batch_losses, weights = losses(outputs, targets.to(device))
             loss = (batch_losses * weights).sum() / weights.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -76,11 +77,12 @@ def train_network(
             total += batch_weight * float(loss.detach())
             total_weight += batch_weight
         if not np.isfinite(total):
-            raise UserError(f"the loss is not finite in epoch {epoch}: lower lr or clip")
+            message = f"the loss is not finite in epoch {epoch}: lower lr or clip"
+            raise ArgumentError(message, "lr", "clip")
         network.eval()
         score = None if validate is None else validate()
         report({"epoch": epoch, "train_loss": total / total_weight, "valid_score": score})
-        if patience is None:
+        if patience is None or score is None:
             continue
         epochs_since_best += 1
         if score > best_score:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lm_helpers import WORDS, fit_ngrams, small_config, small_model
+from lm_helpers import ARPA, WORDS, fit_ngrams, small_config, small_model
 
 from rnnfast import cli, lm
 from rnnfast._common import text
@@ -15,24 +15,6 @@ from rnnfast.lm.ngram.arpa import LOG10
 
 pytestmark = pytest.mark.usefixtures("folder_with_text")
 
-MODEL = r"""\data\
-ngram 1=5
-ngram 2=3
-
-\1-grams:
--99	<s>	-0.3
--0.6	</s>
--1.5	<unk>
--0.5	b	-0.2
--0.7	a	-0.1
-
-\2-grams:
--0.2	<s> b
--0.4	a </s>
--0.8	b a
-
-\end\
-"""
 # Sentences and log10 p of each, from kenlm 0.3.0 (Python, `Model.score`).
 SCORES = {"b a": -1.4, "": -0.9, "a zebra\tb": -3.9, " b  a b ": -2.4, "a": -1.4}
 LINES = list(SCORES)
@@ -45,7 +27,7 @@ def jsonl(data):
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r"], ids=ascii)
 @pytest.mark.parametrize("source", ["file", "gzip", "stdin"])
 def test_lines_score_in_their_order_as_in_kenlm(rnnfast, monkeypatch, source, end):
-    Path("m").write_text(MODEL)
+    Path("m").write_text(ARPA)
     data = ((end or "\n").join(LINES) + end).encode()
     Path("lines").write_bytes(gzip.compress(data) if source == "gzip" else data)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -62,7 +44,7 @@ def test_lines_score_in_their_order_as_in_kenlm(rnnfast, monkeypatch, source, en
 
 
 def test_the_best_lines_are_ranked_on_request(rnnfast):
-    Path("m").write_text(MODEL)
+    Path("m").write_text(ARPA)
     Path("lines").write_text("\n".join(LINES))
     status, out, _ = rnnfast("score", "m", "--data", "lines", "--best", 3, "--json", "-")
     assert status == 0
@@ -74,7 +56,7 @@ def test_the_best_lines_are_ranked_on_request(rnnfast):
 
 
 def test_a_result_is_written_before_the_next_line_is_scored(monkeypatch, capsys):
-    Path("m").write_text(MODEL)
+    Path("m").write_text(ARPA)
     Path("lines").write_text("b\na\nb\n")
     score, seen = lm.NgramLM.score, []
     monkeypatch.setattr(text, "IN_MEMORY", 3)
@@ -114,7 +96,7 @@ def test_the_bar_leaves_standard_output_alone(monkeypatch, capsys):
 
 
 def test_what_score_is_given_is_sentences_or_a_text(rnnfast):
-    Path("m").write_text(MODEL)
+    Path("m").write_text(ARPA)
     for argv in ([], ["a", "--data", "lines"]):
         status, _, err = rnnfast("score", "m", *argv)
         assert status == 2 and "give sentences, or --data TEXT" in err

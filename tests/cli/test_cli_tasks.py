@@ -84,7 +84,7 @@ def test_embeddings(rnnfast):
     assert rnnfast(*embed)[0] == 0
     argv[3:5] = ["--embeddings", "w.bin"]
     status, _, err = rnnfast(*argv, "--out", "other")
-    assert status == 2 and "w.bin has vectors of size 5, not embedding_size 4" in err
+    assert status == 2 and "w.bin has vectors of size 5, not --embedding-size 4" in err
     assert not Path("other").exists()
     argv = ["tag", "--train", "tagged", *TINY, "--epochs", 2, "--out", "tagger"]
     status, *_ = rnnfast(*argv, "--embeddings", "w.bin", "--embedding-size", 5)

@@ -142,3 +142,16 @@ def test_brown_by_words(rnnfast):
     assert report["valid_perplexity"] < report["baselines"]["unigram"]["valid_perplexity"]
     _, out, _ = rnnfast("eval", "m", "--data", "test", "--threads", 1, "--json", "-")
     assert json.loads(out)["perplexity"] == report["test_perplexity"]
+
+
+@pytest.mark.parametrize(("lr", "has_diverged"), [("100", True), ("1e-9", False)])
+def test_a_training_that_diverged_says_so(rnnfast, lr, has_diverged):
+    """The loss may be huge and still finite. A model that has learnt nothing has not diverged."""
+    argv = ("train", "--data", "text", "--out", "m", *TINY, "--lr", lr, "--epochs", "1")
+    status, out, err = rnnfast(*argv)
+    assert status == 0 and "Saved in m" in out
+    warned = [line for line in err.splitlines() if line.startswith("rnnfast: warning:")]
+    assert len(warned) == has_diverged
+    for line in warned:
+        assert "the training diverged: the validation perplexity is" in line
+        assert "lower --lr, which was 100" in line

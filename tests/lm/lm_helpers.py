@@ -25,6 +25,26 @@ SMALL = {"emsize": 8, "nhid": 16, "batch_size": 4, "bptt": 10, "threads": 1, "lr
 CORPUS = lm.corpus.split(PERIODIC)
 STEPS = math.ceil(len(CORPUS.train) // 4 / 10)  # of an epoch with the settings SMALL
 
+# An ARPA file of the bigrams of two words, "a" and "b".
+ARPA = r"""\data\
+ngram 1=5
+ngram 2=3
+
+\1-grams:
+-99	<s>	-0.3
+-0.6	</s>
+-1.5	<unk>
+-0.5	b	-0.2
+-0.7	a	-0.1
+
+\2-grams:
+-0.2	<s> b
+-0.4	a </s>
+-0.8	b a
+
+\end\
+"""
+
 
 def records(folder):
     """The log without what the clock has a part in."""

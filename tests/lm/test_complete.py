@@ -67,7 +67,7 @@ def test_probabilities_are_those_of_the_chain_rule(kind, level):
         assert sorted(p for _, p in best)[::-1] == [p for _, p in best]
         assert {token for token, _ in best} == set(vocab.tokens) - {"<unk>"}
         assert model.complete(text, top_k=2) == best[:2]
-    with pytest.raises(lm.UserError, match="top-k must be at least 1, not 0"):
+    with pytest.raises(lm.UserError, match="top_k must be at least 1, not 0"):
         model.complete("", top_k=0)
 
 
@@ -98,7 +98,7 @@ def test_lines_of_a_pipe(arpa, monkeypatch, capsys):
     assert cli.main(["complete", "m", "--json", "new"]) == 2
     assert "not UTF-8" in capsys.readouterr().err and not Path("new").exists()
     assert cli.main(["complete", "m", "--top-k", "0"]) == 2
-    assert "top-k must be" in capsys.readouterr().err
+    assert "--top-k must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])

@@ -2,7 +2,7 @@
 
     python tests/native/disassemble.py [SOURCE.cu ...] [--jobs N]
 
-Compiles csrc/cuda/kernels_*.cu, or the given files, for sm_90 with nvcc, disassembles them with
+Compiles csrc/cuda/instances/*.cu, or the given files, for sm_90 with nvcc, disassembles them with
 nvdisasm and finds the loop over the time steps in each kernel. A step is a chain of latencies, so
 what counts is how many instructions a warp executes in it. Prints for each loop, of one time step:
 the instructions on the longest way through it, and of those the ones beside matrix instructions,
@@ -215,7 +215,7 @@ def main():
     if nvcc is None:
         sys.exit("disassemble.py: there is no nvcc in NVCC or on the PATH")
     nvdisasm = find_nvdisasm()
-    sources = arguments.sources or sorted(ROOT.glob("csrc/cuda/kernels_*.cu"))
+    sources = arguments.sources or sorted(ROOT.glob("csrc/cuda/instances/*.cu"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         texts = list(pool.map(lambda s: disassemble(s, nvcc, nvdisasm, folder), sources))
 

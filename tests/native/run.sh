@@ -42,7 +42,7 @@ check_cuda() {
   local name=$1 parts=$2 some=$3 start=$SECONDS
   shift 3
   mkdir "$temporary/$name"
-  printf '%s\n' csrc/cuda/*.cu tests/native/test_cuda.cpp |
+  printf '%s\n' csrc/cuda/{,*/}*.cu tests/native/test_cuda.cpp |
     xargs -P "$(nproc)" -I {} bash -c '"${@:2}" -c "$1" -o "'"$temporary/$name"'/${1##*/}.o"' \
       _ {} "${CXX:-c++}" -x c++ "${flags[@]}" -I tests/native -Wno-unknown-pragmas "$@"
   "${CXX:-c++}" "$@" "$temporary/$name"/*.o -o "$temporary/$name/test"

@@ -1,16 +1,20 @@
-// Stands in for a GPU, so that csrc/cuda compiles with a C++ compiler and runs on the host: what
-// device.h offers, with a fiber for every CUDA thread. One system thread runs them all, in an order
-// drawn at random from a seed, switching wherever a thread waits; ThreadSanitizer is told that they
-// are threads, so it reports every pair of accesses that no barrier and no release and acquire puts
-// in an order, whether or not this schedule got them wrong. A wait that can never end aborts.
+// This file stands in for a GPU, so that csrc/cuda compiles with a C++ compiler and runs on the
+// host. It defines what device.h defines, with a fiber for every CUDA thread. One thread of the
+// system runs all fibers in an order that is drawn at random from a seed, and switches wherever a
+// fiber waits. ThreadSanitizer is told that the fibers are threads. It reports every pair of
+// accesses that no barrier and no release and acquire puts in an order, even if this schedule gave
+// the right result. A wait that can never end aborts the program.
 //
-// Stricter than the machine where that is possible: shared memory begins as NaN in a block of its
-// own size, asynchronous copies happen at the wait and not before, and the blocks of a launch that
-// promises them no company run one after another, in random order. In most launches some thread,
-// warp or block, drawn anew now and then, hardly runs while others can; and what is stored without
-// a promise of when it arrives, by store_async and store_numbered, arrives late and in any order.
-// So a wait that is missing is found by the results. (Not under ThreadSanitizer, to which a store
-// that is late would be another thread's; it finds the missing wait itself.)
+// The shim is stricter than a GPU where that is possible:
+// - Shared memory begins as NaN, in an allocation of exactly its size.
+// - Asynchronous copies happen at the wait and not before.
+// - The blocks of a launch that is not cooperative run one after another, in random order.
+// - In most launches one thread, warp or block, which is drawn anew now and then, hardly runs while
+//   others can run.
+// - A store whose arrival has no fixed time (store_async, store_numbered) arrives late and in any
+//   order.
+// So a missing wait shows in the results. Under ThreadSanitizer stores are not late, because it
+// would take a late store for that of a different thread. There it finds the missing wait itself.
 #pragma once
 
 #include "shim_fibers.h"
@@ -35,9 +39,9 @@ inline void sync_block() {
   wait(b, arrive(b));
 }
 
-inline void sync_warp() {} // orders less than it might
+inline void sync_warp() {} // a real one orders more
 
-// Gives all lanes of the warp what each of them brings.
+// Gives all lanes of the warp the words of every lane.
 inline const uint32_t (&exchange(const uint32_t* words, int count))[32][8] {
   Warp& w = self().block->warps[warp()];
   const int lane = thread() % 32;
@@ -71,12 +75,12 @@ inline Address remote(Address local, int rank) {
   return local - address(here.shared) + address(here.cluster->blocks[rank]->shared);
 }
 
-// Eight bytes of shared memory, which name a Counter.
+// Eight bytes of shared memory, which hold the address of a Counter.
 using Mbarrier = uint64_t;
 
 inline Counter& counter(Address barrier) { return **reinterpret_cast<Counter**>(barrier); }
 
-// After something was counted in the current phase.
+// Ends the current phase if everything has arrived. Is called after each arrival.
 inline void counted(Counter& c) {
   if (c.bytes < -(1 << 20) || c.bytes >= 1 << 20) {
     give_up("more bytes than a barrier counts");
@@ -152,7 +156,7 @@ inline void send(const Host::Store& store) {
 #endif
 }
 
-// The block of the cluster in whose shared memory this is.
+// Returns the block of the cluster in whose shared memory the bytes lie.
 inline Block* owner(Address there, size_t bytes) {
   for (Block* block : self().block->cluster->blocks) {
     const Address begin = address(block->shared);
@@ -225,7 +229,7 @@ template <int N> void copy_wait() {
 
 namespace rnnfast::cuda::device {
 
-// The host's side.
+// The functions that the host calls.
 
 inline Machine machine() { return host.machine; }
 
@@ -246,8 +250,8 @@ inline void enter() {
   suspend();
 }
 
-// Seats are dear: 2 ms each under ThreadSanitizer. To it a thread follows whoever had its seat
-// before, so that it cannot see them race; hence many seats, taken in turn.
+// A seat takes 2 ms to make under ThreadSanitizer, so seats are used again. ThreadSanitizer cannot
+// see a race between two fibers that had the same seat. So there are many seats, taken in turn.
 constexpr int kSeats = 2048;
 
 inline Seat take_seat() {
@@ -296,7 +300,7 @@ inline bool late(const Fiber& f) {
          (host.late_warp < 0 || f.thread / 32 == host.late_warp) &&
          (host.late_thread < 0 || f.thread % 32 == host.late_thread);
 }
-// A thread at random; a late one only after a few tries.
+// Takes a ready thread at random. A late thread is taken only after many tries.
 inline void take_ready() {
   size_t at = host.random() % host.ready.size();
   for (int tries = 0; tries < 40 && late(*host.ready[at]); ++tries) {
@@ -307,7 +311,7 @@ inline void take_ready() {
   host.ready.pop_back();
 }
 
-// Runs the blocks [first, first + count) together, `cluster` of them a cluster.
+// Runs the blocks [first, first + count) together. Each `cluster` blocks form a cluster.
 inline void run_together(int first, int count, int cluster, int threads, size_t shared) {
   std::vector<std::unique_ptr<Cluster_>> clusters;
   std::vector<std::unique_ptr<Block>> blocks;
@@ -365,7 +369,8 @@ template <class Kernel> void allow(const char*, Kernel* kernel, const Launch&) {
 
 template <class... A>
 void launch(const char*, void (*kernel)(A...), int threads, const Launch& how, A... arguments) {
-  static std::atomic<int64_t> begin{0}, end{0}; // all that went before; all threads of this launch
+  // For ThreadSanitizer: the launch comes after all that went before, and before all that follows.
+  static std::atomic<int64_t> begin{0}, end{0};
   {
     const Quiet quiet;
     host.place.begun = true;

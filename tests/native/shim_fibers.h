@@ -33,8 +33,9 @@ struct alignas(16) uint4 {
 
 namespace rnnfast::cuda::device {
 
-// Where a fiber or the scheduler goes on. swapcontext asks the system for the signal mask, twice;
-// so it only begins a fiber, and ThreadSanitizer, which follows jumps in its own way, does without.
+// Where a fiber or the scheduler goes on. swapcontext asks the system for the signal mask twice,
+// which is slow. So a fiber begins with setcontext and goes on with longjmp. ThreadSanitizer
+// follows jumps in its own way, and uses swapcontext.
 struct Where {
   ucontext_t context;
   jmp_buf jump;
@@ -59,8 +60,9 @@ __attribute__((noinline)) inline void switch_to(Where& from, Where& to) {
 
 struct Fiber;
 
-// Everyone waits for everyone. `order` is for ThreadSanitizer: one for even and one for odd phases,
-// so that nobody seems to come after what another did after this barrier.
+// Every member waits for all others. `order` is for ThreadSanitizer. It has one element for even
+// and one for odd phases, so that no member seems to come after what a different member did after
+// this barrier.
 struct Barrier {
   explicit Barrier(int members) : members(members) {}
   const int members;
@@ -73,10 +75,10 @@ struct Barrier {
 struct Warp {
   Barrier barrier = Barrier(32);
   int64_t parity[32] = {};
-  uint32_t words[2][32][8]; // of two collective calls, so that one barrier each is enough
+  uint32_t words[2][32][8]; // of two collective calls, so that each needs only one barrier
 };
 
-// Counts arrivals and bytes; waiting is by the parity of the phase, as on the machine.
+// Counts arrivals and bytes. A thread waits for the parity of the phase, as on a GPU.
 struct Counter {
   int arrivals;
   int pending = arrivals;
@@ -105,7 +107,7 @@ struct Block {
   std::vector<std::unique_ptr<Counter>> counters{};
 };
 
-// What a fiber needs of the system, used again by the next launch.
+// What a fiber needs from the system. The next launch uses it again.
 struct Seat {
   void* stack;
   void* tsan = nullptr;
@@ -140,9 +142,9 @@ struct Host {
   Where place;
   int64_t polls = 0;
   std::function<void()> work;
-  std::deque<Seat> seats; // free ones; whoever left first is first
+  std::deque<Seat> seats; // the free ones, in the order in which they became free
 
-  // A store on its way, of 16 bytes and to be counted, or of 8.
+  // A store on its way: 16 bytes that a counter counts, or 8 bytes.
   struct Store {
     Block* block; // or nullptr: to device memory
     void* to;
@@ -151,7 +153,7 @@ struct Host {
   };
   std::vector<Store> stores;
 
-  // Threads that are to be late: of this block, warp and thread, or of any where that is -1.
+  // The threads that are late: those of this block, warp and thread. -1 stands for any.
   bool delays = false;
   int late_block = 0, late_warp = 0, late_thread = 0;
 
@@ -169,7 +171,8 @@ inline Host host;
 
 constexpr size_t kStack = 256 << 10;
 
-// What the shim keeps for itself is shared by all fibers, but by one system thread alone.
+// While an object exists, ThreadSanitizer ignores accesses. All fibers share the state of the shim,
+// but only one thread of the system runs them.
 struct Quiet {
 #if defined(__SANITIZE_THREAD__)
   Quiet() { __tsan_ignore_thread_begin(); }
@@ -181,10 +184,10 @@ struct Quiet {
 };
 __attribute__((no_sanitize("thread"), noinline)) inline Fiber& self() { return *host.current; }
 
-// Back to the scheduler, which calls again what is in `ready`.
+// Goes back to the scheduler, which later continues the fibers in `ready`.
 inline void suspend() { switch_to(self().place, host.place); }
 
-// Lets others go first, now and then.
+// Lets other threads go first, now and then.
 inline void dawdle() {
   const Quiet quiet;
   if (host.random() % 8 == 0) {

@@ -1,5 +1,5 @@
-// The arithmetic of shim.h, which includes this after what it offers to the matrix instructions:
-// conversions, functions and matrix instructions from their definitions.
+// The arithmetic of shim.h: conversions, functions and matrix instructions, from their definitions.
+// shim.h includes this file after `exchange`, which the matrix instructions need.
 #pragma once
 
 #include "shim_fibers.h"
@@ -33,7 +33,7 @@ inline uint16_t to_float16(float x) {
   std::memcpy(&bits, &half, 2);
   return bits;
 }
-// From a table, for the compiler's own conversion is a call where the processor has none.
+// This is a table, because the compiler calls a function where the CPU cannot convert float16.
 inline float from_float16(uint16_t x) {
   static const std::vector<float> table = [] {
     std::vector<float> all(1 << 16);
@@ -47,7 +47,7 @@ inline float from_float16(uint16_t x) {
   }();
   return table[x];
 }
-// Ten bits of mantissa are left; ties away from zero.
+// Keeps ten bits of mantissa. Ties are rounded away from zero.
 inline float to_tf32(float x) {
   return std::isfinite(x) ? float_of((bits_of(x) + 0x1000) & ~uint32_t(0x1fff)) : x;
 }
@@ -62,12 +62,13 @@ inline uint32_t to_float16s(float first, float second) {
   return to_float16(first) | uint32_t(to_float16(second)) << 16;
 }
 
-// The matrix instruction from its definition: whole A, B from the words of all lanes, in the layout
-// of the PTX manual; then this lane's four elements of the product.
-template <int K, class Decode> // decode(word, i): its i-th element, of 16 / K... elements
+// The matrix instruction from its definition. A and B are made from the words of all lanes, in the
+// layout of the PTX manual. The result is this lane's four elements of the product.
+// decode(word, i) returns element i of a word.
+template <int K, class Decode>
 void mma(float (&c)[4], const uint32_t (&words)[6], const Decode& decode) {
   const auto& all = exchange(words, 6);
-  constexpr int kEach = K == 16 ? 2 : 1; // elements of a word
+  constexpr int kEach = K == 16 ? 2 : 1; // elements in a word
   const int lane = thread() % 32, g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;

@@ -1,9 +1,10 @@
-// The CUDA kernels on the host, thread by thread (shim.h), against nested loops: every kernel,
-// every way of cutting a problem, dtype, direction, activation and layout, at sizes that cross the
-// edges of tiles, blocks of k, chunks, groups and members. And the maps and the cell by themselves.
+// Compares the CUDA kernels, which run on the host thread by thread (shim.h), with nested loops.
+// The cases have every kernel, way of cutting a problem, dtype, direction, activation and layout.
+// Their sizes cross the edges of tiles, blocks of k, chunks, groups and members. The maps, the
+// roundings and the choice of a kernel have tests of their own.
 //
-//   test_cuda [seed] [part of the cases, as 1/3]
-//   test_cuda table     what would be chosen on an H200, for csrc/cuda/README.md
+//   test_cuda [seed] [part of the cases, for example 1/3]
+//   test_cuda table     prints what would be chosen on an H200, for csrc/cuda/README.md
 #include "cuda/plan.h"
 
 #include <cstdio>
@@ -29,8 +30,8 @@ double uniform() { // in [-1, 1)
   return double(int64_t(random_state) >> 11) / double(int64_t(1) << 52);
 }
 
-// To `bits` of mantissa after the leading one, ties to even; the product of definitions, not of bit
-// patterns.
+// Rounds to `bits` of mantissa after the leading one, ties to even. It computes with numbers and
+// not with bit patterns, so that it shares no mistake with the kernels.
 double round_to(double x, int bits) {
   int exponent;
   const double mantissa = std::frexp(x, &exponent);
@@ -42,7 +43,7 @@ struct Format {
   const char* name;
   size_t stored;                 // bytes
   int stored_bits, operand_bits; // of mantissa
-  double tolerance;              // relative to 1 + |expected|: roundings that fall the other way
+  double tolerance;              // relative to 1 + |expected|, for sums that round differently
 };
 const Format kFormats[] = {
     {Precision::kFloat32, "float32", 4, 23, 23, 2e-6},
@@ -52,7 +53,7 @@ const Format kFormats[] = {
     {Precision::kFloat64, "float64", 8, 52, 52, 1e-13},
 };
 
-// A tensor in the format, in memory of its own size.
+// A tensor in a format, in an allocation of exactly its size.
 class Array {
 public:
   Array(Precision precision, size_t bytes, int64_t n)
@@ -121,9 +122,9 @@ struct Case {
   }
 };
 
-struct Rows { // of `width` elements, `pitch` apart
+struct Rows { // where rows of H elements lie, `pitch` elements apart
   int64_t step, row, size;
-  std::vector<int64_t> starts; // of steps, in rows of a packed batch
+  std::vector<int64_t> starts; // the first row of each step in a packed batch
 
   Rows(const Case& c, const std::vector<int64_t>& lengths, int64_t pitch) {
     row = c.layout == Layout::kBatchFirst ? c.T * pitch : pitch;
@@ -183,7 +184,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
     }
     tensors.push_back(t);
   }
-  // Nested loops, with the state rounded as the kernels hand it on.
+  // The nested loops. They round the state as the kernels do when they store it.
   std::vector<std::vector<double>> out(c.directions), end(c.directions);
   for (int d = 0; d < c.directions; ++d) {
     const Tensors& t = tensors[d];
@@ -233,7 +234,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
     }
   }
 
-  // Some of the cuts, others in each case.
+  // Run some of the cuts, and different ones in each case.
   constexpr size_t kSome = 3;
   static size_t next = 0;
   const std::vector<Plan> all = plans(problem, &kernel);
@@ -263,7 +264,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
                        c.begin ? t.begin.data() : nullptr,
                        c.end ? t.end.data() : nullptr};
     }
-    // Exactly as much work space as was asked for, full of NaN.
+    // The workspace has exactly the size that was asked for, and is full of NaN.
     void* const workspace = std::aligned_alloc(16, plan.workspace());
     std::memset(workspace, 0xff, plan.workspace());
     run(problem, plan, directions, workspace, nullptr);
@@ -295,7 +296,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
 }
 
 void check_maps() {
-  // Every row is one group's, local rows count them, and at() finds the steps from either end.
+  // Every row belongs to one group, local_rows counts them, and at() finds steps from both ends.
   const int64_t starts[] = {0, 5, 8, 9};
   for (const bool from_end : {false, true}) {
     const Steps packed{3, 5, starts, from_end}, dense{3, 5, nullptr, from_end};
@@ -329,7 +330,7 @@ void check_maps() {
     }
   }
   for (int rows = 0; rows <= 100; ++rows) {
-    int reached = 0; // as the kernel's loop goes
+    int reached = 0; // the same loop as in the kernel
     for (int row = 0; row < rows;) {
       row += rows - row > 16 ? 32 : 8;
       reached = row;
@@ -352,7 +353,8 @@ void check_rounding() {
 }
 
 void check_choice() {
-  // Sizes that no kernel but the step kernel holds; and what cannot be forced says so.
+  // A W_hh that does not fit on the chip goes to the step kernel. A kernel that is forced and
+  // cannot run is an error that says why.
   const Kernel cluster = Kernel::kCluster;
   Problem p{10, 4, 100000, 1, false, false, Precision::kBfloat16, nullptr};
   if (choose(p, nullptr).kernel != Kernel::kStep) {
@@ -380,7 +382,7 @@ void check_choice() {
 }
 
 void check_memory_of_choices() {
-  // A plan is made once for each shape and machine, and does not depend on T.
+  // A plan is made once for each shape and machine. It does not depend on T.
   Problem p{10, 64, 256, 1, false, false, Precision::kBfloat16, nullptr};
   for (const int processors : {132, 12, 132}) {
     device::host.machine.processors = processors;
@@ -411,7 +413,7 @@ void check_upload() {
   }
 }
 
-// On 132 multiprocessors of 227 KiB.
+// The table is for a machine with 132 multiprocessors of 227 KiB of shared memory.
 void print_table() {
   device::host.machine = {0, 132, 227 << 10, 16};
   const std::pair<const char*, Precision> precisions[] = {{"bfloat16", Precision::kBfloat16},
@@ -459,14 +461,14 @@ int main(int count, char** arguments) {
   check_upload();
   const int64_t sizes[][4] = {
       // T, B, H, multiprocessors
-      {1, 1, 1, 1},   // nothing but edges
-      {3, 2, 7, 2},   // both groups one row
-      {3, 9, 33, 3},  // one over a tile of units; one over 8 rows
-      {4, 5, 40, 5},  // three members of 16 units; groups of several rows
-      {2, 21, 65, 5}, // over a block of k in every dtype; 3 tiles of 8 rows
+      {1, 1, 1, 1},   // everything is an edge
+      {3, 2, 7, 2},   // both groups have one row
+      {3, 9, 33, 3},  // one unit more than two tiles, one row more than 8
+      {4, 5, 40, 5},  // three members of 16 units, groups of several rows
+      {2, 21, 65, 5}, // more than a block of k in every dtype, 3 tiles of 8 rows
       {2, 67, 17, 2}, // several chunks, the last of 1 or 3 rows
       {3, 3, 130, 9}, // nine members of 16 units
-      {9, 3, 40, 6},  // every phase of a barrier several times
+      {9, 3, 40, 6},  // every phase of a barrier occurs several times
       {6, 1, 20, 3},
   };
   int cases = 0, ran = 0;
@@ -476,7 +478,7 @@ int main(int count, char** arguments) {
       for (const Format& f : kFormats) {
         for (const Kernel kernel : {Kernel::kCluster, Kernel::kGrid, Kernel::kStep}) {
           for (const bool backward : {false, true}) {
-            // The options take every value many times, without all combinations.
+            // Every option takes every value many times, but not all combinations occur.
             const unsigned bits = 0x9E3779B9u * unsigned(++cases);
             const auto bit = [bits](int i) { return (bits >> (31 - i) & 1) != 0; };
             if (cases % parts != part % parts ||

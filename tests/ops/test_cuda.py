@@ -19,9 +19,10 @@ from rule import Case
 from test_kernels import check
 from torch.nn.parallel import DataParallel
 from torch.nn.utils.parametrizations import weight_norm
+from wrong_arguments import WRONG, check_message
 
 import rnnfast
-from rnnfast import _C, functional
+from rnnfast import _C, _torch, functional
 from rnnfast._ops import RNNDescriptor, cuda, dispatch
 from rnnfast.functional import _rnn
 
@@ -122,6 +123,7 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
     monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
     assert seen == [(gradients, True)]
@@ -142,6 +144,7 @@ def refuse_what_cudnn_refuses(monkeypatch):
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
     monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
 
 
 @pytest.mark.parametrize("layout", ["time", "batch", "packed"])
@@ -153,6 +156,26 @@ def test_torchs_path_gives_cudnn_what_it_takes(monkeypatch, layout, memory):
     found = rule.run(functional.rnn, case, rule.make(case))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("memory", ["strided", "transposed", "expanded"])
+def test_torchs_path_copies_nothing_where_cudnn_does_not_run(monkeypatch, layout, memory):
+    case = Case(4, 3, 5, 6, 2, bidirectional=True, layout=layout, memory=memory)
+    data = rule.make(case)
+    expected = rule.run(rule.baseline, case, data)
+    call, given = torch.rnn_tanh, []
+
+    def rnn_tanh(*arguments):
+        given.extend(t for a in arguments for t in (a if isinstance(a, list | tuple) else [a]))
+        return call(*arguments)
+
+    monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
+    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    found = rule.run(functional.rnn, case, data)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert {id(data.input), id(data.hx), *map(id, data.weights)} <= set(map(id, given))
 
 
 def test_torchs_path_takes_tokens(monkeypatch):
@@ -199,39 +222,19 @@ def test_backward_under_autocast(on_cpu, layout):
         assert torch.equal(gradient, expected[f"d {name}"]), name
 
 
-PACKED = torch.tensor([3, 2, 2, 1])
-WRONG = {
-    "hx": ("hx", {"hx": torch.zeros(1, 4, 6)}),
-    "hx dtype": ("hx", {"hx": torch.zeros(1, 3, 6, dtype=torch.float64)}),
-    "weight_ih": ("weight_ih", {"weight 0": torch.zeros(6, 4)}),
-    "weight_hh": ("weight_hh", {"weight 1": torch.zeros(7, 6)}),
-    "bias_hh": ("bias_hh", {"weight 3": torch.zeros(6, 1)}),
-    "input": ("input", {"input": torch.zeros(4, 5)}),
-    "packed": ("batch_sizes", {"batch_sizes": PACKED, "input": torch.zeros(7, 5)}),
-    "growing": ("batch_sizes", {"batch_sizes": PACKED.flip(0), "input": torch.zeros(8, 5)}),
-    "int32": ("batch_sizes", {"batch_sizes": PACKED.int(), "input": torch.zeros(8, 5)}),
-}
-
-
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_arguments(on_cpu, wrong):
-    named, change = WRONG[wrong]
-    data = rule.make(Case(4, 3, 5, 6))
-    arguments = {"input": data.input, "hx": data.hx, "batch_sizes": None}
-    arguments |= {f"weight {i}": w for i, w in enumerate(data.weights)}
-    arguments |= change
-    weights = [arguments.pop(f"weight {i}") for i in range(4)]
-    with pytest.raises(RuntimeError, match=named):
-        functional.rnn(weights=weights, **arguments)
+    check_message(wrong)
 
 
 @pytest.fixture
 def unset(monkeypatch):
     """Undo what set_cuda_kernel, the environment and a failure decided, for one test."""
-    monkeypatch.setattr(cuda, "_kernel", "default")
-    monkeypatch.setattr(cuda, "_default", None)
-    monkeypatch.setattr(cuda, "_has_failed", False)
+    monkeypatch.setattr(cuda, "_choice", "default")
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
+    cuda._read_default.cache_clear()
+    yield
+    cuda._read_default.cache_clear()
 
 
 def pretend(monkeypatch, *capabilities):
@@ -249,7 +252,7 @@ def pretend(monkeypatch, *capabilities):
 def test_kernel_by_default(unset, monkeypatch, capabilities, expected):
     pretend(monkeypatch, *capabilities)
     assert cuda.kernel() is None  # no device is on the list until the kernels have run on it
-    monkeypatch.setattr(cuda, "_default", None)
+    cuda._read_default.cache_clear()
     monkeypatch.setattr(cuda, "ON_BY_DEFAULT", ((9, 0),))
     assert cuda.kernel() == expected
     assert cuda.has_kernel(torch.bfloat16) == (expected is not None)
@@ -308,7 +311,7 @@ def run_on(monkeypatch, kernels, times=1):
 def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
     """There is one warning with the reason; the call is finished, and later calls are torch's."""
     kernels = Kernels(failing=[None])
-    monkeypatch.setattr(cuda, "_kernel", "auto")
+    monkeypatch.setattr(cuda, "_choice", "auto")
     with pytest.warns(RuntimeWarning, match="out of resources") as warned:
         run_on(monkeypatch, kernels, times=3)
     assert len(warned) == 1 and kernels.ran == ["step"] * 3
@@ -317,7 +320,7 @@ def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
 
 @pytest.mark.parametrize("failing", [["cluster"], [None, "step"]])
 def test_an_error_that_nothing_helps_against(unset, monkeypatch, failing):
-    monkeypatch.setattr(cuda, "_kernel", failing[0] or "auto")
+    monkeypatch.setattr(cuda, "_choice", failing[0] or "auto")
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="out of resources"):
         warnings.simplefilter("ignore")
         run_on(monkeypatch, Kernels(failing))
@@ -338,9 +341,9 @@ def test_torchs_path_where_it_is_faster(unset, monkeypatch):
         ("auto", tanh, torch.zeros(2, 256, dtype=torch.int64), False),
         ("grid", tanh, x, False),
     ):
-        monkeypatch.setattr(cuda, "_kernel", kernel)
+        monkeypatch.setattr(cuda, "_choice", kernel)
         assert cuda.is_torch_faster(given, weights, None, descriptor) == expected
-    monkeypatch.setattr(cuda, "_kernel", "auto")
+    monkeypatch.setattr(cuda, "_choice", "auto")
     sizes = torch.tensor([256, 3])
     assert cuda.is_torch_faster(torch.empty(259, 1), weights, sizes, tanh)
 

@@ -57,7 +57,7 @@ class Corpus:
 class Fingerprint:
     """The SHA-256 of several texts, each after its size in bytes, taken while they are read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def reading(self, text: str | Text) -> str | Text:

@@ -8,10 +8,12 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from ..._common.errors import MissingPackage, UserError
+from ..._common.errors import ArgumentError, MissingPackage, UserError
 from ..._common.text import Text, parts, words
 
 CHAR = "char"
@@ -104,9 +106,9 @@ class Vocabulary:
         if isinstance(texts, str):
             raise UserError(f"texts must be several texts, not one, {reprlib.repr(texts)}")
         if min_count < 1:
-            raise UserError(f"min_count must be at least 1, not {min_count}")
+            raise ArgumentError(f"min_count must be at least 1, not {min_count}")
         if max_vocab is not None and max_vocab < 2:
-            raise UserError(f"max_vocab must be at least 2, not {max_vocab}")
+            raise ArgumentError(f"max_vocab must be at least 2, not {max_vocab}")
         if level == CHAR:
             return CharVocabulary(sorted({"\n"}.union(*map(set, texts))) + [UNK] * unk)
         if level == BYTE:
@@ -180,7 +182,7 @@ class Vocabulary:
         tokens = data.get("tokens") if isinstance(data, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise UserError("a vocabulary needs a list of tokens")
-        level = data.get("level")
+        level: Any = data.get("level")
         check_level(level)
         if level == BPE:
             return BPEVocabulary(tokens, data.get("tokenizer"))
@@ -293,7 +295,7 @@ class BPEVocabulary(ByteVocabulary):
     def learn(cls, texts: Iterable[str], max_vocab: int | None) -> BPEVocabulary:
         """Learn the merges of texts; see `Vocabulary.build`."""
         if max_vocab is None or max_vocab < 256:
-            raise UserError(f"max_vocab must be at least 256 at bpe level, not {max_vocab}")
+            raise ArgumentError(f"max_vocab must be at least 256 at bpe level, not {max_vocab}")
         package = _tokenizers()
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -372,7 +374,7 @@ def _bytes(name: str) -> bytes:
     return _utf8(name)
 
 
-def _tokenizers():
+def _tokenizers() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:

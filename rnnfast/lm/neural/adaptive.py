@@ -28,7 +28,9 @@ class AdaptiveDecoder(nn.AdaptiveLogSoftmaxWithLoss):
         super().__init__(nfeatures, size, [size // part for part in CUTOFFS], head_bias=True)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]  # it takes no targets, as a decoder
+        self, features: torch.Tensor
+    ) -> torch.Tensor:
         """Return log p of all tokens, (..., V), for features (..., F). It can serve as logits."""
         flat = features.reshape(-1, self.in_features)
         return self.log_prob(flat).view(*features.shape[:-1], self.n_classes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,14 +11,22 @@ from torch.nn import functional as F
 from ... import functional
 
 
-class _Gated:
+class _Gated(nn.RNNBase):
     """The base class that stands before nn.LSTM or nn.GRU in the bases of a class.
 
     It adds variational dropout and DropConnect on the recurrent weights; see `FastRNN`. The state
     is one tensor: h_n, (L, B, H), for a GRU; h_n and then c_n, (2L, B, H), for an LSTM.
     """
 
-    def __init__(self, *args, variational_dropout=0.0, weight_dropout=0.0, **kwargs):
+    weight_ih_l0: torch.Tensor
+
+    def __init__(
+        self,
+        *args: Any,
+        variational_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.variational_dropout, self.weight_dropout = variational_dropout, weight_dropout
 
@@ -28,10 +38,12 @@ class _Gated:
             return self._layer_by_layer(input, state)
         is_lstm = isinstance(self, nn.LSTM)
         hx = state.chunk(2) if is_lstm and state is not None else state
-        output, state = super().forward(input, hx)
-        return output, torch.cat(state) if is_lstm else state
+        output, last = super().forward(input, hx)
+        return output, torch.cat(last) if is_lstm else last
 
-    def _layer_by_layer(self, x, state):
+    def _layer_by_layer(
+        self, x: torch.Tensor, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         is_lstm = isinstance(self, nn.LSTM)
         if state is None:
             shape = ((1 + is_lstm) * self.num_layers, x.shape[1], self.hidden_size)
@@ -44,18 +56,20 @@ class _Gated:
                 x = x * F.dropout(x.new_ones(x.shape[1:]), self.variational_dropout)
             weights = [w_ih, functional.dropout(w_hh, self.weight_dropout), *biases]
             h, *c = (part.contiguous() for part in state[layer :: self.num_layers].split(1))
-            call, hx = (torch.lstm, (h, *c)) if is_lstm else (torch.gru, h)
-            x, *new = call(x, hx, weights, *options)
+            if is_lstm:
+                x, *new = torch.lstm(x, (h, *c), weights, *options)
+            else:
+                x, *new = torch.gru(x, h, weights, *options)
             states.append(torch.cat(new))  # (1, B, H) for a GRU, (2, B, H) for an LSTM
         return x, torch.stack(states, 1).flatten(0, 1)
 
 
-class LSTM(_Gated, nn.LSTM):
+class LSTM(_Gated, nn.LSTM):  # type: ignore[misc]  # the state of forward is one tensor
     """nn.LSTM with variational dropout and DropConnect."""
 
 
-class GRU(_Gated, nn.GRU):
+class GRU(_Gated, nn.GRU):  # type: ignore[misc]  # the state of forward is one tensor
     """nn.GRU with variational dropout and DropConnect."""
 
 
-CELLS = {"lstm": LSTM, "gru": GRU}
+CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from ..._common.errors import UserError
+from ...nn import FastRNN
 from ..language_model import LanguageModel
 from .adaptive import AdaptiveDecoder
 from .models import RNNLM
 
 
 @torch.no_grad()
-def join(models: Sequence[RNNLM]) -> RNNLM:
+def join(models: Sequence[LanguageModel]) -> RNNLM:
     """Return one Elman RNN whose logits are the mean of the logits of `models`.
 
     It has as many hidden units as all models together, and no dropout. Its embeddings are the
@@ -39,29 +41,33 @@ def join(models: Sequence[RNNLM]) -> RNNLM:
     """
     if len(models) < 2:
         raise UserError(f"models must be two or more, not {len(models)}")
-    kinds = [_kind(model) for model in models]
+    parts = [_parts(model) for model in models]
+    kinds = [f"{rnn.num_layers} layers of {rnn.nonlinearity}" for _, rnn, _ in parts]
     if len(set(kinds)) > 1:
         raise UserError(f"models must be of one kind, not {' and '.join(sorted(set(kinds)))}")
     first = models[0]
     if any(model.vocab.to_json() != first.vocab.to_json() for model in models):
         raise UserError("models must have the same vocabulary: train them on the same text")
-    emsize = sum(model.encoder.embedding_dim for model in models)
-    nhid = sum(model.rnn.hidden_size for model in models)
-    joined = RNNLM(first.vocab, emsize, nhid, first.rnn.num_layers, first.rnn.nonlinearity)
-    joined.to(first.encoder.weight)
-    joined.encoder.weight.copy_(torch.cat([model.encoder.weight for model in models], 1))
+    encoders, rnns, decoders = zip(*parts, strict=True)
+    emsize = sum(encoder.embedding_dim for encoder in encoders)
+    nhid = sum(rnn.hidden_size for rnn in rnns)
+    joined = RNNLM(first.vocab, emsize, nhid, rnns[0].num_layers, rnns[0].nonlinearity)
+    joined.to(encoders[0].weight)
+    encoder, _, decoder = _parts(joined)
+    encoder.weight.copy_(torch.cat([encoder.weight for encoder in encoders], 1))
     for name, weight in joined.rnn.named_parameters():
-        parts = [getattr(model.rnn, name) for model in models]
-        weight.copy_(torch.cat(parts) if "bias" in name else torch.block_diag(*parts))
-    joined.decoder.weight.copy_(torch.cat([model.decoder.weight for model in models], 1))
-    joined.decoder.weight /= len(models)
-    joined.decoder.bias.copy_(torch.stack([model.decoder.bias for model in models]).mean(0))
+        own = [getattr(rnn, name) for rnn in rnns]
+        weight.copy_(torch.cat(own) if "bias" in name else torch.block_diag(*own))
+    decoder.weight.copy_(torch.cat([decoder.weight for decoder in decoders], 1))
+    decoder.weight /= len(models)
+    decoder.bias.copy_(torch.stack([decoder.bias for decoder in decoders]).mean(0))
     return joined.eval()
 
 
-def _kind(model: LanguageModel) -> str:
-    if not isinstance(model, RNNLM) or not model.is_elman:
+def _parts(model: LanguageModel) -> tuple[nn.Embedding, FastRNN, nn.Linear]:
+    """Return the layers of a model. Raise UserError if it is of a kind that cannot be joined."""
+    if not isinstance(model, RNNLM) or not isinstance(model.rnn, FastRNN):
         raise UserError("models must be tanh or relu RNNs")
     if isinstance(model.decoder, AdaptiveDecoder):
         raise UserError("models must not have an adaptive softmax, which has no logits to average")
-    return f"{model.rnn.num_layers} layers of {model.rnn.nonlinearity}"
+    return model.encoder, model.rnn, model.decoder

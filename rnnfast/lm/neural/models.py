@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from ...nn import Dropout, FastRNN
 from ..config import RNN, WINDOW, Config
 from ..data.batches import shifted
 from ..data.vocabulary import Vocabulary
-from ..language_model import LanguageModel
+from ..language_model import LanguageModel, TokenSampler
 from ..sampling import ContextSampler
 from .adaptive import AdaptiveDecoder
-from .cells import CELLS
+from .cells import CELLS, GRU, LSTM
 from .sampling import RecurrentSampler
 
 # The limits of one call that evaluates: so many tokens make the output layer one large matrix
@@ -85,6 +86,7 @@ class NeuralLM(LanguageModel, nn.Module):
         self.encoder = nn.Embedding(len(vocab), emsize)
         self.dropout = (LockedDropout if locked_dropout else Dropout)(dropout)
         self.embedding_dropout = embedding_dropout
+        self.decoder: AdaptiveDecoder | nn.Linear
 
     def _add_decoder(
         self, nfeatures: int, tied: bool, adaptive: bool, input_weight: torch.Tensor
@@ -262,7 +264,9 @@ class RNNLM(NeuralLM):
         cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
         # torch warns if dropout is given with one layer, because it is only between layers.
         between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
-        self.rnn = cls(emsize, nhid, nlayers, **between, weight_dropout=weight_dropout)
+        self.rnn: FastRNN | LSTM | GRU = cls(
+            emsize, nhid, nlayers, **between, weight_dropout=weight_dropout
+        )
         self._add_decoder(nhid, tied, adaptive, self.rnn.weight_ih_l0)
         self._reset_hidden_layers()
 
@@ -287,10 +291,11 @@ class RNNLM(NeuralLM):
         self, ids: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the decoder gets, (T, B, features), and the state; see `NeuralLM.forward`."""
-        if self._has_table and len(self.vocab) <= ids.numel():
-            output, hn = self._recur_by_table(ids, state)
+        rnn = self.rnn
+        if isinstance(rnn, FastRNN) and self._has_table and len(self.vocab) <= ids.numel():
+            output, hn = self._recur_by_table(rnn, ids, state)
         else:
-            output, hn = self.rnn(self.embed(ids), state)
+            output, hn = rnn(self.embed(ids), state)
         return self.dropout(output) if self.dropout.p else output, hn
 
     @torch.no_grad()
@@ -299,7 +304,7 @@ class RNNLM(NeuralLM):
 
         The list is empty for gated cells, which have several recurrent matrices in a layer.
         """
-        if not self.is_elman:
+        if not isinstance(self.rnn, FastRNN):
             return []
         return spectral_radius(self.rnn, torch.float32)[:, 0].tolist()
 
@@ -315,14 +320,13 @@ class RNNLM(NeuralLM):
         return not (self.training and (self.embedding_dropout or self.rnn.variational_dropout))
 
     def _recur_by_table(
-        self, ids: torch.Tensor, hx: torch.Tensor | None
+        self, rnn: FastRNN, ids: torch.Tensor, hx: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the RNN with a table of W_ih times each embedding.
 
         The input product is then computed once for each token of the vocabulary, and not once for
         each position.
         """
-        rnn = self.rnn
         weight_ih, *others = rnn._weights()
         table = self.encoder.weight @ weight_ih.t()
         return functional.rnn(
@@ -336,12 +340,12 @@ class RNNLM(NeuralLM):
         )
 
     @torch.inference_mode()
-    def sampler(self, **options):
+    def sampler(self, **options: Any) -> tuple[TokenSampler, int]:
         """Return a sampler; see `LanguageModel.sampler`.
 
         It is a native one, except for gated cells and an adaptive decoder.
         """
-        if not self.is_elman or isinstance(self.decoder, AdaptiveDecoder):
+        if not isinstance(self.rnn, FastRNN) or isinstance(self.decoder, AdaptiveDecoder):
             # The copy keeps the weights of this moment while the model may be trained further.
             model = copy.deepcopy(self, {id(self.vocab): self.vocab})
             return RecurrentSampler(model.to("cpu", torch.float32).eval(), **options), 1
@@ -427,7 +431,7 @@ class WindowLM(NeuralLM):
         """Return log p of every token after `context`; see `LanguageModel.next_logprobs`."""
         return super().next_logprobs(context[1 - self.order :])  # the tokens that it can see
 
-    def sampler(self, **options):
+    def sampler(self, **options: Any) -> tuple[TokenSampler, int]:
         """Return a sampler; see `LanguageModel.sampler`."""
         return ContextSampler(self, **options), 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ class RecurrentModel(Protocol):
     """A model that carries a state from token to token; see `NeuralLM`."""
 
     vocab: Vocabulary
-    decoder: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def decoder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The function from what `features` returns to logits."""
 
     def features(
         self, ids: torch.Tensor, state: torch.Tensor | None = None
@@ -28,7 +31,7 @@ class RecurrentModel(Protocol):
 class RecurrentSampler(SamplerBase):
     """Draw tokens from an RNN of any cell, which must be in eval mode on the CPU."""
 
-    def __init__(self, model: RecurrentModel, **options):
+    def __init__(self, model: RecurrentModel, **options: Any):
         super().__init__(model.vocab, **options)
         self.model = model
         self.state: torch.Tensor | None = None

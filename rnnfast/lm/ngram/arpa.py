@@ -108,7 +108,7 @@ def _tokens(ngrams: list[Ngrams], part: slice, size: int) -> list[np.ndarray]:
     return [ngrams[0].keys[number], *result[::-1]]
 
 
-def _lines(logprobs, columns, backoffs, with_backoff: bool) -> str:
+def _lines(logprobs: np.ndarray, columns: list, backoffs: np.ndarray, with_backoff: bool) -> str:
     """Return the lines of some n-grams. `columns` has the words at each place of the n-gram."""
     form = "%.9g\t" + " ".join(["%s"] * len(columns)) + ("\t%.9g\n" if with_backoff else "\n")
     numbers = [(logprobs / LOG10).tolist(), *columns]

@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..._common.errors import UserError
+from ..._common.errors import ArgumentError, UserError
 from ..data.batches import shifted
 from ..data.vocabulary import Vocabulary
 from ..language_model import LanguageModel
@@ -119,11 +120,13 @@ class NgramLM(LanguageModel):
             UserError: An argument is out of range, or `ids` is empty.
         """
         if order < 1:
-            raise UserError(f"order must be at least 1, not {order}")
+            raise ArgumentError(f"order must be at least 1, not {order}")
         if smoothing not in SMOOTHINGS:
-            raise UserError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, not {smoothing!r}")
+            raise ArgumentError(
+                f"smoothing must be one of {', '.join(SMOOTHINGS)}, not {smoothing!r}"
+            )
         if not 0 < k < math.inf:
-            raise UserError(f"k must be a positive number, not {k}")
+            raise ArgumentError(f"k must be a positive number, not {k}")
         if len(ids) == 0:
             raise UserError("there is no token to count: give some text")
         ids = np.asarray(ids, dtype=np.int64)
@@ -189,7 +192,7 @@ class NgramLM(LanguageModel):
             result[longer.keys[part] % size] = longer.logprobs[part]
         return result
 
-    def sampler(self, **options) -> tuple[ContextSampler, int]:
+    def sampler(self, **options: Any) -> tuple[ContextSampler, int]:
         """Return a sampler; see `LanguageModel.sampler`."""
         return ContextSampler(self, **options), 1
 

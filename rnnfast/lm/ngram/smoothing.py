@@ -11,8 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+
+_Array: TypeAlias = np.ndarray
 
 ALPHA = 0.4  # the back-off weight of stupid backoff (Brants et al. 2007)
 GOOD_TURING_MAX = 5  # Katz's k: larger counts are not discounted
@@ -152,40 +155,52 @@ def estimate(
 # shorter context, V, and k.
 
 
-def _sums(values, context, contexts):
+def _sums(values: _Array, context: _Array, contexts: int) -> _Array:
     """Return the sum of the values in each context, float64, also if there are no values."""
     return np.bincount(context, values, contexts).astype(float, copy=False)
 
 
-def _interpolated(c, context, total, shorter, taken):
+def _interpolated(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, taken: _Array
+) -> tuple[_Array, _Array]:
     """Apply absolute discounting. What is taken is distributed as in the shorter context."""
     weight = _sums(taken, context, len(total))
     weight = np.divide(weight, total, out=np.ones_like(total), where=total > 0)
     return (c - taken) / total[context] + weight[context] * shorter, weight
 
 
-def _maximum_likelihood(c, context, total, shorter, size, k):
+def _maximum_likelihood(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate relative frequencies."""
     return _interpolated(c, context, total, shorter, np.zeros(len(c)))
 
 
-def _kneser_ney(c, context, total, shorter, size, k):
+def _kneser_ney(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate with interpolated Kneser-Ney (Chen & Goodman 1999, section 3)."""
     return _interpolated(c, context, total, shorter, discounts(c, False)[np.minimum(c, 3)])
 
 
-def _modified_kneser_ney(c, context, total, shorter, size, k):
+def _modified_kneser_ney(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate with modified Kneser-Ney (Chen & Goodman 1999, section 3)."""
     return _interpolated(c, context, total, shorter, discounts(c, True)[np.minimum(c, 3)])
 
 
-def _add_k(c, context, total, shorter, size, k):
+def _add_k(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate (c + k) / (total + k V). It is uniform in a context that was never seen."""
     weight = k * size / (total + k * size)
     return c / (total + k * size)[context] + weight[context] / size, weight
 
 
-def _stupid_backoff(c, context, total, shorter, size, k):
+def _stupid_backoff(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate with stupid backoff (Brants et al. 2007).
 
     p is the relative frequency, times 0.4 for each token that the context is shorter.
@@ -194,7 +209,9 @@ def _stupid_backoff(c, context, total, shorter, size, k):
     return p, np.full(len(total), ALPHA)
 
 
-def _katz(c, context, total, shorter, size, k):
+def _katz(
+    c: _Array, context: _Array, total: _Array, shorter: _Array, size: int, k: float
+) -> tuple[_Array, _Array]:
     """Estimate discounted frequencies; unseen tokens get what is left over (Katz 1987)."""
     seen = c > 0
     full = _sums(seen, context, len(total)) == size  # every token was seen: nothing is discounted
@@ -211,7 +228,7 @@ def _katz(c, context, total, shorter, size, k):
     return np.where(seen, kept / total[context], weight[context] * shorter), weight
 
 
-def _good_turing(c):
+def _good_turing(c: _Array) -> _Array:
     """Return Katz's discounted counts, or absolute discounting if they cannot be estimated."""
     top = GOOD_TURING_MAX + 1
     n = np.bincount(np.minimum(c, top + 1), minlength=top + 1)[: top + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..._common.errors import UserError
 from ..._common.storage import LOG
@@ -48,9 +48,13 @@ def curve(records: list[dict], loss: str, x: str = "steps") -> tuple[list[float]
     `loss` is one of LOSSES and `x` is one of AXES.
     """
     keys = (AXES[x], f"{loss}_loss")
-    points = [[record.get(key) for key in keys] for record in records]
-    points = [point for point in points if all(isinstance(v, (int, float)) for v in point)]
-    return tuple(map(list, zip(*points, strict=True))) or ([], [])
+    places, losses = [], []
+    for record in records:
+        place, value = (record.get(key) for key in keys)
+        if isinstance(place, (int, float)) and isinstance(value, (int, float)):
+            places.append(place)
+            losses.append(value)
+    return places, losses
 
 
 def figure(runs: Mapping[str, list[dict]], x: str = "steps") -> Figure:
@@ -63,7 +67,10 @@ def figure(runs: Mapping[str, list[dict]], x: str = "steps") -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, records) in enumerate(runs.items()):
-        styles = ({"linewidth": 0.8, "alpha": 0.6}, {"marker": "o", "markersize": 3})
+        styles: list[dict[str, Any]] = [
+            {"linewidth": 0.8, "alpha": 0.6},
+            {"marker": "o", "markersize": 3},
+        ]
         for loss, style in zip(LOSSES, styles, strict=True):
             points = curve(records, loss, x)
             if points[0]:

@@ -7,12 +7,13 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..._common.errors import UserError
+from ..._common.errors import ArgumentError
 from ..._common.runtime import rank, world_size
 from ..config import Config
 
@@ -55,12 +56,12 @@ class Ranks:
     def __init__(self, config: Config):
         self.rank, self.size = rank(), world_size()
         if config.batch_size % self.size:
-            raise UserError(
-                f"batch-size must be a multiple of the {self.size} processes, not "
+            raise ArgumentError(
+                f"batch_size must be a multiple of the {self.size} processes, not "
                 f"{config.batch_size}"
             )
         if config.accumulate > config.batch_size // self.size:
-            raise UserError(
+            raise ArgumentError(
                 f"accumulate must be at most the {config.batch_size // self.size} sequences of a "
                 f"process, not {config.accumulate}"
             )
@@ -81,11 +82,11 @@ class Ranks:
         distributed.all_reduce(sums)
         return sums.tolist()
 
-    def gather(self, value) -> list:
+    def gather(self, value: object) -> list:
         """Gather the values of all processes on rank 0. Elsewhere return only this value."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size if self.rank == 0 else None
+        values: list | None = [None] * self.size if self.rank == 0 else None
         distributed.gather_object(value, values)
         return values or [value]
 
@@ -107,7 +108,9 @@ class Ranks:
 
         They are averaged over the processes together with those of the `last` part of the batch.
         """
-        return contextlib.nullcontext() if last or self.size == 1 else loss.no_sync()
+        if last or not isinstance(loss, DistributedDataParallel):  # there is one process
+            return contextlib.nullcontext()
+        return loss.no_sync()
 
 
 class _Loss(nn.Module):
@@ -117,5 +120,5 @@ class _Loss(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, *args):
+    def forward(self, *args: Any) -> Any:
         return self.loss(*args)

@@ -26,10 +26,10 @@ def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.op
     Biases and embeddings have no weight decay, which would only shrink what is rarely seen.
     """
     groups = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
-    options = {"lr": config.lr, "fused": device.type in ("cpu", "cuda")}
+    fused = device.type in ("cpu", "cuda")
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, **options)
-    return torch.optim.AdamW(groups, eps=config.eps, **options)
+        return torch.optim.SGD(groups, lr=config.lr, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, fused=fused)
 
 
 def learning_rate(config: Config, step: int, progress: float, scale: float) -> float:

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..._common.errors import UserError
@@ -17,7 +18,7 @@ from ..data.batches import memory_map
 from ..data.corpus import Corpus, Fingerprint, read
 from ..data.vocabulary import CHAR, Vocabulary
 from ..neural.models import NeuralLM, build
-from ..storage import RunFolder, load, read_checkpoint, read_settings, weights
+from ..storage import RunFolder, load_folder, read_checkpoint, read_settings, weights
 from . import board
 from .report import report
 from .trainer import Trainer
@@ -70,8 +71,8 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
         model = build(config, vocab)
-        *streams, sha256 = _encode(vocab, corpus, folder)
-        trainer = Trainer(model, config, *streams, folder=folder)
+        train, valid, test, sha256 = _encode(vocab, corpus, folder)
+        trainer = Trainer(model, config, train, valid, test, folder)
         if folder is not None:
             folder.write_settings(config, vocab, {"source": corpus.source, "sha256": sha256})
         return trainer
@@ -132,18 +133,18 @@ def resume(
     with contextlib.ExitStack() as unless_it_goes_on:
         if folder is not None:
             unless_it_goes_on.callback(folder.close)
-        best = weights(load(path))  # this also checks every file except the checkpoint
+        best = weights(load_folder(path))  # this also checks every file except the checkpoint
         tensors, state = read_checkpoint(path)
         corpus = corpus or _reread(path, about)
         try:
-            *streams, sha256 = _encode(vocab, corpus, folder)
+            train, valid, test, sha256 = _encode(vocab, corpus, folder)
         except UserError:
             # A character is not in the vocabulary. If the text is not the one that the run began
             # with, that is what the user has to know.
             _check_text(path, about, corpus.fingerprint())
             raise
         _check_text(path, about, sha256)
-        trainer = Trainer(build(changed, vocab), changed, *streams, folder=folder)
+        trainer = Trainer(build(changed, vocab), changed, train, valid, test, folder)
         try:
             trainer.restore(tensors, state, best)
         except (KeyError, TypeError, RuntimeError) as error:
@@ -180,7 +181,9 @@ def _check_text(path: str | Path, about: dict, sha256: str) -> None:
         )
 
 
-def _encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tuple:
+def _encode(
+    vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
     """Return the token numbers of train, valid and test, and the fingerprint of the corpus.
 
     Each text is read once for both. Train is mapped from the disk if it need not fit in memory.
@@ -188,7 +191,7 @@ def _encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None) -> tupl
     fingerprint = Fingerprint()
     text = fingerprint.reading(corpus.train)
     if isinstance(text, Text):
-        train = memory_map(vocab, text, folder and folder.path)
+        train = memory_map(vocab, text, None if folder is None else folder.path)
     else:
         train = vocab.encode_stream(text)
     valid = vocab.encode_stream(fingerprint.reading(corpus.valid))

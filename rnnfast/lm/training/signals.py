@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 from ..._common.errors import Interrupted
 
@@ -15,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """The signals that ask this process to stop. `received` is the number of the last, or None."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: int | None = None
 
     @contextlib.contextmanager
@@ -29,7 +30,7 @@ class StopSignals:
             yield
             return
 
-        def note(signum, frame):
+        def note(signum: int, frame: FrameType | None) -> None:
             self.received = signum
 
         before = [signal.signal(number, note) for number in SIGNALS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -21,7 +21,7 @@ class State:
     loss_sum: float = 0.0  # of the updates since the last line of the log
     loss_steps: int = 0  # the number of these updates
     train_loss: float | None = None  # the mean training loss in the last line of the log
-    curve: list[dict] | None = None  # the record of every validation
+    curve: list[dict] = field(default_factory=list)  # the record of every validation
 
 
 @dataclass(frozen=True)

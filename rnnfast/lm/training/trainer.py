@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,7 +55,15 @@ class Trainer:
         UserError: The settings have no budget, or `train` has fewer tokens than one batch.
     """
 
-    def __init__(self, model: NeuralLM, config: Config, train, valid, test=None, folder=None):
+    def __init__(
+        self,
+        model: NeuralLM,
+        config: Config,
+        train: np.ndarray,
+        valid: np.ndarray,
+        test: np.ndarray | None = None,
+        folder: RunFolder | None = None,
+    ):
         if config.epochs is None and config.max_seconds is None:
             raise UserError("give epochs or max_seconds: a run needs an end")
         self.config, self.vocab = config, model.vocab
@@ -63,17 +72,17 @@ class Trainer:
         self.model = model.to(self.device)
         self.train, self.valid, self.test = train, valid, test
         self.batches = Batches(train, self.vocab.boundary, config.batch_size, config.bptt)
-        self.folder: RunFolder | None = folder
+        self.folder = folder
         self.optimizer = optimizer(model, config, self.device)
         self.average: Average | None = None
         loss = torch.compile(model.loss) if config.compile else model.loss
         self._loss = self.ranks.averaging(model, loss)
         if self.ranks.rank:  # each process draws other masks of dropout
             torch.manual_seed(config.seed + self.ranks.rank)
-        self.state = State(curve=[])
+        self.state = State()
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
-        self._clock: Callable[[], float] | None = None  # returns the seconds of the run
+        self._began: float | None = None  # when the run would have begun if it had not stopped
         self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
@@ -95,7 +104,7 @@ class Trainer:
             Interrupted: A signal stopped the run. The model and a checkpoint are saved.
             UserError: The loss or the gradient is not finite. The last good weights are kept.
         """
-        self._start_clock()
+        self._began = self._beginning()
         if self.folder is not None:
             self.folder.lock()
         with self.signals.noted():
@@ -119,13 +128,14 @@ class Trainer:
             finally:
                 if self.folder is not None:
                     self.folder.close()
+        assert self.best is not None  # a run ends with a validation
         self._restore(self.best)
 
     def train_step(self) -> TrainingStep:
         """Make one update: forward pass, backward pass through one chunk, clipping, optimizer."""
         config, state = self.config, self.state
-        if self._clock is None:
-            self._start_clock()
+        if self._began is None:
+            self._began = self._beginning()
         began = state.seconds
         chunk = state.step % len(self.batches)
         if chunk == 0:
@@ -144,11 +154,11 @@ class Trainer:
         self.optimizer.step()
         self.hidden = hidden
         if self.average is not None:
-            state.averaged += 1
+            state.averaged = (state.averaged or 0) + 1
             self.average.update(state.averaged)
 
         state.step += 1
-        state.seconds = self._clock()
+        state.seconds = self._shared_time() - self._began
         state.loss_sum += value
         state.loss_steps += 1
         if state.step % config.log_interval == 0:
@@ -158,7 +168,7 @@ class Trainer:
             state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
         )
 
-    def _backward(self, inputs, targets) -> tuple[float, torch.Tensor]:
+    def _backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Compute the gradients for one chunk of the sequences of this process.
 
         The sequences are cut into `accumulate` parts that run one after the other, so that only
@@ -167,10 +177,13 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.accumulate
-        cut = [x.tensor_split(parts, 1) for x in (inputs, targets)]
-        cut.append([None] * parts if self.hidden is None else self.hidden.tensor_split(parts, 1))
-        total, states = 0.0, []
-        for ids, following, state in zip(*cut, strict=True):
+        cut = (x.tensor_split(parts, 1) for x in (inputs, targets))
+        before: Sequence[torch.Tensor | None] = [None] * parts
+        if self.hidden is not None:
+            before = self.hidden.tensor_split(parts, 1)
+        total: torch.Tensor | float = 0.0
+        states: list[torch.Tensor] = []
+        for ids, following, state in zip(*cut, before, strict=True):
             with self.ranks.deferred(self._loss, last=len(states) == parts - 1):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                     loss, state = self._loss(ids, following, state)
@@ -178,7 +191,7 @@ class Trainer:
                 loss.backward()
             total = total + loss.detach()
             states.append(state.detach())
-        return total.item(), torch.cat(states, 1)
+        return float(total), torch.cat(states, 1)
 
     def validate(self) -> dict:
         """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
@@ -186,8 +199,8 @@ class Trainer:
         Return the record of the log.
         """
         state = self.state
-        if self._clock is None:
-            self._start_clock()
+        if self._began is None:
+            self._began = self._beginning()
         began = state.seconds
         with self.average.in_place() if self.average else contextlib.nullcontext():
             loss = self._validation_loss()
@@ -199,7 +212,7 @@ class Trainer:
             elif self.config.lr_schedule == "plateau":
                 state.lr_scale *= PLATEAU_FACTOR
             radii = self.model.spectral_radii()
-        state.seconds = self._clock()
+        state.seconds = self._shared_time() - self._began
         state.validated_step, state.validated_seconds = state.step, state.seconds
         state.validation_cost = state.seconds - began
         figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
@@ -294,7 +307,7 @@ class Trainer:
             state.loss_sum, state.loss_steps = 0.0, 0
         return state.train_loss
 
-    def _log(self, **values) -> dict:
+    def _log(self, **values: object) -> dict:
         state = self.state
         record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
         if self.folder is not None:
@@ -329,9 +342,9 @@ class Trainer:
             if count:
                 raise Interrupted(number)
 
-    def _start_clock(self) -> None:
-        began = self._shared_time() - self.state.seconds
-        self._clock = lambda: self._shared_time() - began
+    def _beginning(self) -> float:
+        """Return when the run would have begun if it had not been stopped."""
+        return self._shared_time() - self.state.seconds
 
     def _shared_time(self) -> float:
         """Return the seconds on the clock of rank 0."""
@@ -364,7 +377,9 @@ class Trainer:
                 tensors[f"rng{rank or ''}.{name}"] = tensor
         return tensors, dict(vars(self.state))
 
-    def restore(self, tensors: dict[str, torch.Tensor], state: dict, best) -> None:
+    def restore(
+        self, tensors: dict[str, torch.Tensor], state: dict, best: dict[str, torch.Tensor]
+    ) -> None:
         """Go on from what `checkpoint` returned. `best` are the weights of the best validation."""
         self.state = State(**state)
         self.best = best if self.state.best_loss is not None else None

@@ -1,4 +1,4 @@
-#include "kernels-inl.h"
+#include "../kernels-inl.h"
 
 namespace rnnfast::cuda {
 extern const Kernels kFloat32;
