@@ -105,13 +105,13 @@ def rnn(
             f"got {len(weights)}"
         )
     if reset is not None:
-        check_reset(reset, _ops.shape_of_rows(input, batch_sizes))
+        reset = check_reset(reset, _ops.shape_of_rows(input, batch_sizes))
     dropout = dropout if training else 0.0
     return run_rnn(input, hx, weights, batch_sizes, descriptor, dropout, reset=reset)
 
 
 def check_reset(reset, shape):
-    """Raise ValueError if ``reset`` is not a bool tensor of this shape."""
+    """Return ``reset``, or raise ValueError if it is not a bool tensor of this shape."""
     if not isinstance(reset, torch.Tensor):
         raise ValueError(f"reset must be a bool tensor, got {type(reset).__name__}")
     if reset.dtype is not torch.bool or reset.shape != shape:
@@ -119,6 +119,7 @@ def check_reset(reset, shape):
             f"reset must be bool {tuple(shape)}, one element for each time step of each sequence, "
             f"got {reset.dtype} {tuple(reset.shape)}"
         )
+    return reset
 
 
 def run_rnn(

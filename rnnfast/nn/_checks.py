@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _torch
-from .functional._rnn import check_reset
+from .. import _torch
+from ..functional._rnn import check_reset
 
 
 def probability(name, p):
@@ -51,5 +51,4 @@ def packed_like(reset, input):
         same_order = torch.equal(order.to(expected.device), expected)
     if not torch.equal(reset.batch_sizes, input.batch_sizes) or not same_order:
         raise ValueError("reset must be packed like input: from the same lengths in the same order")
-    check_reset(reset.data, input.data.shape[:1])
-    return reset.data
+    return check_reset(reset.data, input.data.shape[:1])

@@ -1,7 +1,4 @@
-"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`.
-
-:func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
-"""
+"""The module :class:`FastRNN`, and its single step, :class:`FastRNNCell`."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -10,19 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import _torch, functional
+from .. import _torch, functional
+from .._ops import RNNDescriptor, is_one_hot
+from ..functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
 from ._checks import packed_like, probability, warn_of_one_hot_vectors
-from ._ops import RNNDescriptor, is_one_hot
 from ._stepper import Stepper
-from .functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
-
-__all__ = ["Dropout", "FastRNN", "FastRNNCell", "Stepper", "accelerate", "restore"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
 _Batch = TypeVar("_Batch", Tensor, PackedSequence)
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class FastRNN(nn.RNN):
@@ -195,8 +189,7 @@ class FastRNN(nn.RNN):
             if hx is not None:
                 check_hx_dtype(hx, self._weights()[0].dtype)
             if reset is not None:
-                check_reset(reset, input.shape[:-1])
-                hx = self._reset_hx(hx, reset)
+                hx = self._reset_hx(hx, reset, input)
             return super().forward(input, hx)
         batched, batch_dim = True, 0 if self.batch_first else 1
         if not isinstance(input, torch.Tensor):
@@ -211,8 +204,7 @@ class FastRNN(nn.RNN):
             if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
-            if reset is not None:
-                reset = packed_like(reset, input)
+            resets = None if reset is None else packed_like(reset, input)
         else:
             data, batch_sizes = input, None
             one_hot = is_one_hot(data)
@@ -231,11 +223,10 @@ class FastRNN(nn.RNN):
                     f"For {kind} input, hx should be {rank}-D but got {hx.dim()}-D tensor"
                 )
             batched = rank == 3
-            if reset is not None:
-                check_reset(reset, data.shape[: rank - 1])
+            resets = None if reset is None else check_reset(reset, data.shape[: rank - 1])
             if not batched:
                 data = data.unsqueeze(batch_dim)
-                reset = None if reset is None else reset.unsqueeze(batch_dim)
+                resets = None if resets is None else resets.unsqueeze(batch_dim)
                 hx = None if hx is None else hx.unsqueeze(1)
         weights = self._weights()
         training = self.training
@@ -263,7 +254,7 @@ class FastRNN(nn.RNN):
             self.zoneout,
             training,
             lengths,
-            reset,
+            resets,
         )
         if packed:
             output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -272,7 +263,7 @@ class FastRNN(nn.RNN):
             return output.squeeze(batch_dim), h_n.squeeze(1)
         return output, h_n
 
-    def stepper(self, batch_size=1):
+    def stepper(self, batch_size: int = 1) -> Stepper:
         """Return a :class:`rnnfast.nn.Stepper`, which gets one time step at a time.
 
         Args:
@@ -301,13 +292,13 @@ class FastRNN(nn.RNN):
             )
         return lengths.to(torch.int64)
 
-    def _reset_hx(self, hx, reset):
+    def _reset_hx(self, hx, reset, input):
         """Return ``hx`` for a single time step, with zeros where ``reset`` is true.
 
         A single step of the reverse direction is the first one that it computes. No step comes
         before it, so that nothing is reset.
         """
-        B = reset.numel()
+        B = check_reset(reset, input.shape[:-1]).numel()
         if hx is None or hx.shape[0] % self.num_layers or hx.shape[:-1].numel() % B:
             return hx  # nn.RNN says what is wrong with it
         kept = ~reset.to(hx.device).squeeze(1 if self.batch_first and reset.dim() == 2 else 0)
@@ -384,110 +375,3 @@ class FastRNNCell(nn.RNNCell):
         >>> cell(torch.randn(3, 10)).shape
         torch.Size([3, 20])
     """
-
-
-class Dropout(nn.Dropout):
-    """A drop-in for :class:`torch.nn.Dropout` that uses rnnfast's kernel on the CPU.
-
-    It draws a different random mask for the same seed. :func:`rnnfast.functional.dropout` describes
-    what runs on the kernel.
-
-    Args:
-        p: probability of zeroing an element, in [0, 1]. Default: 0.5.
-
-    Raises:
-        ValueError: ``p`` is not in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> from rnnfast.nn import Dropout
-        >>> x = torch.ones(1000)
-        >>> sorted(set(Dropout(0.5)(x).tolist()))
-        [0.0, 2.0]
-    """
-
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__(p)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return ``input``, a tensor of any shape, with dropout applied in training."""
-        return functional.dropout(input, self.p, self.training)
-
-
-def _modules(model):
-    """Return the modules inside ``model`` by name, after a check of its type."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return dict(model.named_modules())
-
-
-def accelerate(model: _Model) -> _Model:
-    """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
-
-    The modules stay the same objects with the same parameters, buffers and hooks. Only their class
-    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` are left alone,
-    because they may have changed ``forward``. An ``nn.RNNCell`` is left alone, because its single
-    steps would not be faster. :func:`restore` is the way back.
-
-    Args:
-        model: any ``nn.Module``; it may itself be an ``nn.RNN``.
-
-    Returns:
-        ``model``.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-
-    Example:
-        >>> import rnnfast, torch
-        >>> model = torch.nn.Sequential(torch.nn.RNN(10, 20))
-        >>> rnnfast.accelerate(model)
-        Sequential(
-          (0): FastRNN(10, 20)
-        )
-    """
-    for module in _modules(model).values():
-        if type(module) is nn.RNN:
-            module.__class__ = FastRNN
-    return model
-
-
-def restore(model: _Model) -> _Model:
-    """Turn rnnfast's modules inside ``model`` into those of ``torch.nn``, in place.
-
-    This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,
-    for example ``torch.jit.script``, ``torch.ao.quantization.quantize_dynamic`` and counters of
-    operations such as ptflops and thop. :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`
-    become ``nn.RNN``, ``nn.RNNCell`` and ``nn.Dropout``. The modules stay the same objects with the
-    same parameters, buffers and hooks. Subclasses are left alone.
-
-    Args:
-        model: any ``nn.Module``; it may itself be a :class:`FastRNN`.
-
-    Returns:
-        ``model``.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: a :class:`FastRNN` has a regulariser that ``nn.RNN`` does not have. Nothing is
-            changed then.
-
-    Example:
-        >>> import rnnfast, torch
-        >>> model = rnnfast.accelerate(torch.nn.Sequential(torch.nn.RNN(10, 20)))
-        >>> scripted = torch.jit.script(rnnfast.restore(model))
-    """
-    modules = _modules(model)
-    for name, module in modules.items():
-        for regulariser in _REGULARISERS if type(module) is FastRNN else ():
-            if p := getattr(module, regulariser):
-                raise ValueError(
-                    f"nn.RNN has no {regulariser}, but module {name!r} has {regulariser}={p}: "
-                    "set it to 0 first"
-                )
-    for module in modules.values():
-        if type(module) in (FastRNN, FastRNNCell, Dropout):
-            for regulariser in _REGULARISERS:
-                vars(module).pop(regulariser, None)
-            module.__class__ = type(module).__base__
-    return model

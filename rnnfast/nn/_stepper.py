@@ -1,10 +1,17 @@
 """An RNN that gets one time step at a time, for policies, sensors and audio."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 
-from . import _ops, _torch
+from .. import _ops, _torch
 
-__all__ = ["Stepper"]
+if TYPE_CHECKING:
+    from ._rnn import FastRNN
 
 
 class Stepper:
@@ -34,7 +41,7 @@ class Stepper:
         >>> stepper.reset([1])  # the second sequence begins anew
     """
 
-    def __init__(self, module, batch_size=1):
+    def __init__(self, module: FastRNN, batch_size: int = 1):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         if module.bidirectional:
@@ -53,10 +60,9 @@ class Stepper:
         self.batch_size = batch_size
         self._module = module
         self._output = torch.empty(batch_size, module.hidden_size, dtype=weight.dtype)
-        self._native = None
-        self.refresh()
+        self._pack()
 
-    def step(self, input):
+    def step(self, input: Tensor) -> Tensor:
         """Run one time step of all layers.
 
         Args:
@@ -78,17 +84,17 @@ class Stepper:
         return self._output
 
     @property
-    def state(self):
+    def state(self) -> Tensor:
         """The hidden state of all layers, (L, B, H), as a new tensor. It can be assigned."""
         state = self._output.new_empty(self._module.num_layers, *self._output.shape)
         self._native.read_state(state)
         return state
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Tensor) -> None:
         self._native.write_state(state.detach().contiguous())
 
-    def reset(self, rows=None):
+    def reset(self, rows: Sequence[int] | Tensor | None = None) -> None:
         """Set the state to zero.
 
         Args:
@@ -111,13 +117,15 @@ class Stepper:
             rows = rows.flatten().tolist()
         self._native.reset(list(rows))
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Pack the present weights of the module. The state stays as it is."""
+        state = self.state
+        self._pack()
+        self.state = state
+
+    def _pack(self) -> None:
         module = self._module
-        state = None if self._native is None else self.state
         _, self._weights = _torch.named_rnn_weights(module)
         self._versions = [w._version for w in self._weights]
         relu = module.mode == "RNN_RELU"
         self._native = _ops.stepper(self.batch_size, self._weights, relu, module.bias)
-        if state is not None:
-            self.state = state

@@ -1,0 +1,12 @@
+"""The modules :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`.
+
+:func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
+:class:`Stepper` runs a :class:`FastRNN` one time step at a time.
+"""
+
+from ._dropout import Dropout
+from ._rnn import FastRNN, FastRNNCell
+from ._stepper import Stepper
+from ._swap import accelerate, restore
+
+__all__ = ["Dropout", "FastRNN", "FastRNNCell", "Stepper", "accelerate", "restore"]
