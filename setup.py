@@ -2,7 +2,7 @@
 
 These environment variables change the build:
 
-- RNNFAST_OPENMP=0: build without threads.
+- RNNFAST_OPENMP=0: build without threads, as is done where the compiler finds no libgomp.
 - RNNFAST_CXXFLAGS: flags that are added to those of the C++ compiler. CXX names the compiler.
 - RNNFAST_CUDA=0: build without the CUDA kernels. RNNFAST_CUDA=1: fail if they cannot be built. By
   default they are built if there is an nvcc in NVCC, in CUDA_HOME or on the PATH.
@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import ninja
@@ -41,8 +42,30 @@ def cxx_flags():
     # -ffp-contract=fast: multiply-adds are also fused with -std=c++17, where GCC would not do it.
     # -Wno-psabi: GCC warns about vectors that are passed to functions, but all of ours are inlined.
     flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
-    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto"]
+    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto", "-pthread"]
     return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
+
+
+def has_libgomp(cxx):
+    """Return whether to run threads with libgomp, which is the OpenMP runtime that torch brings.
+
+    The kernels call it directly, so that GCC and Clang use the same runtime. Clang's own runtime
+    would be a second one in the process.
+    """
+    if os.environ.get("RNNFAST_OPENMP") == "0":
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "libgomp.cpp")
+        source.write_text(
+            'extern "C" int omp_get_thread_num(); int main() { omp_get_thread_num(); }'
+        )
+        linked = subprocess.run(
+            [*shlex.split(cxx), source, "-o", Path(folder, "libgomp"), "-lgomp"],
+            stderr=subprocess.DEVNULL,
+        )
+    if linked.returncode != 0:
+        print(f"rnnfast: {cxx} finds no libgomp, so the CPU kernels will run on one thread.")
+    return linked.returncode == 0
 
 
 def find_nvcc():
@@ -73,10 +96,12 @@ def nvcc_flags():
 def ninja_file(output, build_dir, include):
     """Return the text of the file that tells ninja how to build `output`."""
     nvcc = find_nvcc()
-    openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
+    cxx = os.environ.get("CXX", "c++")
+    threads = has_libgomp(cxx)
+    libraries = "-lpthread -lgomp" if threads else "-lpthread"
     lines = [
-        f"cxx = {os.environ.get('CXX', 'c++')}",
-        f"cxxflags = {cxx_flags()} {openmp}",
+        f"cxx = {cxx}",
+        f"cxxflags = {cxx_flags()}{' -DRNNFAST_LIBGOMP' if threads else ''}",
         f"nvcc = {nvcc}",
         f"nvccflags = {nvcc_flags()}",
         "rule cxx",
@@ -91,10 +116,10 @@ def ninja_file(output, build_dir, include):
         # nvcc links the module, because it knows where its runtime is. The runtime is linked
         # statically and its symbols are hidden, so that the module loads on machines without CUDA
         # and does not collide with the runtime of a different library.
-        f"  command = $cxx -shared $in -o $out {openmp}"
+        f"  command = $cxx -shared $in -o $out {libraries}"
         if nvcc is None
-        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"
-        + (f" -Xcompiler {openmp}" if openmp else ""),
+        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out "
+        + libraries,
     ]
     objects = []
     for source in CPU_SOURCES + (CUDA_SOURCES if nvcc else []):
