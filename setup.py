@@ -3,6 +3,7 @@
 These environment variables change the build:
 
 - RNNFAST_OPENMP=0: build without threads, as is done where the compiler finds no libgomp.
+- RNNFAST_TEST_ISAS=1: add the instruction sets that exist for the tests (csrc/cpu/testing).
 - RNNFAST_CXXFLAGS: flags that are added to those of the C++ compiler. CXX names the compiler.
 - RNNFAST_CUDA=0: build without the CUDA kernels. RNNFAST_CUDA=1: fail if they cannot be built. By
   default they are built if there is an nvcc in NVCC, in CUDA_HOME or on the PATH.
@@ -28,8 +29,9 @@ CPU_SOURCES = [
     source
     for folder in ("bindings", "cpu")
     for source in sorted(ROOT.glob(f"csrc/{folder}/**/*.cpp"))
-    if source not in CUDA_SOURCES
+    if source not in CUDA_SOURCES and source.parent.name != "testing"
 ]
+TEST_SOURCES = sorted(ROOT.glob("csrc/cpu/testing/*.cpp"))
 # The kernels are compiled for these architectures. For later architectures the module also contains
 # PTX, which the driver compiles.
 CUDA_ARCHITECTURES = (80, 90)
@@ -122,7 +124,8 @@ def ninja_file(output, build_dir, include):
         + libraries,
     ]
     objects = []
-    for source in CPU_SOURCES + (CUDA_SOURCES if nvcc else []):
+    tests = TEST_SOURCES if os.environ.get("RNNFAST_TEST_ISAS") == "1" else []
+    for source in CPU_SOURCES + tests + (CUDA_SOURCES if nvcc else []):
         obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
         rule = "cuda" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
@@ -133,6 +136,8 @@ def ninja_file(output, build_dir, include):
             lines.append(
                 "  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include) + own
             )
+        elif source.name == "isa.cpp" and tests:
+            lines.append("  include = -DRNNFAST_TEST_ISAS")
         objects.append(escape(obj))
     lines.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
@@ -168,7 +173,7 @@ class NinjaBuild(build_ext):
 # because the compiler tells it which headers a file includes.
 SOURCES, OTHERS = (
     [str(path.relative_to(ROOT)) for path in paths]
-    for paths in (CPU_SOURCES, [*CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])
+    for paths in (CPU_SOURCES, [*TEST_SOURCES, *CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])
 )
 setup(
     ext_modules=[Extension("rnnfast._C", SOURCES, depends=OTHERS)],
