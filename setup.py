@@ -54,6 +54,8 @@ def has_libgomp(cxx):
     The kernels call it directly, so that GCC and Clang use the same runtime. Clang's own runtime
     would be a second one in the process.
     """
+    if shutil.which(shlex.split(cxx)[0]) is None:
+        sys.exit(f"rnnfast: there is no compiler {cxx}. Install GCC or Clang, or set CXX.")
     if os.environ.get("RNNFAST_OPENMP") == "0":
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +103,8 @@ def ninja_file(output, build_dir, include):
     cxx = os.environ.get("CXX", "c++")
     threads = has_libgomp(cxx)
     libraries = "-lpthread -lgomp" if threads else "-lpthread"
+    if sys.platform == "darwin":  # Python's functions are in the program that loads the module
+        libraries += " -undefined dynamic_lookup"
     lines = [
         f"cxx = {cxx}",
         f"cxxflags = {cxx_flags()}{' -DRNNFAST_LIBGOMP' if threads else ''}",
