@@ -2,7 +2,8 @@
 
 These environment variables change the build:
 
-- RNNFAST_OPENMP=0: build without threads.
+- RNNFAST_OPENMP=0: build without threads, as is done where the compiler finds no libgomp.
+- RNNFAST_TEST_ISAS=1: add the instruction sets that exist for the tests (csrc/cpu/testing).
 - RNNFAST_CXXFLAGS: flags that are added to those of the C++ compiler. CXX names the compiler.
 - RNNFAST_CUDA=0: build without the CUDA kernels. RNNFAST_CUDA=1: fail if they cannot be built. By
   default they are built if there is an nvcc in NVCC, in CUDA_HOME or on the PATH.
@@ -13,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import ninja
@@ -27,8 +29,9 @@ CPU_SOURCES = [
     source
     for folder in ("bindings", "cpu")
     for source in sorted(ROOT.glob(f"csrc/{folder}/**/*.cpp"))
-    if source not in CUDA_SOURCES
+    if source not in CUDA_SOURCES and source.parent.name != "testing"
 ]
+TEST_SOURCES = sorted(ROOT.glob("csrc/cpu/testing/*.cpp"))
 # The kernels are compiled for these architectures. For later architectures the module also contains
 # PTX, which the driver compiles.
 CUDA_ARCHITECTURES = (80, 90)
@@ -41,8 +44,32 @@ def cxx_flags():
     # -ffp-contract=fast: multiply-adds are also fused with -std=c++17, where GCC would not do it.
     # -Wno-psabi: GCC warns about vectors that are passed to functions, but all of ours are inlined.
     flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
-    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto"]
+    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-fno-lto", "-pthread"]
     return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
+
+
+def has_libgomp(cxx):
+    """Return whether to run threads with libgomp, which is the OpenMP runtime that torch brings.
+
+    The kernels call it directly, so that GCC and Clang use the same runtime. Clang's own runtime
+    would be a second one in the process.
+    """
+    if shutil.which(shlex.split(cxx)[0]) is None:
+        sys.exit(f"rnnfast: there is no compiler {cxx}. Install GCC or Clang, or set CXX.")
+    if os.environ.get("RNNFAST_OPENMP") == "0":
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "libgomp.cpp")
+        source.write_text(
+            'extern "C" int omp_get_thread_num(); int main() { omp_get_thread_num(); }'
+        )
+        linked = subprocess.run(
+            [*shlex.split(cxx), source, "-o", Path(folder, "libgomp"), "-lgomp"],
+            stderr=subprocess.DEVNULL,
+        )
+    if linked.returncode != 0:
+        print(f"rnnfast: {cxx} finds no libgomp, so the CPU kernels will run on one thread.")
+    return linked.returncode == 0
 
 
 def find_nvcc():
@@ -73,10 +100,14 @@ def nvcc_flags():
 def ninja_file(output, build_dir, include):
     """Return the text of the file that tells ninja how to build `output`."""
     nvcc = find_nvcc()
-    openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
+    cxx = os.environ.get("CXX", "c++")
+    threads = has_libgomp(cxx)
+    libraries = "-lpthread -lgomp" if threads else "-lpthread"
+    if sys.platform == "darwin":  # Python's functions are in the program that loads the module
+        libraries += " -undefined dynamic_lookup"
     lines = [
-        f"cxx = {os.environ.get('CXX', 'c++')}",
-        f"cxxflags = {cxx_flags()} {openmp}",
+        f"cxx = {cxx}",
+        f"cxxflags = {cxx_flags()}{' -DRNNFAST_LIBGOMP' if threads else ''}",
         f"nvcc = {nvcc}",
         f"nvccflags = {nvcc_flags()}",
         "rule cxx",
@@ -91,13 +122,14 @@ def ninja_file(output, build_dir, include):
         # nvcc links the module, because it knows where its runtime is. The runtime is linked
         # statically and its symbols are hidden, so that the module loads on machines without CUDA
         # and does not collide with the runtime of a different library.
-        f"  command = $cxx -shared $in -o $out {openmp}"
+        f"  command = $cxx -shared $in -o $out {libraries}"
         if nvcc is None
-        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"
-        + (f" -Xcompiler {openmp}" if openmp else ""),
+        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out "
+        + libraries,
     ]
     objects = []
-    for source in CPU_SOURCES + (CUDA_SOURCES if nvcc else []):
+    tests = TEST_SOURCES if os.environ.get("RNNFAST_TEST_ISAS") == "1" else []
+    for source in CPU_SOURCES + tests + (CUDA_SOURCES if nvcc else []):
         obj = build_dir / source.relative_to(ROOT).with_suffix(source.suffix + ".o")
         rule = "cuda" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {escape(obj)}: {rule} {escape(source.resolve())}")
@@ -108,6 +140,8 @@ def ninja_file(output, build_dir, include):
             lines.append(
                 "  include = " + " ".join(f"-isystem {shlex.quote(p)}" for p in include) + own
             )
+        elif source.name == "isa.cpp" and tests:
+            lines.append("  include = -DRNNFAST_TEST_ISAS")
         objects.append(escape(obj))
     lines.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
@@ -143,7 +177,7 @@ class NinjaBuild(build_ext):
 # because the compiler tells it which headers a file includes.
 SOURCES, OTHERS = (
     [str(path.relative_to(ROOT)) for path in paths]
-    for paths in (CPU_SOURCES, [*CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])
+    for paths in (CPU_SOURCES, [*TEST_SOURCES, *CUDA_SOURCES, *sorted(ROOT.glob("csrc/**/*.h"))])
 )
 setup(
     ext_modules=[Extension("rnnfast._C", SOURCES, depends=OTHERS)],

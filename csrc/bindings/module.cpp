@@ -46,7 +46,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("isa", [] { return std::string(current_isa().name); });
   m.def("set_isa", &set_isa);
-#ifdef _OPENMP
+#if defined(RNNFAST_LIBGOMP)
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;

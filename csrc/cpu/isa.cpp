@@ -26,23 +26,30 @@ const Isa* find(const std::string& name, const char* source) {
 } // namespace
 
 std::vector<const Isa*> available_isas() {
-  std::vector<const Isa*> list{&kGeneric};
-#if defined(__x86_64__)
+  std::vector<const Isa*> list;
   for (const Isa* isa : {
+           &kGeneric,
+#if defined(__x86_64__)
+#if defined(RNNFAST_TEST_ISAS)
            &kAvx512OnAvx2,
 #if defined(RNNFAST_AMX)
            &kAmxEmulated,
+#endif
+#endif
+#if defined(RNNFAST_AMX)
            &kAmx, // not last, because it has not run on a CPU that has AMX yet
 #endif
            &kAvx2,
            &kAvx512,
            &kAvx512Bf16,
+#elif defined(__aarch64__)
+           &kNeon,
+#endif
        }) {
     if (isa->available()) {
       list.push_back(isa);
     }
   }
-#endif
   return list;
 }
 

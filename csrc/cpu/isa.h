@@ -133,11 +133,13 @@ struct Isa {
 extern const Isa kGeneric;
 #if defined(__x86_64__)
 extern const Isa kAvx2, kAvx512OnAvx2, kAvx512, kAvx512Bf16;
-#if !defined(__clang__) && __GNUC__ >= 11
+#if defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
 #define RNNFAST_AMX
 extern const Isa kAmx, kAmxEmulated;
 #endif
 extern const KernelSet kAvx512Kernels; // used by every instruction set that extends AVX-512
+#elif defined(__aarch64__)
+extern const Isa kNeon;
 #endif
 
 // Return the instruction sets that this CPU and operating system can run. The last one is the

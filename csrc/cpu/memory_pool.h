@@ -10,6 +10,12 @@
 
 #include <sys/mman.h>
 
+#if defined(__has_feature) // Clang
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__
+#endif
+#endif
+
 namespace rnnfast {
 
 // Keeps blocks of memory that are given back, up to 64 MiB in all. When there is no room, the

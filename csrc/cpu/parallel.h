@@ -7,13 +7,17 @@
 // For ThreadSanitizer, which does not see how the threads of libgomp synchronise.
 #include <thread>
 #include <vector>
-#elif defined(_OPENMP)
-#include <omp.h>
+#elif defined(RNNFAST_LIBGOMP)
+// These functions are what GCC calls for a parallel region of OpenMP. Clang would call its own
+// runtime instead, but torch brings libgomp, and a process must not have two runtimes.
+extern "C" void GOMP_parallel(void (*region)(void*), void* data, unsigned threads, unsigned flags);
+extern "C" int omp_get_thread_num();
+extern "C" int omp_get_num_threads();
 #endif
 
 namespace rnnfast {
 
-#if defined(_OPENMP) && !defined(RNNFAST_STD_THREADS)
+#if defined(RNNFAST_LIBGOMP) && !defined(RNNFAST_STD_THREADS)
 // In the child of a fork, libgomp would wait for the threads of the parent, which do not exist in
 // the child. The parent may have opened a parallel region in any library, for example in torch. So
 // a child never opens one.
@@ -44,7 +48,7 @@ template <class Work> void parallel(int wanted, const Work& work) {
     return;
   }
   Region region(wanted);
-  const auto run = [&](int thread, int threads) {
+  auto run = [&](int thread, int threads) {
     region.enter(thread, threads);
     work(thread, threads);
     region.leave(thread);
@@ -57,9 +61,11 @@ template <class Work> void parallel(int wanted, const Work& work) {
   for (std::thread& thread : workers) {
     thread.join();
   }
-#elif defined(_OPENMP)
-#pragma omp parallel num_threads(wanted)
-  run(omp_get_thread_num(), omp_get_num_threads());
+#elif defined(RNNFAST_LIBGOMP)
+  const auto call = [](void* data) noexcept {
+    (*static_cast<decltype(run)*>(data))(omp_get_thread_num(), omp_get_num_threads());
+  };
+  GOMP_parallel(call, &run, wanted, 0);
   const Nanoseconds lost = region.time_lost();
   if (lost > 0) {
     time_alone.store(kPatience * lost, std::memory_order_relaxed);

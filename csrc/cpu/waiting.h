@@ -137,6 +137,15 @@ private:
   std::vector<Reading> before_;
 };
 
+// Make the core wait for some tens of nanoseconds before the next spin.
+inline void pause_spinning() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb" ::: "memory"); // most cores do not wait at all at a `yield`
+#endif
+}
+
 // Wait for a condition that a different thread makes true within microseconds. After 4096 spins the
 // other thread is probably waiting for a core, so this thread offers its own.
 template <class Condition> void spin_until(const Condition& condition) {
@@ -144,9 +153,7 @@ template <class Condition> void spin_until(const Condition& condition) {
     if (condition()) {
       return;
     }
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
+    pause_spinning();
   }
   const LongWait wait;
   while (!condition()) {
@@ -219,7 +226,6 @@ private:
   alignas(64) std::atomic<int64_t> arrived_{0};
   std::atomic<int64_t> round_{0};
   bool alone_ = false; // the last decision
-  char pad_[64 - 2 * sizeof(std::atomic<int64_t>) - sizeof(int64_t)];
 };
 
 // How many steps one thread has done. Threads that need its results wait for them.
@@ -232,7 +238,6 @@ public:
 
 private:
   alignas(64) std::atomic<int64_t> steps_{0};
-  char pad_[64 - sizeof(std::atomic<int64_t>)];
 };
 
 } // namespace rnnfast

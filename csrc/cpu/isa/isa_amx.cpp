@@ -8,10 +8,9 @@
 #include <immintrin.h>
 
 #include "amx_permission.h"
+#include "target.h"
 
-// No header may be included after this line. The linker keeps one copy of an inline function, and
-// if that copy used these instructions, CPUs without them would crash.
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+RNNFAST_TARGET("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 32
 #define RNNFAST_TILE_REGISTERS
@@ -21,10 +20,10 @@ namespace rnnfast::amx {
 #include "amx_registers-inl.h"
 
 #include "../vector/isa-inl.h"
-static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
 } // namespace rnnfast::amx
 
 namespace rnnfast {
 extern const Isa kAmx{"amx", available, &kAvx512Kernels, &amx::kPairKernels, enable};
 }
+RNNFAST_END_TARGET
 #endif

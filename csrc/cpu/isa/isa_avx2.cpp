@@ -2,17 +2,23 @@
 #if defined(__x86_64__)
 #include "../isa.h"
 
+#include <cpuid.h>
 #include <cstring>
 #include <immintrin.h>
 
-static bool available() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+#include "target.h"
+
+// Clang 16 does not let __builtin_cpu_supports ask for F16C.
+static bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
-// No header may be included after this line. The linker keeps one copy of an inline function, and
-// if that copy used these instructions, CPUs without them would crash.
-#pragma GCC target("avx2,fma,f16c")
+static bool available() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+RNNFAST_TARGET("avx2,fma,f16c")
 #define RNNFAST_VECTOR_BYTES 32
 #define RNNFAST_MAX_ROWS 6
 #define RNNFAST_WIDEN_F16(half) _mm256_cvtph_ps((__m128i)(half))
@@ -22,7 +28,7 @@ namespace rnnfast::avx2 {
 } // namespace rnnfast::avx2
 
 namespace rnnfast {
-static constexpr KernelSet kKernels = avx2::kernel_set();
-extern const Isa kAvx2{"avx2", available, &kKernels, nullptr};
+extern const Isa kAvx2{"avx2", available, &avx2::kKernels, nullptr};
 } // namespace rnnfast
+RNNFAST_END_TARGET
 #endif

@@ -5,14 +5,14 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include "target.h"
+
 static bool available() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 
-// No header may be included after this line. The linker keeps one copy of an inline function, and
-// if that copy used these instructions, CPUs without them would crash.
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+RNNFAST_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 12
 #define RNNFAST_WIDEN_F16(half) _mm512_maskz_cvtph_ps(0xFFFF, (__m256i)(half))
@@ -22,7 +22,8 @@ namespace rnnfast::avx512 {
 } // namespace rnnfast::avx512
 
 namespace rnnfast {
-extern const KernelSet kAvx512Kernels = avx512::kernel_set();
+extern const KernelSet kAvx512Kernels = avx512::kKernels;
 extern const Isa kAvx512{"avx512", available, &kAvx512Kernels, nullptr};
 } // namespace rnnfast
+RNNFAST_END_TARGET
 #endif

@@ -1,4 +1,4 @@
-// The baseline of the compiler: 16-byte vectors. That is SSE2 on x86-64 and NEON on AArch64.
+// The baseline of the compiler: 16-byte vectors, which are SSE2 on x86-64.
 #include "../isa.h"
 
 #include <cstring>
@@ -10,6 +10,5 @@ namespace rnnfast::generic {
 } // namespace rnnfast::generic
 
 namespace rnnfast {
-static constexpr KernelSet kKernels = generic::kernel_set();
-const Isa kGeneric{"generic", [] { return true; }, &kKernels, nullptr};
+const Isa kGeneric{"generic", [] { return true; }, &generic::kKernels, nullptr};
 } // namespace rnnfast

@@ -6,11 +6,11 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include "../isa/target.h"
+
 static bool available() { return rnnfast::kAvx512Bf16.available(); }
 
-// No header may be included after this line. The linker keeps one copy of an inline function, and
-// if that copy used these instructions, CPUs without them would crash.
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+RNNFAST_TARGET("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_MAX_ROWS 32
 #define RNNFAST_TILE_REGISTERS
@@ -19,11 +19,11 @@ namespace rnnfast::amx_emulated {
 #include "amx_registers_emulated-inl.h"
 
 #include "../vector/isa-inl.h"
-static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
 } // namespace rnnfast::amx_emulated
 
 namespace rnnfast {
 extern const Isa kAmxEmulated{"amx_emulated", available, &kAvx512Kernels,
                               &amx_emulated::kPairKernels};
 }
+RNNFAST_END_TARGET
 #endif

@@ -4,11 +4,11 @@
 
 #include <cstring>
 
+#include "../isa/target.h"
+
 static bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// No header may be included after this line. The linker keeps one copy of an inline function, and
-// if that copy used these instructions, CPUs without them would crash.
-#pragma GCC target("avx2,fma")
+RNNFAST_TARGET("avx2,fma")
 #define RNNFAST_VECTOR_BYTES 64
 #define RNNFAST_EMULATED // a vector takes two registers
 #define RNNFAST_MAX_ROWS 12
@@ -17,7 +17,7 @@ namespace rnnfast::avx512_on_avx2 {
 } // namespace rnnfast::avx512_on_avx2
 
 namespace rnnfast {
-static constexpr KernelSet kKernels = avx512_on_avx2::kernel_set();
-extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &kKernels, nullptr};
+extern const Isa kAvx512OnAvx2{"avx512_on_avx2", available, &avx512_on_avx2::kKernels, nullptr};
 } // namespace rnnfast
+RNNFAST_END_TARGET
 #endif

@@ -27,11 +27,14 @@ template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
           outer_products<S, O>, dropout<S>};
 }
 
-// A template, so that the instruction sets that add nothing but products of pairs of bfloat16 do
-// not compile the functions for all types once more.
-template <class = void> constexpr KernelSet kernel_set() {
-  return {vector_kernels<float, float>(), vector_kernels<double, double>(),
-          vector_kernels<bfloat16, float>(), vector_kernels<float16, float>(), glove_update<float>};
-}
+// Instruction sets that add products of pairs of bfloat16 do not compile the functions for all
+// types once more.
+#if defined(RNNFAST_MULTIPLY_ADD_PAIRS) || defined(RNNFAST_TILE_REGISTERS)
+static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
+#else
+static constexpr KernelSet kKernels = {
+    vector_kernels<float, float>(), vector_kernels<double, double>(),
+    vector_kernels<bfloat16, float>(), vector_kernels<float16, float>(), glove_update<float>};
+#endif
 
 #undef RNNFAST_INLINE

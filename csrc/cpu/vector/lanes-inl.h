@@ -43,6 +43,8 @@ template <class T> using Vec = typename Lanes<T>::Vec;
 template <class T> RNNFAST_INLINE void keep_in_register([[maybe_unused]] Vec<T>& v) {
 #if defined(__x86_64__) && !defined(RNNFAST_EMULATED)
   __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
 #endif
 }
 

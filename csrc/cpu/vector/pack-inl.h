@@ -41,6 +41,39 @@ RNNFAST_INLINE Vec<float> pairs(Vec<float> first, Vec<float> second) {
   return (Vec<float>)((Unsigned)first >> 16 | (Unsigned)second);
 }
 
+// The number of the lane that comes to lane `lane` of the lower or the upper one of two vectors
+// that exchange blocks of kStep lanes. The lanes of the upper vector have the numbers after those
+// of the lower one.
+template <class T, int kStep, bool kUpper> constexpr int exchanged(int lane) {
+  return (lane & kStep ? kVector<T> + lane - kStep : lane) + (kUpper ? kStep : 0);
+}
+template <class T, int kStep, bool kUpper, int... kLanes>
+RNNFAST_INLINE Vec<T> exchange(Vec<T> lower, Vec<T> upper, std::integer_sequence<int, kLanes...>) {
+#if defined(__clang__) // has no __builtin_shuffle, and GCC has this function from version 12 on
+  return __builtin_shufflevector(lower, upper, exchanged<T, kStep, kUpper>(kLanes)...);
+#else
+  return __builtin_shuffle(lower, upper,
+                           typename Lanes<T>::Bits{exchanged<T, kStep, kUpper>(kLanes)...});
+#endif
+}
+
+// Transpose a square block in as many vectors as a vector has lanes.
+template <class T, int kStep = 1> RNNFAST_INLINE void transpose(Vec<T>* rows) {
+  constexpr int VL = kVector<T>;
+  if constexpr (kStep < VL) {
+    constexpr auto kLanes = std::make_integer_sequence<int, VL>();
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) {
+      if ((i & kStep) == 0) {
+        const Vec<T> lower = rows[i], upper = rows[i + kStep];
+        rows[i] = exchange<T, kStep, false>(lower, upper, kLanes);
+        rows[i + kStep] = exchange<T, kStep, true>(lower, upper, kLanes);
+      }
+    }
+    transpose<T, 2 * kStep>(rows);
+  }
+}
+
 // Transpose a square block of as many vectors as a vector has lanes. The vectors begin `stride`
 // bytes apart at `from`. Lane i of all of them becomes vector i of `to`, whose vectors begin
 // `to_stride` elements apart.
@@ -52,24 +85,7 @@ RNNFAST_INLINE void transpose_block(const void* from, int64_t stride, T* to, int
   for (int i = 0; i < VL; ++i) {
     std::memcpy(&rows[i], static_cast<const char*>(from) + i * stride, sizeof rows[i]);
   }
-#pragma GCC unroll 4
-  for (int step = 1; step < VL; step *= 2) {
-    // The lanes of b have the numbers after those of a.
-    typename Lanes<T>::Bits low{}, high{};
-#pragma GCC unroll 16
-    for (int i = 0; i < VL; ++i) {
-      low[i] = i & step ? VL + i - step : i;
-      high[i] = i & step ? VL + i : i + step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < VL; ++i) {
-      if ((i & step) == 0) {
-        const Vec<T> a = rows[i], b = rows[i + step];
-        rows[i] = __builtin_shuffle(a, b, low);
-        rows[i + step] = __builtin_shuffle(a, b, high);
-      }
-    }
-  }
+  transpose<T>(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < VL; ++i) {
     store<T>(to + i * to_stride, rows[i]);
@@ -115,7 +131,6 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
       }
       continue;
     }
-#if !defined(__clang__)              // has no __builtin_shuffle
     if constexpr (!kWidened<S, O>) { // an element, or a pair, is packed as it stands
       k_done = K / kLine * kLine, j_done = used / kVector<C> * kVector<C>;
       for (int64_t k = 0; k < k_done; k += kVector<C> * kPair<O>) {
@@ -125,7 +140,6 @@ static void pack(const S* w, bool transpose, int64_t K, int64_t N, int64_t col_b
         }
       }
     }
-#endif
     // The loops read one cache line of each column at a time. If K is a power of two, the columns
     // share a few cache sets, and a line would leave the cache before its second element is read.
     for (int64_t k0 = 0; k0 < K; k0 += kLine) {
