@@ -70,12 +70,26 @@ def nvcc_flags():
     return " ".join([*flags, "-gencode", f"arch=compute_{last},code=compute_{last}"])
 
 
+def openmp_flags(cxx):
+    """Return the flags of the C++ compiler and those of the linker for OpenMP."""
+    if os.environ.get("RNNFAST_OPENMP") == "0":
+        return "", ""
+    try:
+        version = subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True)
+    except OSError as error:
+        sys.exit(f"rnnfast: the C++ compiler cannot be run ({error}). Install g++, or set CXX.")
+    # The process has torch's libgomp, whose functions the module finds whatever the name of the
+    # file is. If the module named a file, the system's libgomp could be loaded as a second runtime.
+    # Code by clang needs a different library, which torch does not bring.
+    return "-fopenmp", "-fopenmp" if "clang" in version.stdout else ""
+
+
 def ninja_file(output, build_dir, include):
     """Return the text of the file that tells ninja how to build `output`."""
-    nvcc = find_nvcc()
-    openmp = "" if os.environ.get("RNNFAST_OPENMP") == "0" else "-fopenmp"
+    cxx, nvcc = os.environ.get("CXX", "c++"), find_nvcc()
+    openmp, link_openmp = openmp_flags(cxx)
     lines = [
-        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"cxx = {cxx}",
         f"cxxflags = {cxx_flags()} {openmp}",
         f"nvcc = {nvcc}",
         f"nvccflags = {nvcc_flags()}",
@@ -91,10 +105,12 @@ def ninja_file(output, build_dir, include):
         # nvcc links the module, because it knows where its runtime is. The runtime is linked
         # statically and its symbols are hidden, so that the module loads on machines without CUDA
         # and does not collide with the runtime of a different library.
-        f"  command = $cxx -shared $in -o $out {openmp}"
+        f"  command = $cxx -shared $in -o $out -pthread {link_openmp}"
         if nvcc is None
-        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"
-        + (f" -Xcompiler {openmp}" if openmp else ""),
+        else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out "
+        # The wheel nvidia-cuda-runtime has the runtime in this folder, where nvcc does not look.
+        + f"-L{shlex.quote(str(Path(nvcc).resolve().parents[1] / 'lib'))} "
+        + " ".join(f"-Xcompiler {flag}" for flag in ("-pthread", link_openmp) if flag),
     ]
     objects = []
     for source in CPU_SOURCES + (CUDA_SOURCES if nvcc else []):
