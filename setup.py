@@ -88,6 +88,8 @@ def ninja_file(output, build_dir, include):
     """Return the text of the file that tells ninja how to build `output`."""
     cxx, nvcc = os.environ.get("CXX", "c++"), find_nvcc()
     openmp, link_openmp = openmp_flags(cxx)
+    # The linker of macOS refuses Python's symbols, which the process has, unless it is told.
+    shared = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     lines = [
         f"cxx = {cxx}",
         f"cxxflags = {cxx_flags()} {openmp}",
@@ -105,7 +107,7 @@ def ninja_file(output, build_dir, include):
         # nvcc links the module, because it knows where its runtime is. The runtime is linked
         # statically and its symbols are hidden, so that the module loads on machines without CUDA
         # and does not collide with the runtime of a different library.
-        f"  command = $cxx -shared $in -o $out -pthread {link_openmp}"
+        f"  command = $cxx {shared} $in -o $out -pthread {link_openmp}"
         if nvcc is None
         else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out "
         # The wheel nvidia-cuda-runtime has the runtime in this folder, where nvcc does not look.
