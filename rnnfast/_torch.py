@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-# The first release of torch with which all tests pass. torch 2.10 has the C exchange API, too, but
+# The first release of torch that rnnfast supports. torch 2.10 has DLPack's C exchange API, too, but
 # its Dynamo cannot read the properties of a RNNDescriptor.
 OLDEST = "2.11"
 
