@@ -2,7 +2,7 @@
 
 These environment variables change the build:
 
-- RNNFAST_OPENMP=0: build without threads, as is done where the compiler finds no libgomp.
+- RNNFAST_OPENMP=0: build without threads, as is done except on Linux.
 - RNNFAST_TEST_ISAS=1: add the instruction sets that exist for the tests (csrc/cpu/testing).
 - RNNFAST_CXXFLAGS: flags that are added to those of the C++ compiler. CXX names the compiler.
 - RNNFAST_CUDA=0: build without the CUDA kernels. RNNFAST_CUDA=1: fail if they cannot be built. By
@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import ninja
@@ -48,28 +47,19 @@ def cxx_flags():
     return " ".join([*flags, os.environ.get("RNNFAST_CXXFLAGS", "")])
 
 
-def has_libgomp(cxx):
-    """Return whether to run threads with libgomp, which is the OpenMP runtime that torch brings.
+def uses_libgomp():
+    """Return whether to run threads with libgomp, the OpenMP runtime that torch brings on Linux.
 
-    The kernels call it directly, so that GCC and Clang use the same runtime. Clang's own runtime
-    would be a second one in the process.
+    The kernels call its functions directly, so that GCC and Clang use the same runtime. The module
+    is not linked with it: torch has loaded its own into the global namespace, under whatever file
+    name. If the module named a file, that of the system could be loaded as a second runtime.
     """
-    if shutil.which(shlex.split(cxx)[0]) is None:
-        sys.exit(f"rnnfast: there is no compiler {cxx}. Install GCC or Clang, or set CXX.")
     if os.environ.get("RNNFAST_OPENMP") == "0":
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "libgomp.cpp")
-        source.write_text(
-            'extern "C" int omp_get_thread_num(); int main() { omp_get_thread_num(); }'
-        )
-        linked = subprocess.run(
-            [*shlex.split(cxx), source, "-o", Path(folder, "libgomp"), "-lgomp"],
-            stderr=subprocess.DEVNULL,
-        )
-    if linked.returncode != 0:
-        print(f"rnnfast: {cxx} finds no libgomp, so the CPU kernels will run on one thread.")
-    return linked.returncode == 0
+    if sys.platform != "linux":
+        print("rnnfast: torch brings no libgomp here, so the CPU kernels will run on one thread.")
+        return False
+    return True
 
 
 def find_nvcc():
@@ -99,15 +89,14 @@ def nvcc_flags():
 
 def ninja_file(output, build_dir, include):
     """Return the text of the file that tells ninja how to build `output`."""
-    nvcc = find_nvcc()
-    cxx = os.environ.get("CXX", "c++")
-    threads = has_libgomp(cxx)
-    libraries = "-lpthread -lgomp" if threads else "-lpthread"
-    if sys.platform == "darwin":  # Python's functions are in the program that loads the module
-        libraries += " -undefined dynamic_lookup"
+    cxx, nvcc = os.environ.get("CXX", "c++"), find_nvcc()
+    if shutil.which(shlex.split(cxx)[0]) is None:
+        sys.exit(f"rnnfast: there is no compiler {cxx}. Install GCC or Clang, or set CXX.")
+    # The linker of macOS refuses Python's symbols, which the process has, unless it is told.
+    shared = "-shared -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     lines = [
         f"cxx = {cxx}",
-        f"cxxflags = {cxx_flags()}{' -DRNNFAST_LIBGOMP' if threads else ''}",
+        f"cxxflags = {cxx_flags()}{' -DRNNFAST_LIBGOMP' if uses_libgomp() else ''}",
         f"nvcc = {nvcc}",
         f"nvccflags = {nvcc_flags()}",
         "rule cxx",
@@ -122,10 +111,11 @@ def ninja_file(output, build_dir, include):
         # nvcc links the module, because it knows where its runtime is. The runtime is linked
         # statically and its symbols are hidden, so that the module loads on machines without CUDA
         # and does not collide with the runtime of a different library.
-        f"  command = $cxx -shared $in -o $out {libraries}"
+        f"  command = $cxx {shared} $in -o $out -pthread"
         if nvcc is None
         else "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out "
-        + libraries,
+        # The wheel nvidia-cuda-runtime has the runtime in this folder, where nvcc does not look.
+        f"-L{shlex.quote(str(Path(nvcc).resolve().parents[1] / 'lib'))} -Xcompiler -pthread",
     ]
     objects = []
     tests = TEST_SOURCES if os.environ.get("RNNFAST_TEST_ISAS") == "1" else []

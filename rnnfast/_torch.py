@@ -18,6 +18,10 @@ from types import SimpleNamespace
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
+# The first release of torch that rnnfast supports. torch 2.10 has DLPack's C exchange API, too, but
+# its Dynamo cannot read the properties of a RNNDescriptor.
+OLDEST = "2.11"
+
 # Whether the installed torch has each private name that is asked for.
 HAS: dict[str, bool] = {}
 
@@ -38,6 +42,19 @@ def _owner(name, otherwise):
     owner = _private(path, None)
     HAS[name] = hasattr(owner, attribute)
     return owner if HAS[name] else SimpleNamespace(**{attribute: otherwise})
+
+
+# DLPack
+
+
+# rnnfast._C reads and makes tensors with this API. It is the only question without a fallback: each
+# other way takes much longer, or needs the headers of one version of torch.
+if _private("Tensor.__dlpack_c_exchange_api__", None) is None:
+    raise ImportError(
+        f"rnnfast needs torch {OLDEST} or later, got torch {torch.__version__}, which lacks "
+        "torch.Tensor.__dlpack_c_exchange_api__ (DLPack's C exchange API). Install a later torch: "
+        f"pip install 'torch>={OLDEST}'"
+    )
 
 
 # Transforms
@@ -249,6 +266,23 @@ def _cuda_stream(index):
 # cuda_stream(index) returns the address of the current stream of a device. The private name is not
 # in HAS, because only builds of torch with CUDA have it.
 cuda_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _cuda_stream)
+
+
+# oneDNN
+
+
+def onednn_product(a, b):
+    """Return a function that computes ``a @ b.T`` with oneDNN, or None if torch cannot do that.
+
+    The private names are not in HAS, because only builds of torch with oneDNN have them.
+    """
+    operators = torch.ops.mkldnn
+    reorder = getattr(operators, "_reorder_linear_weight", None)
+    linear = getattr(operators, "_linear_pointwise", None)
+    if reorder is None or linear is None or not torch.backends.mkldnn.is_available():
+        return None
+    packed = reorder(b)
+    return lambda: linear(a, packed, None, "none", [], "")
 
 
 # Modules and optimizers

@@ -1,6 +1,10 @@
 """Does the installed torch still answer what ``rnnfast._torch`` asks, and what if it does not?"""
 
 import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +57,23 @@ def test_dynamo_has_what_is_patched():
         assert _torch._patch_builder(builder, FastRNN)
     finally:
         builder.VariableBuilder.wrap_module = wrap_module
+
+
+# DLPack
+
+
+def test_a_torch_without_the_exchange_api_is_refused():
+    code = "import torch; del torch.Tensor.__dlpack_c_exchange_api__; import rnnfast"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    expected = f"ImportError: rnnfast needs torch {_torch.OLDEST} or later, got torch"
+    assert run.returncode == 1 and last.startswith(expected)
+    assert "lacks torch.Tensor.__dlpack_c_exchange_api__" in last
+
+
+def test_the_oldest_torch_is_the_one_that_the_package_asks_for():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'"torch>={_torch.OLDEST}"' in project
 
 
 # Transforms
@@ -210,6 +231,21 @@ def test_what_may_run_on_cudnn():
         assert not _torch.may_run_on_cudnn(on_cuda)
 
 
+# oneDNN
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+def test_onednn_multiplies():
+    a, b = torch.rand(5, 3), torch.rand(4, 3)
+    torch.testing.assert_close(_torch.onednn_product(a, b)(), a @ b.T)
+
+
+@pytest.mark.parametrize("name", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_without_onednn_nothing_multiplies(monkeypatch, name):
+    monkeypatch.setattr(torch.ops.mkldnn, name, None, raising=False)
+    assert _torch.onednn_product(torch.ones(2, 2), torch.ones(2, 2)) is None
+
+
 # Modules and optimizers
 
 
@@ -237,11 +273,12 @@ def test_lerp(monkeypatch, name):
 
 def test_no_other_module_of_the_package_asks():
     """Private names of torch occur in ``rnnfast/_torch.py`` alone."""
-    import re
-    from pathlib import Path
-
     package = Path(_torch.__file__).parent
-    private = re.compile(r"\btorch(\.\w+)*\._[a-zA-Z]|\bfrom torch(\.\w+)* import .*\b_[a-zA-Z]")
+    private = re.compile(
+        r"\btorch(\.\w+)*\._[a-zA-Z]"
+        r"|\bfrom torch(\.\w+)* import .*\b_[a-zA-Z]"
+        r"|\btorch\.ops\.(?!rnnfast\b|aten\b)"
+    )
     for path in package.rglob("*.py"):
         if path.name != "_torch.py":
             found = [line for line in path.read_text().splitlines() if private.search(line)]

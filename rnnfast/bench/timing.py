@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._torch import onednn_product
+
 # Shorter calls are repeated within a sample, so that reading the clock costs next to nothing.
 SAMPLE_SECONDS = 2e-3
 MODE_SECONDS = 1.5  # spent on one mode of one shape
@@ -99,9 +101,8 @@ def gemm_gflops(dtype: torch.dtype) -> float:
     a, b = torch.ones(2, n, n, dtype=dtype)
     out = torch.empty(n, n, dtype=dtype)
     products = [lambda: torch.mm(a, b, out=out)]
-    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        onednn = torch.ops.mkldnn
-        packed = onednn._reorder_linear_weight(b)
-        products.append(lambda: onednn._linear_pointwise(a, packed, None, "none", [], ""))
+    onednn = onednn_product(a, b) if dtype == torch.float32 else None
+    if onednn is not None:
+        products.append(onednn)
     seconds = [min(timeit.repeat(product, repeat=6, number=1)) for product in products]
     return 2e-9 * n**3 / min(seconds)

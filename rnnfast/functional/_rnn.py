@@ -213,7 +213,12 @@ def run_rnn(
 
 def _autocast_dtype(device_type):
     """Return the dtype in which autocast computes on that type of device, or None if it is off."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # The first line decides under torch.compile: Dynamo of torch 2.11 cannot trace the second.
+    if (
+        _torch.is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device_type)
+        and torch.is_autocast_enabled(device_type)
+    ):
         return torch.get_autocast_dtype(device_type)
     return None
 
