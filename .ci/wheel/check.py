@@ -53,6 +53,7 @@ def check_build_info():
     assert folder.parent == Path(sysconfig.get_path("platlib")), f"{folder} is not installed"
     assert info["version"] == importlib.metadata.version("rnnfast")
     assert info["isa"] == info["isas"][-1]
+    assert not {"avx512_on_avx2", "amx_emulated"} & set(info["isas"]), "they are for tests only"
     assert info["openmp"] or sys.platform != "linux"
     assert "float32" in info["kernels"]["cpu"]
     # CUDA kernels in the wheel must not keep it from working without a GPU.
