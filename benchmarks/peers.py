@@ -180,7 +180,7 @@ class Kernels(FastRNN):
         output = x._replace(data=outs[-1]) if case.lengths else outs[-1]
 
         def forward():
-            ops._C.forward(rows, None, packed, batch_sizes, *options, outs, h_n)
+            ops._C.forward(rows, None, packed, batch_sizes, *options, outs, h_n, None)
             return output, h_n
 
         if mode == "forward":
@@ -198,7 +198,7 @@ class Kernels(FastRNN):
         def training():
             forward()
             inputs = (dy, None, outs, rows, None, packed, batch_sizes)
-            ops._C.backward(*inputs, *options, dx, None, dw, between)
+            ops._C.backward(*inputs, *options, dx, None, dw, between, None)
             return gradients
 
         return training
