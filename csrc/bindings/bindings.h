@@ -36,9 +36,13 @@ template <class T> void require(bool holds, const char* what, T got) {
 // step must run at the same time: with more threads than CPUs each wait would last until the
 // operating system switches threads.
 inline int usable_cpus() {
+#if defined(__linux__)
   cpu_set_t set;
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                     : std::numeric_limits<int>::max();
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    return CPU_COUNT(&set);
+  }
+#endif
+  return std::numeric_limits<int>::max();
 }
 
 // Call `run` with an element of the type that the kernels use for `dtype`. The caller has refused

@@ -78,7 +78,8 @@ public:
       dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
     }
     if (schedule_.has_resets()) {
-      // Threads have different rows, or share fewer than 2 * kGroupRows rows.
+      // Each member of a group needs the rows of the group. The members of one group multiplied by
+      // B are at most this number of rows.
       connected_ = allocate<O>((shape.B + most_threads * 2 * kGroupRows) * ld_);
     }
     barriers_.reset(new Barrier[most_threads]);
@@ -134,7 +135,7 @@ public:
         if (i == i0) {
           product.a = state_.get() + r * ld_, product.a_stride = ld_;
         } else if (!first) {
-          set_left_factor(product, rows, dpre, schedule_.time(i - 1), r, thread);
+          set_left_factor(product, rows, dpre, schedule_.time(i - 1), r, share);
         }
         product.act = shape_.relu ? Activation::kReluGrad : Activation::kTanhGrad;
         if (dy != nullptr) {
@@ -155,7 +156,7 @@ public:
         FusedProduct<S, O> product{};
         product.rows = active - after, product.K = H, product.N = H;
         product.col_begin = share.c0, product.col_end = share.c1;
-        set_left_factor(product, rows, dpre, t, r, thread);
+        set_left_factor(product, rows, dpre, t, r, share);
         product.w = w_hh_.get();
         product.act = Activation::kIdentity;
         product.out = call_.dh0 + r * H, product.out_stride = H;
@@ -277,7 +278,7 @@ private:
   // Let `product` read dpre of time step t, from row r on. A row that was reset before step t hands
   // no gradient to the step before. Then the rows are copied, and these are zeros.
   void set_left_factor(FusedProduct<S, O>& product, const BlockRows& rows, const O* dpre, int64_t t,
-                       int64_t r, int thread) {
+                       int64_t r, const Share& share) {
     product.a = rows.at(dpre, ld_, t, r), product.a_stride = rows.stride(ld_);
     bool any = false;
     for (int64_t n = 0; schedule_.has_resets() && n < product.rows; ++n) {
@@ -286,7 +287,8 @@ private:
     if (!any) {
       return;
     }
-    O* const copy = connected_.get() + (r + thread * 2 * kGroupRows) * ld_;
+    const int64_t before = share.members * share.r0 + share.member * (share.r1 - share.r0);
+    O* const copy = connected_.get() + (before + r - share.r0) * ld_;
     for (int64_t n = 0; n < product.rows; ++n) {
       if (schedule_.is_reset(t, r + n, call_.reverse)) {
         std::fill_n(copy + n * ld_, ld_, O{});

@@ -41,8 +41,8 @@ public:
                         : kBlockRows),
         x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
-    // Each thread has a block of its own, also the members of a group, which have the same rows. A
-    // group with several members has fewer than 2 * kGroupRows rows.
+    // Each thread has a block of its own, also the members of a group, which have the same rows.
+    // The members of one group multiplied by B are at most B + most_threads * 2 * kGroupRows.
     const int64_t rows = most_threads * (kBlockRows + 2 * kGroupRows) + B;
     w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));

@@ -77,10 +77,12 @@ public:
 
 private:
   friend class LongWait;
-  // These values stand for the clock of a thread that has not come yet, or has left.
-  static constexpr clockid_t kAbsent = 0, kGone = 1;
+  // These values stand for the clock of a thread that has not come yet, and of one that has left or
+  // waits itself.
+  static constexpr clockid_t kAbsent = clockid_t(0), kIdle = clockid_t(1);
 
   static inline thread_local Region* current_ = nullptr;
+  static inline thread_local int thread_ = 0; // the number of the calling thread in its region
 
   const Nanoseconds begin_ = now();
   std::unique_ptr<std::atomic<clockid_t>[]> clocks_; // for each thread: its processor time
@@ -95,6 +97,9 @@ private:
 class LongWait {
 public:
   LongWait() : region_(Region::current()), begin_(now()) {
+    if (region_ != nullptr) {
+      own_ = region_->clocks_[Region::thread_].exchange(Region::kIdle);
+    }
     for (int i = 0; i < threads(); ++i) {
       before_.push_back({clock(i), processor_time(clock(i))});
     }
@@ -105,11 +110,12 @@ public:
     for (int i = 0; i < threads(); ++i) {
       if (before_[i].clock == Region::kAbsent) {
         longest = took;
-      } else if (before_[i].clock == clock(i)) {
+      } else if (before_[i].clock != Region::kIdle && before_[i].clock == clock(i)) {
         longest = std::max(longest, took - (processor_time(clock(i)) - before_[i].time));
       }
     }
-    if (longest > 0) {
+    if (region_ != nullptr) {
+      region_->clocks_[Region::thread_].store(own_);
       region_->waited_.fetch_add(longest, std::memory_order_relaxed);
     }
   }
@@ -126,7 +132,7 @@ private:
   clockid_t clock(int thread) const { return region_->clocks_[thread].load(); }
   static Nanoseconds processor_time(clockid_t clock) {
     timespec time{};
-    if (clock != Region::kAbsent && clock != Region::kGone) {
+    if (clock != Region::kAbsent && clock != Region::kIdle) {
       clock_gettime(clock, &time);
     }
     return Nanoseconds(time.tv_sec) * 1000000000 + time.tv_nsec;
@@ -134,6 +140,7 @@ private:
 
   Region* const region_;
   const Nanoseconds begin_;
+  clockid_t own_{};
   std::vector<Reading> before_;
 };
 
@@ -163,15 +170,16 @@ template <class Condition> void spin_until(const Condition& condition) {
 
 inline void Region::enter(int thread, int threads) {
   threads_.store(threads, std::memory_order_relaxed);
+  clockid_t clock = kIdle; // where the system cannot tell, no wait is measured
 #if defined(__linux__)
-  clockid_t clock;
   if (pthread_getcpuclockid(pthread_self(), &clock) == 0) {
-    clocks_[thread].store(clock);
     current_ = this;
+    thread_ = thread;
+  } else {
+    clock = kIdle;
   }
-#else
-  clocks_[thread].store(kGone); // this system cannot tell, so no wait is measured
 #endif
+  clocks_[thread].store(clock);
 }
 
 inline void Region::leave(int thread) {
@@ -180,7 +188,7 @@ inline void Region::leave(int thread) {
   if (lost_.load(std::memory_order_relaxed) == 0) {
     spin_until([&] { return finished_.load(std::memory_order_acquire) == threads; });
   } else {
-    clocks_[thread].store(kGone); // may be long before the other threads leave
+    clocks_[thread].store(kIdle); // the other threads may go on for a long time
   }
   current_ = nullptr;
 }
@@ -204,7 +212,7 @@ public:
       Region* const region = Region::current();
       alone_ = region != nullptr && region->hand_over();
     });
-    return alone_; // is not written again before this thread has come to the next decision
+    return alone_; // No thread writes it before all members have come to the next decision.
   }
 
 private:

@@ -77,6 +77,8 @@ def examine() -> dict[str, Any]:
             return report | inspected
     except subprocess.TimeoutExpired:
         problem = f"rnnfast did not answer within {TIMEOUT} s"
+    except (IndexError, ValueError):
+        problem = f"rnnfast did not answer in JSON but with {run.stdout!r}"
     else:
         problem = _last_error(run)
     return report | {"problems": [problem], "warnings": []}

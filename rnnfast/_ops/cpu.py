@@ -142,7 +142,7 @@ def stepper(batch_size, weights, relu, bias):
 
     ``weights`` holds (w_ih, w_hh[, b_ih, b_hh]) for each layer, and is copied.
     """
-    weights = [w.detach().contiguous() for w in weights]
+    weights = [w.detach().resolve_neg().contiguous() for w in weights]
     return _C.Stepper(batch_size, weights, relu, bias, torch.get_num_threads())
 
 

@@ -14,7 +14,7 @@ packed batch.
 - ``reset`` is bool and has one element for each row of ``x``: (T, B), (B, T) or (N). Where it is
   true, the state of that sequence is zero before that time step. A reverse direction enters a
   segment between resets at its last step, and its state is zero there instead. So every segment is
-  as if it was run alone.
+  as if it were run alone.
 
 ``rnn_padded`` is ``rnn`` for a padded batch of sequences that end after ``lengths``, int64 (B) of
 values in [0, T]. Steps past the end of a sequence are zero in ``output``, and ``h_n`` has the state

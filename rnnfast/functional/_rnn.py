@@ -54,7 +54,7 @@ def rnn(
         reset: bool tensor with one element for each row of ``input``: (T, B), (B, T) or (N), or
             None. Where it is true, the state of that sequence is zero before that time step, and no
             gradient passes. A reverse direction enters the part of a sequence between two resets at
-            its last step, so that every part is as if it was run alone.
+            its last step, so that every part is as if it were run alone.
 
     Returns:
         ``(output, h_n)``: the states of the last layer, (T, B, D * H) in the layout of ``input``,
@@ -185,7 +185,7 @@ def run_rnn(
         is_cuda = input.is_cuda and not torch.compiler.is_compiling()
         if is_cuda and _ops.is_torch_faster(input, weights, batch_sizes, descriptor):
             run = rnn_torch
-    if reset is not None:
+    if reset is not None and reset.numel() > 0:
         reset = reset.to(input.device)
         if run is rnn_torch or (run is rnn_on_kernel and input.is_cuda):
             run = partial(rnn_in_segments, run)

@@ -10,7 +10,7 @@ import torch
 
 
 class _Segments(NamedTuple):
-    """The segments of a batch, the longest first. With N rows, B sequences and K segments."""
+    """The segments of a batch, the longest first: K segments of B sequences with N rows."""
 
     rows: torch.Tensor  # the row of the input for each row of the packed segments, (N)
     batch_sizes: torch.Tensor  # the number of segments that have a step t
@@ -24,11 +24,12 @@ def _find_segments(reset, sizes):
     ``sizes`` are the ``batch_sizes`` of that batch, int64 (T).
     """
     T, B = len(sizes), int(sizes[0])
-    sequence, time = torch.arange(B), torch.arange(T)
+    # The default device may be another one.
+    sequence, time = torch.arange(B, device="cpu"), torch.arange(T, device="cpu")
     exists = sequence < sizes[:, None]
     lengths = exists.sum(0)
     row = (sizes.cumsum(0) - sizes)[:, None] + sequence  # of each time step and sequence
-    begins = torch.zeros(T, B, dtype=torch.bool)
+    begins = torch.zeros(T, B, dtype=torch.bool, device="cpu")
     begins[exists] = reset
     begins[0] = True
     # The segments in the order of their sequences, and within a sequence in that of time.
@@ -44,7 +45,7 @@ def _find_segments(reset, sizes):
 
 
 def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
-    """Run an RNN with resets by ``run``, which knows of none.
+    """Run an RNN with resets by ``run``, which has no resets.
 
     Args:
         run: a function like `rnn_torch`.
@@ -60,7 +61,7 @@ def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
         if batch_first:
             x, reset = x.transpose(0, 1), reset.transpose(0, 1)
         steps = x.shape[:2]
-        sizes = torch.full(steps[:1], steps[1])
+        sizes = torch.full(steps[:1], steps[1], device="cpu")
         x, reset = x.flatten(0, 1), reset.flatten()
     else:
         sizes = batch_sizes

@@ -58,7 +58,7 @@ class FastRNN(nn.RNN):
           ``batch_first``, (T) without a batch, or a ``PackedSequence`` packed like ``input``. Where
           it is true, the state of that sequence is zero before that time step, and no gradient
           passes. A reverse direction enters the part of a sequence between two resets at its last
-          step, so that every part is as if it was run alone. Default: no resets.
+          step, so that every part is as if it were run alone. Default: no resets.
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
@@ -298,8 +298,10 @@ class FastRNN(nn.RNN):
         A single step of the reverse direction is the first one that it computes. No step comes
         before it, so that nothing is reset.
         """
-        B = check_reset(reset, input.shape[:-1]).numel()
-        if hx is None or hx.shape[0] % self.num_layers or hx.shape[:-1].numel() % B:
+        check_reset(reset, input.shape[:-1])
+        batch = (reset.numel(),) if reset.dim() == 2 else ()
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        if hx is None or hx.shape != (states, *batch, self.hidden_size):
             return hx  # nn.RNN says what is wrong with it
         kept = ~reset.to(hx.device).squeeze(1 if self.batch_first and reset.dim() == 2 else 0)
         directions = list(hx.unflatten(0, (self.num_layers, -1)).unbind(1))

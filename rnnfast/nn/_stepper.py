@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,26 @@ if TYPE_CHECKING:
     from ._rnn import FastRNN
 
 
+# uint8 tensors were masks in older versions of torch, so they are refused.
+_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def _mark(weight: Tensor) -> tuple[int, int]:
+    """Return what changes when ``weight`` is changed in place or gets new memory."""
+    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
+
+
 class Stepper:
     """The hidden state and the packed weights of a :class:`FastRNN`, for one time step at a time.
 
     :meth:`FastRNN.stepper` makes it. A call of :class:`FastRNN` with one time step has to pack its
-    weights, or to run on torch's operators. A stepper packs them once. It computes no gradients.
+    weights, or to run on torch's operators. A stepper packs them once. It computes no gradients,
+    and no dropout, as in ``eval()``. Only one thread may call it at a time.
 
     If an optimizer, ``load_state_dict`` or another in-place operation changes the weights, the next
-    step packs them again and keeps the state. After a change that torch does not count, for example
-    a new ``Parameter`` or a write to ``weight.data``, call :meth:`refresh`.
+    step packs them again and keeps the state. torch does not count all changes. After a step of an
+    optimizer with ``fused=True``, a write to ``weight.data``, or a new ``Parameter`` in the module,
+    call :meth:`refresh`.
 
     With B sequences, I inputs, H hidden units and L layers:
 
@@ -44,22 +55,8 @@ class Stepper:
     def __init__(self, module: FastRNN, batch_size: int = 1):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-        if module.bidirectional:
-            raise ValueError(
-                "a bidirectional RNN has no stepper, because its reverse direction begins with the "
-                "last time step"
-            )
-        if module.zoneout:
-            raise ValueError(f"zoneout must be 0 for a stepper, got {module.zoneout}")
-        weight = module.weight_hh_l0
-        if not weight.is_cpu or not _ops.has_rnn_kernel("cpu", weight.dtype):
-            raise RuntimeError(
-                "a stepper needs weights of float32, float64, bfloat16 or float16 on the CPU, got "
-                f"{weight.dtype} on {weight.device}"
-            )
         self.batch_size = batch_size
         self._module = module
-        self._output = torch.empty(batch_size, module.hidden_size, dtype=weight.dtype)
         self._pack()
 
     def step(self, input: Tensor) -> Tensor:
@@ -73,15 +70,23 @@ class Stepper:
             clone it to keep it.
 
         Raises:
+            TypeError: ``input`` is not a tensor.
             RuntimeError: the shape, dtype or device of ``input`` is wrong.
         """
-        if [w._version for w in self._weights] != self._versions:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}")
+        if [_mark(w) for w in self._parameters] != self._marks:
             self.refresh()
+        if input.is_neg() or (input.shape[-1:] != (1,) and input.stride()[-1:] != (1,)):
+            input = input.resolve_neg().contiguous()
+        output = self._output
+        # A graph of autograd may need an output that this step overwrites. Then backward() raises.
+        torch.autograd.graph.increment_version(output)
         if input.dim() == 1 and self.batch_size == 1:
-            self._native.step(input.unsqueeze(0), self._output)
-            return self._output[0]
-        self._native.step(input, self._output)
-        return self._output
+            self._native.step(input.unsqueeze(0), output)
+            return output[0]
+        self._native.step(input, output)
+        return output
 
     @property
     def state(self) -> Tensor:
@@ -92,40 +97,81 @@ class Stepper:
 
     @state.setter
     def state(self, state: Tensor) -> None:
-        self._native.write_state(state.detach().contiguous())
+        if not isinstance(state, Tensor):
+            raise TypeError(f"state must be a tensor, got {type(state).__name__}")
+        self._native.write_state(state.detach().resolve_neg().contiguous())
 
-    def reset(self, rows: Sequence[int] | Tensor | None = None) -> None:
+    def reset(self, rows: Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Set the state to zero.
 
         Args:
-            rows: the sequences to reset, as a list or tensor of numbers in [0, B) or as a bool
-                tensor (B). Default: all.
+            rows: the sequences to reset. They are numbers in [0, B), or B bools of which True
+                means a reset, as a list, an array or a tensor. Default: all.
 
         Raises:
             IndexError: a number is not in [0, B).
-            ValueError: a bool tensor has a wrong shape.
+            ValueError: ``rows`` has a wrong shape or a wrong type.
         """
-        if rows is None:
-            rows = range(self.batch_size)
-        elif isinstance(rows, torch.Tensor):
-            if rows.dtype is torch.bool:
-                if rows.shape != (self.batch_size,):
-                    raise ValueError(
-                        f"rows must be bool ({self.batch_size},), got {tuple(rows.shape)}"
-                    )
-                rows = rows.nonzero()
-            rows = rows.flatten().tolist()
-        self._native.reset(list(rows))
+        numbers = torch.arange(self.batch_size, device="cpu")
+        if rows is not None:
+            given = torch.as_tensor(rows, device="cpu")
+            if given.dtype is torch.bool and given.shape == numbers.shape:
+                numbers = numbers[given]
+            elif given.dim() == 1 and (given.dtype in _NUMBERS or given.numel() == 0):
+                numbers = given
+            else:
+                raise ValueError(
+                    f"rows must be a list of numbers or {self.batch_size} bools, got {given.dtype} "
+                    f"{tuple(given.shape)}"
+                )
+        self._native.reset(numbers.tolist())
 
     def refresh(self) -> None:
-        """Pack the present weights of the module. The state stays as it is."""
+        """Pack the present weights of the module. The state stays as it is.
+
+        Raises:
+            ValueError, RuntimeError: where :meth:`FastRNN.stepper` raises them. The stepper stays
+                as it is then.
+        """
         state = self.state
         self._pack()
-        self.state = state
+        self.state = state.to(self._output.dtype)
 
     def _pack(self) -> None:
         module = self._module
-        _, self._weights = _torch.named_rnn_weights(module)
-        self._versions = [w._version for w in self._weights]
+        if module.bidirectional:
+            raise ValueError(
+                "a bidirectional RNN has no stepper, because its reverse direction begins with the "
+                "last time step"
+            )
+        if module.zoneout:
+            raise ValueError(f"zoneout must be 0 for a stepper, got {module.zoneout}")
+        if module._forward_pre_hooks:
+            raise ValueError(
+                "a stepper does not run the forward pre-hooks of the module, with which for "
+                "example torch.nn.utils.prune makes its weights: remove them first"
+            )
+        _, weights = _torch.named_rnn_weights(module)
+        dtype = weights[1].dtype
+        if not weights[1].is_cpu or not _ops.has_rnn_kernel("cpu", dtype):
+            raise RuntimeError(
+                "a stepper needs weights of float32, float64, bfloat16 or float16 on the CPU, got "
+                f"{dtype} on {weights[1].device}"
+            )
         relu = module.mode == "RNN_RELU"
-        self._native = _ops.stepper(self.batch_size, self._weights, relu, module.bias)
+        native = _ops.stepper(self.batch_size, weights, relu, module.bias)
+        with torch.inference_mode(False):
+            shape = (self.batch_size, module.hidden_size)
+            self._output = torch.zeros(shape, dtype=dtype, device="cpu")
+        self._native = native
+        # The weights may be computed from parameters of a parametrization.
+        self._parameters = [*weights, *module.parameters()]
+        self._marks = [_mark(w) for w in self._parameters]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self._module, "batch_size": self.batch_size, "state": self.state}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self._module, self.batch_size = saved["module"], saved["batch_size"]
+        self._pack()
+        self.state = saved["state"]

@@ -405,3 +405,29 @@ def test_wrong_packed_resets():
     for value in (reset, pack_padded_sequence(reset, other), pack_padded_sequence(x, lengths)):
         with pytest.raises(ValueError, match=r"reset must be"):
             module(packed, reset=value)
+
+
+def test_empty_batch():
+    module = FastRNN(3, 5)
+    for T in (1, 4):
+        reset = torch.zeros(T, 0, dtype=torch.bool)
+        output, h_n = module(torch.zeros(T, 0, 3), torch.zeros(1, 0, 5), reset=reset)
+        assert output.shape == (T, 0, 5) and h_n.shape == (1, 0, 5)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5), (4, 6, 5), (3, 5)])
+def test_wrong_hx_of_a_single_step(shape):
+    module = FastRNN(3, 5, 3)
+    x, reset = torch.zeros(1, 3, 3), torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises((RuntimeError, ValueError), match=r"hidden|hx"):
+        module(x, torch.zeros(shape), reset=reset)
+
+
+def test_default_device():
+    data = rule.make(CASES[6])
+    reset = draw_resets(data, 0.3)
+    options = {"batch_first": False, "batch_sizes": data.batch_sizes, **CASES[6].options}
+    expected = baseline(data.input, data.hx, data.weights, **options, reset=reset)
+    with torch.device("meta"):
+        found = baseline(data.input, data.hx, data.weights, **options, reset=reset)
+    torch.testing.assert_close(found, expected)

@@ -1,5 +1,9 @@
 """`FastRNN.stepper`, which gets one time step at a time."""
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +56,12 @@ def test_layouts():
     assert not single.step(x[0, :4]).requires_grad
 
 
-@pytest.mark.parametrize("rows", ([1], torch.tensor([1]), torch.tensor([False, True, False])))
+MASK = [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "rows", ([1], torch.tensor([1]), MASK, np.array(MASK), torch.tensor(MASK), np.array([1]))
+)
 def test_reset_of_rows(rows):
     module, x = FastRNN(4, 5, 2), torch.randn(2, 3, 4)
     stepper = module.stepper(3)
@@ -79,6 +88,79 @@ def test_changed_weights():
     module.weight_hh_l0 = torch.nn.Parameter(torch.zeros(5, 5))
     stepper.refresh()
     torch.testing.assert_close(stepper.step(x[2]), module(x[2:], h_n)[0][0])
+
+
+def test_changed_dtype_and_memory():
+    module, x = FastRNN(4, 5), torch.randn(3, 1, 4)
+    stepper = module.stepper()
+    stepper.step(x[0])
+    state = stepper.state
+    module.double()
+    output = stepper.step(x[1].double())
+    torch.testing.assert_close(output, module(x[1:2].double(), state.double())[0][0])
+    output = output.clone()
+    module.to("meta")
+    with pytest.raises(RuntimeError, match=r"on the CPU, got torch\.float64 on meta"):
+        stepper.refresh()
+    assert torch.equal(stepper.state[0], output)
+
+
+def test_weights_of_a_parametrization():
+    module, x = FastRNN(4, 5), torch.randn(2, 4)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    stepper = module.stepper(2)
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(3)
+    state = torch.randn(1, 2, 5)
+    stepper.state = state
+    torch.testing.assert_close(stepper.step(x), module(x.unsqueeze(0), state)[0][0])
+
+
+def test_gradients_of_a_head_that_reads_the_output():
+    stepper, head = FastRNN(4, 5).stepper(2), torch.nn.Linear(5, 1)
+    loss = sum(head(stepper.step(x)).sum() for x in torch.randn(3, 2, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    x = torch.randn(2, 4)
+    head(stepper.step(x).clone()).sum().backward()
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        module = FastRNN(4, 5)
+        stepper = module.stepper()
+    x = torch.randn(1, 4)
+    torch.testing.assert_close(stepper.step(x), module(x.unsqueeze(1))[0][:, 0].clone())
+    torch.nn.Linear(5, 1)(stepper.step(x)).sum().backward()
+
+
+def test_copies():
+    stepper, x = FastRNN(4, 5).stepper(), torch.randn(1, 4)
+    stepper.step(x)
+    state = stepper.state
+    for other in (
+        copy.copy(stepper),
+        copy.deepcopy(stepper),
+        pickle.loads(pickle.dumps(stepper)),
+    ):
+        assert torch.equal(other.state, state)
+        other.step(x)
+        assert torch.equal(stepper.state, state) and not torch.equal(other.state, state)
+
+
+def test_default_device():
+    with torch.device("meta"):
+        stepper = FastRNN(4, 5, device="cpu").stepper()
+        stepper.reset()
+    stepper.step(torch.zeros(1, 4))
+
+
+def test_strides_and_negated_views():
+    module = FastRNN(4, 5)
+    x = torch.randn(4, 2)
+    expected = module.stepper(2).step(x.t().contiguous()).clone()
+    assert torch.equal(module.stepper(2).step(x.t()), expected)
+    assert torch.equal(module.stepper(2).step(torch._neg_view(-x.t())), expected)
 
 
 def test_after_accelerate():
@@ -108,5 +190,14 @@ def test_errors():
     for row in (-1, 2):
         with pytest.raises(IndexError, match=rf"rows must be in \[0, 2\), got {row}"):
             stepper.reset([0, row])
-    with pytest.raises(ValueError, match=r"rows must be bool \(2,\), got \(3,\)"):
-        stepper.reset(torch.zeros(3, dtype=torch.bool))
+    for rows in ([True] * 3, 1, [[1]], [0.5], torch.ones(2, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="rows must be a list of numbers or 2 bools, got"):
+            stepper.reset(rows)
+    with pytest.raises(TypeError, match="input must be a tensor, got list"):
+        stepper.step([[1.0] * 4] * 2)
+    with pytest.raises(TypeError, match="state must be a tensor, got list"):
+        stepper.state = []
+    hooked = FastRNN(4, 5)
+    hooked.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="does not run the forward pre-hooks"):
+        hooked.stepper()

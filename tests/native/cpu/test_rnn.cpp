@@ -102,7 +102,12 @@ template <class T> struct Inputs {
   static std::vector<int64_t> sizes(const Case& c) {
     std::vector<int64_t> v(c.T);
     for (int64_t t = 0; t < c.T; ++t) {
-      v[t] = c.packed() ? std::max<int64_t>(1, c.B - t * c.B / c.T) : c.B;
+      const int64_t falling = std::max<int64_t>(1, c.B - t * c.B / c.T);
+      // A long row beside many short ones: a group of threads then has many rows.
+      const int64_t short_rows = t <= c.T / 4 ? c.B : 1;
+      v[t] = c.layout == Layout::kPacked          ? falling
+             : c.layout == Layout::kPackedStrided ? short_rows
+                                                  : c.B;
     }
     return v;
   }
