@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 _NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-def _mark(weight: Tensor) -> tuple[int, int]:
-    """Return what changes when ``weight`` is changed in place or gets new memory."""
-    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
-
-
 class Stepper:
     """The hidden state and the packed weights of a :class:`FastRNN`, for one time step at a time.
 
@@ -75,9 +70,9 @@ class Stepper:
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-        if [_mark(w) for w in self._parameters] != self._marks:
+        if self._changes() != self._packed:
             self.refresh()
-        if input.is_neg() or (input.shape[-1:] != (1,) and input.stride()[-1:] != (1,)):
+        if not input.is_contiguous() or input.is_neg():
             input = input.resolve_neg().contiguous()
         output = self._output
         # A graph of autograd may need an output that this step overwrites. Then backward() raises.
@@ -164,9 +159,20 @@ class Stepper:
             shape = (self.batch_size, module.hidden_size)
             self._output = torch.zeros(shape, dtype=dtype, device="cpu")
         self._native = native
-        # The weights may be computed from parameters of a parametrization.
-        self._parameters = [*weights, *module.parameters()]
-        self._marks = [_mark(w) for w in self._parameters]
+        # The weights may be computed from parameters of a parametrization. Tensors of inference
+        # mode have no version.
+        unique = {id(w): w for w in (*weights, *module.parameters())}.values()
+        self._counted = [w for w in unique if not w.is_inference()]
+        self._uncounted = [w for w in unique if w.is_inference()]
+        self._packed = self._changes()
+
+    def _changes(self) -> list[int]:
+        """Return numbers that differ after weights were changed in place or got new memory."""
+        numbers = [w._version for w in self._counted]
+        numbers += [w.data_ptr() for w in self._counted]
+        if self._uncounted:
+            numbers += [w.data_ptr() for w in self._uncounted]
+        return numbers
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self._module, "batch_size": self.batch_size, "state": self.state}
