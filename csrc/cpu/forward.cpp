@@ -54,10 +54,7 @@ public:
     }
     barriers_.reset(new Barrier[most_threads + 1]);
     done_.reset(new Progress[most_threads]);
-    for (int64_t c = 0; c < width; ++c) {
-      bias_[c] = (call.b_ih != nullptr && c < H ? to_sum(call.b_ih[c]) : C(0)) +
-                 (call.b_hh != nullptr && c < H ? to_sum(call.b_hh[c]) : C(0));
-    }
+    sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());
   }
 
   // The work of one thread of the team.

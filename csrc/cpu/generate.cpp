@@ -144,11 +144,10 @@ private:
   // Return the product of row `a` with the columns of `w` that belong to this thread.
   FusedProduct<float> thread_product(const PackedMatrix& w, const float* a, int thread,
                                      int threads) const {
-    const int64_t panel = kernels_.panel, panels = (w.N + panel - 1) / panel;
+    const Columns columns = columns_of(thread, threads, w.N, kernels_.panel);
     FusedProduct<float> product{};
     product.rows = 1, product.K = w.K, product.N = w.N;
-    product.col_begin = panels * thread / threads * panel;
-    product.col_end = std::min(panels * (thread + 1) / threads * panel, w.N);
+    product.col_begin = columns.begin, product.col_end = columns.end;
     product.a = a, product.w = w.packed.get();
     return product;
   }

@@ -97,10 +97,7 @@ private:
     layer.w = allocate<T>(kernels_.packed_size(K, H_));
     kernels_.pack(joined.data(), true, K, H_, 0, H_, layer.w.get());
     layer.bias = allocate<C>(width);
-    for (int64_t c = 0; c < width; ++c) {
-      layer.bias[c] = (from.b_ih != nullptr && c < H_ ? to_sum(from.b_ih[c]) : C(0)) +
-                      (from.b_hh != nullptr && c < H_ ? to_sum(from.b_hh[c]) : C(0));
-    }
+    sum_biases(from.b_ih, from.b_hh, H_, width, layer.bias.get());
     for (Buffer<O>& rows : layer.rows) {
       rows = allocate<O>(B_ * layer.ld);
       std::fill_n(rows.get(), B_ * layer.ld, O{});
@@ -112,9 +109,7 @@ private:
 
   // This thread's columns of every layer.
   void run(int thread, int threads) {
-    const int64_t panel = kernels_.panel, panels = (H_ + panel - 1) / panel;
-    const int64_t c0 = std::min(panels * thread / threads * panel, H_),
-                  c1 = std::min(panels * (thread + 1) / threads * panel, H_);
+    const auto [c0, c1] = columns_of(thread, threads, H_, kernels_.panel);
     for (size_t l = 0; l < layers_.size(); ++l) {
       PackedLayer& layer = layers_[l];
       if (c0 < c1) {

@@ -173,15 +173,35 @@ inline int64_t active(const Schedule& schedule, const Share& share, int64_t i) {
   return std::clamp<int64_t>(schedule.rows_at(i) - share.r0, 0, share.r1 - share.r0);
 }
 
+// The columns [begin, end) of a matrix.
+struct Columns {
+  int64_t begin, end;
+};
+
+// Return the part of N columns that belongs to `thread`, in whole panels. It may be empty.
+inline Columns columns_of(int thread, int threads, int64_t N, int64_t panel) {
+  const int64_t panels = (N + panel - 1) / panel;
+  return {std::min(N, panels * thread / threads * panel),
+          std::min(N, panels * (thread + 1) / threads * panel)};
+}
+
+// Write b_ih + b_hh of H units to `sum`, which has `width` elements. The elements after H become
+// zeros. A bias that is nullptr is zero.
+template <class S>
+void sum_biases(const S* b_ih, const S* b_hh, int64_t H, int64_t width, Sum<S>* sum) {
+  for (int64_t c = 0; c < width; ++c) {
+    sum[c] = (b_ih != nullptr && c < H ? to_sum(b_ih[c]) : Sum<S>(0)) +
+             (b_hh != nullptr && c < H ? to_sum(b_hh[c]) : Sum<S>(0));
+  }
+}
+
 // Pack the part of a [K, H] matrix that belongs to `thread`.
 template <class S, class O>
 void pack_part(const VectorKernels<S, O>& kernels, const S* w, bool transpose, int64_t K, int64_t H,
                int thread, int threads, S* packed) {
-  const int64_t panels = (H + kernels.panel - 1) / kernels.panel;
-  const int64_t c0 = std::min(H, panels * thread / threads * kernels.panel);
-  const int64_t c1 = std::min(H, panels * (thread + 1) / threads * kernels.panel);
-  if (c0 < c1) {
-    kernels.pack(w, transpose, K, H, c0, c1, packed);
+  const Columns columns = columns_of(thread, threads, H, kernels.panel);
+  if (columns.begin < columns.end) {
+    kernels.pack(w, transpose, K, H, columns.begin, columns.end, packed);
   }
 }
 

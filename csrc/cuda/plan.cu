@@ -207,7 +207,7 @@ bool slower_than_cudnn(const Plan& plan, const Problem& p) {
   return cudnn > 0 && plan.clocks > cudnn;
 }
 
-// As many numbers as the 4 KiB of the arguments of a kernel can hold.
+// The numbers of one launch. The arguments of a kernel have 4 KiB, which hold this many.
 struct Numbers {
   int32_t values[1000];
 };

@@ -8,7 +8,8 @@ from rule import Case
 from rnnfast.functional import rnn
 
 PACKED = torch.tensor([3, 2, 2, 1])
-# By name: what the message must match, and the arguments that replace those of a right call.
+# Each name has a pattern that the message must match, and the arguments that replace those of a
+# right call.
 WRONG = {
     "hx batch": ("hx", {"hx": torch.zeros(1, 4, 6)}),
     "hx layers": ("hx", {"hx": torch.zeros(2, 3, 6)}),

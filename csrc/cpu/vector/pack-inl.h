@@ -49,7 +49,7 @@ template <class T, int kStep, bool kUpper> constexpr int exchanged(int lane) {
 }
 template <class T, int kStep, bool kUpper, int... kLanes>
 RNNFAST_INLINE Vec<T> exchange(Vec<T> lower, Vec<T> upper, std::integer_sequence<int, kLanes...>) {
-#if defined(__clang__) // has no __builtin_shuffle, and GCC has this function from version 12 on
+#if defined(__clang__) // Clang has no __builtin_shuffle, and GCC 11 has no __builtin_shufflevector.
   return __builtin_shufflevector(lower, upper, exchanged<T, kStep, kUpper>(kLanes)...);
 #else
   return __builtin_shuffle(lower, upper,
