@@ -110,6 +110,15 @@ def test_every_hidden_size(isa, hidden):
     check(Case(3, 2, 3, hidden))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("inputs, hidden", [(1, 3), (16, 64), (17, 70), (64, 257)])
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_single_step(isa, rows, inputs, hidden, dtype):
+    """Up to four rows are multiplied by weights that are not packed."""
+    layout = LAYOUTS[rows % len(LAYOUTS)]
+    check(Case(1, rows, inputs, hidden, 2, bidirectional=True, layout=layout, dtype=dtype))
+
+
 @pytest.mark.parametrize("memory", ["strided", "transposed", "expanded"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -265,6 +274,7 @@ THREADED = [
     Case(3, 5, 64, 257, bidirectional=True, layout="batch"),
     Case(30, 9, 5, 257, bidirectional=True),  # several groups of several threads
     Case(200, 2, 7, 65, nonlinearity="relu", num_layers=2),
+    Case(1, 2, 5, 801),  # the weights are not packed
 ]
 
 

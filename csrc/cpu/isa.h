@@ -40,7 +40,7 @@ template <class S, class O = S> struct FusedProduct {
   int64_t col_begin, col_end; // multiples of the panel width; col_end may also be N
   const O* a;                 // [rows, K]. If K is odd and O is bfloat16, element K must be 0
   int64_t a_stride;
-  const S* w; // [K, N], packed by VectorKernels::pack
+  const S* w; // [K, N], packed by VectorKernels::pack unless it is given to `unpacked_product`
   Activation act;
   const Sum<S>* sums_before;  // [rows, N], or nullptr
   int64_t sums_before_stride; // 0 adds one row, such as a bias, to all rows
@@ -99,6 +99,10 @@ template <class S, class O = S> struct VectorKernels {
   // vectors; the elements after n become zeros.
   void (*exponentials)(Sum<S>* row, int64_t n, Sum<S>* max, Sum<S>* sum);
   void (*fused_product)(const FusedProduct<S, O>&);
+  // Compute a FusedProduct whose right factor is not packed: its element (k, n) is w[n * K + k]. W
+  // is read once for every row. nullptr where products of pairs make packing as fast for a single
+  // row.
+  void (*unpacked_product)(const FusedProduct<S, O>&);
   void (*outer_products)(const OuterProducts<S, O>&);
   // Dropout of the elements [begin, end), where `begin` is a multiple of the vector. An element
   // becomes 0 if its random number is less than `dropped`, otherwise it is multiplied by `scale`.

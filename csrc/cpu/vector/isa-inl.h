@@ -22,8 +22,13 @@
 
 // The functions for the element types S and O, in the order of the members of VectorKernels.
 template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
-  return {kVector<Sum<S>>,      kPanel<Sum<S>>, pack<S, O>,           pack_rows<S, O>,
-          widen_row<S, O>,      narrow_row<S>,  exponentials<Sum<S>>, fused_product<S, O>,
+  void (*unpacked)(const FusedProduct<S, O>&) = nullptr;
+  if constexpr (kPair<O> == 1) {
+    unpacked = unpacked_product<S, O>;
+  }
+  return {kVector<Sum<S>>,      kPanel<Sum<S>>,      pack<S, O>,
+          pack_rows<S, O>,      widen_row<S, O>,     narrow_row<S>,
+          exponentials<Sum<S>>, fused_product<S, O>, unpacked,
           outer_products<S, O>, dropout<S>};
 }
 

@@ -128,6 +128,15 @@ template <class S> RNNFAST_INLINE void store_sum(S* p, Vec<Sum<S>> v) {
   }
 }
 
+// Return one element as a Sum<S>.
+template <class S> RNNFAST_INLINE Sum<S> element_as_sum(const S* p) {
+  if constexpr (std::is_same_v<S, Sum<S>>) {
+    return *p;
+  } else {
+    return widen<S>(typename Lanes<float>::Half{} + p->bits)[0];
+  }
+}
+
 // Load the n elements at p, or a whole vector if there are more. Lanes after the end become zeros.
 template <class S> RNNFAST_INLINE Vec<Sum<S>> load_edge(const S* p, int64_t n) {
   if (n >= kVector<Sum<S>>) {

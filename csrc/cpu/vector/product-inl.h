@@ -115,3 +115,44 @@ template <class S, class O, int P, int NV>
 static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                             int64_t panel_size, int64_t K, Sum<S>* result);
 #endif
+
+// Multiply a row by as many rows of `w`, which is not packed, as a vector has lanes. The first
+// `count` rows of `w` exist; the results of the others are without meaning. A transposition of the
+// accumulators adds up their lanes.
+template <class S, class O>
+__attribute__((noinline)) static void dot_products(const O* __restrict a, const S* __restrict w,
+                                                   int64_t count, int64_t K,
+                                                   Sum<S>* __restrict result) {
+  using C = Sum<S>;
+  constexpr int VL = kVector<C>;
+  const S* rows[VL];
+  Vec<C> acc[VL];
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) {
+    rows[i] = w + (i < count ? i : 0) * K;
+    acc[i] = Vec<C>{};
+  }
+  int64_t k = 0;
+  for (; k + VL <= K; k += VL) {
+    const Vec<C> factor = load_as_sum<O>(a + k);
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) {
+      acc[i] += factor * load_as_sum<S>(rows[i] + k);
+    }
+  }
+  transpose<C>(acc);
+#pragma GCC unroll 16
+  for (int step = VL / 2; step > 0; step /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < step; ++i) {
+      acc[i] += acc[i + step];
+    }
+  }
+  store<C>(result, acc[0]);
+  for (; k < K; ++k) {
+    const C factor = element_as_sum<O>(a + k);
+    for (int i = 0; i < VL; ++i) {
+      result[i] += factor * element_as_sum<S>(rows[i] + k);
+    }
+  }
+}

@@ -173,3 +173,19 @@ template <class S, class O> static void fused_product(const FusedProduct<S, O>& 
     fused_columns<S, O, 1, 2>(product, c, epilogue);
   }
 }
+
+// See VectorKernels::unpacked_product.
+template <class S, class O> static void unpacked_product(const FusedProduct<S, O>& product) {
+  constexpr int VL = kVector<Sum<S>>;
+  const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product.act);
+  for (int64_t c = product.col_begin; c < product.col_end; c += VL) {
+    const int64_t count = product.N - c;
+    const auto tile_epilogue = count >= VL ? epilogue.whole : epilogue.edge;
+    for (int64_t row = 0; row < product.rows; ++row) {
+      alignas(64) Sum<S> acc[VL];
+      dot_products<S, O>(product.a + row * product.a_stride, product.w + c * product.K, count,
+                         product.K, acc);
+      tile_epilogue(product, row, 1, c, VL, acc);
+    }
+  }
+}
