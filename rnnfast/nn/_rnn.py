@@ -62,8 +62,9 @@ class FastRNN(nn.RNN):
         - Returns ``(output, h_n)`` of shapes (T, B, D * H) and (L * D, B, H), in the layout of
           ``input``. With ``batch_first`` the output is contiguous as (B, T, D * H).
 
-    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels.
-    :func:`rnnfast.functional.rnn` describes what runs on torch's operators instead.
+    float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels. A single time step
+    runs on them in ``torch.no_grad()`` only, because with gradients torch's operator is as fast.
+    :func:`rnnfast.functional.rnn` describes what else runs on torch's operators.
 
     Raises:
         ValueError, RuntimeError: where ``nn.RNN`` raises them. Also ValueError for a probability
@@ -132,16 +133,18 @@ class FastRNN(nn.RNN):
     def _is_single_step(self, input):
         """Return whether the tensor ``input`` has one time step and should run on torch's operator.
 
-        A single step leaves nothing to fuse over time, and the kernel would pack its weights for
-        one use. While the module is traced the answer is False, so that a graph has one operator
-        for any T. Under torch.func it is False as well, because torch's operator has no batching
-        rule.
+        A single step leaves nothing to fuse over time. With gradients, and on a GPU, torch's
+        operator is as fast as the kernels. While the module is traced the answer is False, so that
+        a graph has one operator for any T. Under torch.func it is False as well, because torch's
+        operator has no batching rule.
         """
         return (
             input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and input.is_floating_point()
+            and (torch.is_grad_enabled() or not input.is_cpu)
             and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
             and not _torch.is_in_transform()
         )
 
@@ -356,8 +359,8 @@ _torch.let_dynamo_trace(FastRNN)
 class FastRNNCell(nn.RNNCell):
     """A drop-in for :class:`torch.nn.RNNCell`: one step, ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
 
-    It runs on torch's own operators, like a single step of :class:`FastRNN`, because a single step
-    leaves nothing to fuse over time. Use :class:`FastRNN` for whole sequences.
+    It runs on torch's own operators, because a single step leaves nothing to fuse over time. Use
+    :class:`FastRNN` for whole sequences.
 
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in ``nn.RNNCell``.

@@ -21,9 +21,10 @@ _NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 class Stepper:
     """The hidden state and the packed weights of a :class:`FastRNN`, for one time step at a time.
 
-    :meth:`FastRNN.stepper` makes it. A call of :class:`FastRNN` with one time step has to pack its
-    weights, or to run on torch's operators. A stepper packs them once. It computes no gradients,
-    and no dropout, as in ``eval()``. Only one thread may call it at a time.
+    :meth:`FastRNN.stepper` makes it. A call of :class:`FastRNN` with one time step has to look for
+    its weights, to pack them if there are more than four sequences, and to make new tensors. A
+    stepper packs them once and has one output. It computes no gradients, and no dropout, as in
+    ``eval()``. Only one thread may call it at a time.
 
     If an optimizer, ``load_state_dict`` or another in-place operation changes the weights, the next
     step packs them again and keeps the state. torch does not count all changes. After a step of an
