@@ -136,13 +136,15 @@ class FastRNN(nn.RNN):
         A single step leaves nothing to fuse over time. With gradients, and on a GPU, torch's
         operator is as fast as the kernels. While the module is traced the answer is False, so that
         a graph has one operator for any T. Under torch.func it is False as well, because torch's
-        operator has no batching rule.
+        operator has no batching rule. nn.RNN would compute a weight that has a parametrization four
+        times, and keep its graph.
         """
         return (
             input.dim() in (2, 3)
             and input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 1
             and input.is_floating_point()
             and (torch.is_grad_enabled() or not input.is_cpu)
+            and "parametrizations" not in self._modules
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
             and not _torch.is_in_transform()

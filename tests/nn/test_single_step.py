@@ -1,8 +1,11 @@
 """``FastRNN`` with one time step, which runs on the kernel if gradients are disabled."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from rnnfast import FastRNN
 from rnnfast.functional import _rnn
@@ -119,3 +122,16 @@ def test_a_trace_is_the_same_with_gradients_and_without():
         with mode():
             trace = torch.jit.trace(ours, x)
         torch.testing.assert_close(trace(x.expand(4, 3, 5)), ours(x.expand(4, 3, 5)))
+
+
+def test_a_parametrized_weight_is_computed_once():
+    ours, _ = pair()
+    x, computed = torch.randn(1, 3, 5, dtype=torch.float64), []
+    softplus = nn.Softplus()
+    softplus.register_forward_hook(lambda *arguments: computed.append(arguments))
+    register_parametrization(ours, "weight_hh_l0", softplus)
+    computed.clear()
+    output, _ = ours(x)
+    output.sum().backward()
+    assert len(computed) == 1
+    assert torch.equal(copy.deepcopy(ours)(x)[0], output)
