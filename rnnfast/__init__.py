@@ -18,7 +18,7 @@ except ImportError as error:
         "If that folder holds the source and not the installed package, change to another folder, "
         "or build the compiled part there: pip install -e ."
     ) from error
-from . import _ops, functional, reference
+from . import _ops, functional, parametrizations, reference
 from ._version import __version__
 from .nn import FastRNN, FastRNNCell, accelerate, restore
 
@@ -30,6 +30,7 @@ __all__ = [
     "build_info",
     "cuda_plan",
     "functional",
+    "parametrizations",
     "reference",
     "restore",
     "set_cuda_kernel",
