@@ -45,6 +45,53 @@ def backward(
     reset: Tensor | None,
     /,
 ) -> None: ...
+def leaky_forward(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    bias: bool,
+    alpha: Tensor,
+    current: bool,
+    nonlinearity: str,
+    threads: int,
+    noise: Tensor | None,
+    noise_scale: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    h_n: Tensor,
+    states: Tensor | None,
+    saved: Tensor | None,
+    reset: Tensor | None,
+    /,
+) -> None: ...
+def leaky_backward(
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dstates: Tensor | None,
+    out: Tensor,
+    states: Tensor | None,
+    saved: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    bias: bool,
+    alpha: Tensor,
+    current: bool,
+    nonlinearity: str,
+    threads: int,
+    dx: Tensor | None,
+    dh0: Tensor | None,
+    dw: list[Tensor],
+    dalpha: Tensor | None,
+    dnoise: Tensor | None,
+    reset: Tensor | None,
+    /,
+) -> None: ...
+def normal(seed: Tensor, threads: int, out: Tensor, /) -> None: ...
 def linear_cross_entropy(
     x: Tensor,
     w: Tensor,
@@ -136,7 +183,16 @@ class Sampler:
 
 class Stepper:
     def __init__(
-        self, batch_size: int, weights: list[Tensor], relu: bool, bias: bool, threads: int, /
+        self,
+        batch_size: int,
+        weights: list[Tensor],
+        relu: bool,
+        biases: int,
+        threads: int,
+        alpha: Tensor | None,
+        current: bool,
+        nonlinearity: str,
+        /,
     ) -> None: ...
     def step(self, x: Tensor, out: Tensor, /) -> None: ...
     def read_state(self, h: Tensor, /) -> None: ...

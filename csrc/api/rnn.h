@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "element.h"
+#include "leaky.h"
 
 namespace rnnfast {
 
@@ -69,6 +70,7 @@ template <class T> struct Forward {
                        // wanted
   Sequence<const int64_t> tokens; // T x B, each in [0, I), read; data == nullptr: x is used instead
   const T* table;                 // [I, H], read: the transposed W_ih
+  const Leak<T>* leak;            // nullptr, or what makes the units leaky
 };
 
 // Back-propagation through time (Werbos 1990) of one direction of one layer. It computes the
@@ -101,6 +103,7 @@ template <class T> struct Backward {
   Sequence<const int64_t> tokens; // T x B, each in [0, I), read. If data is set, the input is
                                   // one-hot, and x, w_ih, dx and dw_ih must not be set
   T* dtable;                      // [I, H], written: for tokens, the gradient of `table`
+  const LeakBackward<T>* leak;    // nullptr, or what makes the units leaky
 };
 
 // Run a stack of L layers with D = 1 or 2 directions each. stack[l * D + d] is direction d of layer

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "element.h"
+#include "leaky.h"
 
 namespace rnnfast {
 
@@ -19,6 +20,10 @@ public:
     const T* w_hh; // [H, H]
     const T* b_ih; // [H]; nullptr: zeros
     const T* b_hh; // [H]; nullptr: zeros
+    // For leaky units; Stepper::relu is then ignored. There is no noise.
+    const T* alpha = nullptr; // [H]; nullptr: the units are not leaky
+    bool current = false;     // as in Leak
+    Nonlinearity f = Nonlinearity::kTanh;
   };
 
   // Copies the weights, in the layout of the instruction set that is in use at that moment; the
@@ -31,10 +36,12 @@ public:
   ~Stepper();
 
   // Run all layers for one time step. x: [B, I], read; row b begins at x + b * x_row. out: [B, H],
-  // written: the new state of the last layer. It must not overlap x.
+  // written: the output of the last layer, which is its new state, or r of leaky units. It must not
+  // overlap x.
   void step(const T* x, int64_t x_row, T* out);
 
-  // Copy the hidden state of all layers, [L, B, H], to `h` or from `h`.
+  // Copy the state of all layers, [L, B, H], to `h` or from `h`. leaky.h says what the state of
+  // leaky units is.
   void read_state(T* h) const;
   void write_state(const T* h);
 

@@ -5,17 +5,21 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include <sched.h>
 
 #include "../api/element.h"
+#include "../api/leaky.h"
 #include "tensor_view.h"
 
 // Each adds the functions of one operation to the module.
 void bind_rnn(pybind11::module_& m);
+void bind_leaky(pybind11::module_& m);
 void bind_loss(pybind11::module_& m);
 void bind_dropout(pybind11::module_& m);
 void bind_generate(pybind11::module_& m);
@@ -43,6 +47,19 @@ inline int usable_cpus() {
   }
 #endif
   return std::numeric_limits<int>::max();
+}
+
+// Return the nonlinearity of leaky units that has this name. Throws std::invalid_argument.
+inline Nonlinearity nonlinearity_of(const std::string& name) {
+  constexpr std::array<std::string_view, 5> kNames = {"tanh", "relu", "sigmoid", "softplus",
+                                                      "linear"};
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (name == kNames[i]) {
+      return static_cast<Nonlinearity>(i);
+    }
+  }
+  throw std::invalid_argument("nonlinearity must be tanh, relu, sigmoid, softplus or linear, got " +
+                              name);
 }
 
 // Call `run` with an element of the type that the kernels use for `dtype`. The caller has refused

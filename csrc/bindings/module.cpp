@@ -15,6 +15,7 @@ using namespace rnnfast;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rnnfast. Only rnnfast's operators call this module.";
   bind_rnn(m);
+  bind_leaky(m);
   bind_loss(m);
   bind_dropout(m);
   bind_generate(m);

@@ -20,13 +20,17 @@ namespace {
 // A Stepper of one of the element types, which Python sees as one class.
 class PyStepper {
 public:
-  // weights: for each layer w_ih, w_hh and, with bias, b_ih and b_hh, all contiguous.
-  PyStepper(int64_t B, const py::list& weights, bool relu, bool bias, int threads) : B_(B) {
-    const int64_t per = bias ? 4 : 2, L = int64_t(weights.size()) / per;
+  // weights: for each layer w_ih, w_hh and `biases` of b_ih and b_hh, all contiguous. alpha: None,
+  // or [L, H] for leaky units of the kind that `current` and `nonlinearity` say.
+  PyStepper(int64_t B, const py::list& weights, bool relu, int64_t biases, int threads,
+            py::handle alpha_, bool current, const std::string& nonlinearity)
+      : B_(B) {
+    require(biases >= 0 && biases <= 2, "biases must be 0, 1 or 2", biases);
+    const int64_t per = 2 + biases, L = int64_t(weights.size()) / per;
     require(B >= 1, "batch_size must be at least 1", B);
     require(threads >= 1, "threads must be at least 1", threads);
     require(L >= 1 && L * per == int64_t(weights.size()),
-            "weights must have 2 tensors, or 4 with bias, for each layer", weights.size());
+            "weights must have 2 tensors and the biases for each layer", weights.size());
     L_ = L;
     const TensorView first("weight_ih", weights[0]);
     if (first.dim() != 2 || first.size(0) < 1) {
@@ -36,6 +40,11 @@ public:
     if (dtype_ == Dtype::kInt64 || dtype_ == Dtype::kOther) {
       first.refuse("torch.float32, torch.float64, torch.bfloat16 or torch.float16");
     }
+    const TensorView alpha("alpha", alpha_);
+    if (alpha) {
+      alpha.expect_contiguous(dtype_, {L, H_});
+    }
+    const Nonlinearity f = nonlinearity_of(nonlinearity);
     dispatch_dtype(dtype_, [&](auto element) {
       using T = decltype(element);
       std::vector<typename Stepper<T>::Layer> layers;
@@ -47,8 +56,9 @@ public:
         };
         layers.push_back({weight(0, "weight_ih", {H_, l == 0 ? I_ : H_}),
                           weight(1, "weight_hh", {H_, H_}),
-                          bias ? weight(2, "bias_ih", {H_}) : nullptr,
-                          bias ? weight(3, "bias_hh", {H_}) : nullptr});
+                          biases > 0 ? weight(2, "bias_ih", {H_}) : nullptr,
+                          biases > 1 ? weight(3, "bias_hh", {H_}) : nullptr,
+                          alpha.data<const T>(alpha ? l * H_ : 0), current, f});
       }
       stepper_ =
           std::make_unique<Stepper<T>>(B, I_, H_, relu, std::min(threads, usable_cpus()), layers);
@@ -113,7 +123,8 @@ private:
 
 void bind_stepper(py::module_& m) {
   py::class_<PyStepper>(m, "Stepper", py::module_local())
-      .def(py::init<int64_t, const py::list&, bool, bool, int>())
+      .def(py::init<int64_t, const py::list&, bool, int64_t, int, py::handle, bool,
+                    const std::string&>())
       .def("step", &PyStepper::step)
       .def("read_state", &PyStepper::read_state)
       .def("write_state", &PyStepper::write_state)

@@ -63,9 +63,10 @@ public:
   // Allocates for up to `most_threads` threads. `hands_on`: dx goes to a buffer, which the layer
   // below reads.
   BackwardLayer(const Shape& shape, const Backward<S>& call, int most_threads, bool hands_on)
-      : shape_(shape), call_(call), kernels_(current_kernels<S, O>()),
+      : shape_(shape), call_(call), leak_(call.leak), kernels_(current_kernels<S, O>()),
         schedule_(shape, !call.reverse), ld_(row_stride<O>(shape.H)),
-        blocks_(schedule_, ld_ * int64_t(sizeof(O))), dx_(hands_on || call.dx.data != nullptr) {
+        carry_ld_(row_stride<C>(shape.H)), blocks_(schedule_, ld_ * int64_t(sizeof(O))),
+        dx_(hands_on || call.dx.data != nullptr) {
     const int64_t H = shape.H, I = call.I;
     w_hh_ = allocate<S>(kernels_.packed_size(H, H));
     w_ih_ = allocate<S>(dx_ ? kernels_.packed_size(H, I) : 0);
@@ -76,6 +77,24 @@ public:
       dw_hh_ = allocate<C>(call.dw_hh != nullptr ? H * H : 0);
       db_ = allocate<C>(call.db != nullptr ? H : 0);
       dtable_ = allocate<C>(call.dtable != nullptr ? I * H : 0);
+    }
+    if (leak_ != nullptr) {
+      alpha_ = widened(leak_->alpha, H, round_up(H, kernels_.vector));
+      carry_ = allocate<C>(shape.B * carry_ld_);
+      if (leak_->current) {
+        rest_ = allocate<S>(H);
+        apply_to(nullptr, 1, rest_.get());
+        if (call.h0 != nullptr) {
+          first_r_ = allocate<S>(shape.B * H);
+          apply_to(call.h0, shape.B, first_r_.get());
+        }
+      }
+      if (leak_->dalpha != nullptr) {
+        for (Buffer<S>& buffer : dstate_) {
+          buffer = allocate<S>(blocks_.most_rows() * ld_);
+        }
+        dalpha_ = allocate<C>(2 * H);
+      }
     }
     if (schedule_.has_resets()) {
       // Each member of a group needs the rows of the group. The members of one group multiplied by
@@ -143,14 +162,39 @@ public:
         } else if (call_.dy.data != nullptr) {
           product.addend = schedule_.at(call_.dy, t, r), product.addend_stride = call_.dy.row;
         }
-        if (first && call_.dh_n != nullptr) {
+        if (first && call_.dh_n != nullptr && leak_ == nullptr) {
           product.addend2 = call_.dh_n + r * H, product.addend2_stride = H;
         }
         product.h = schedule_.at(call_.h, t, r), product.h_stride = call_.h.row;
         product.operand = rows.at(dpre, ld_, t, r), product.operand_stride = rows.stride(ld_);
+        LeakStep<S> leak_step;
+        if (leak_ != nullptr) {
+          leak_step = this->leak_step(r), product.leak = &leak_step;
+          if (!leak_->current) {
+            product.h = schedule_.at(leak_->saved, t, r), product.h_stride = leak_->saved.row;
+          } else if (leak_->dstates.data != nullptr) {
+            product.addend2 = schedule_.at(leak_->dstates, t, r);
+            product.addend2_stride = leak_->dstates.row;
+          }
+          if (leak_->dalpha != nullptr) {
+            product.out = rows.at(dstate_[k % 2].get(), ld_, t, r);
+            product.out_stride = rows.stride(ld_);
+          }
+          if (first) {
+            begin_carry(share, r, share.r0 + end);
+          }
+        }
         kernels_.fused_product(product);
       }
       barriers_[share.group].wait(share.members);
+      if (leak_ != nullptr && schedule_.has_resets()) {
+        for (int64_t r = share.r0; r < share.r0 + active; ++r) {
+          if (schedule_.is_reset(t, r, call_.reverse)) {
+            C* const carry = carry_.get() + r * carry_ld_;
+            std::fill(carry + share.c0, carry + share.c1, C(0));
+          }
+        }
+      }
       if (call_.dh0 != nullptr && after < active) { // this is the last step of some rows
         const int64_t r = share.r0 + after;
         FusedProduct<S, O> product{};
@@ -160,6 +204,17 @@ public:
         product.w = w_hh_.get();
         product.act = Activation::kIdentity;
         product.out = call_.dh0 + r * H, product.out_stride = H;
+        LeakStep<S> leak_step;
+        if (leak_ != nullptr) {
+          leak_step = this->leak_step(r), product.leak = &leak_step;
+          if (!leak_->current) { // h is not used
+            product.h = schedule_.at(call_.h, t, r), product.h_stride = call_.h.row;
+          } else if (call_.h0 != nullptr) {
+            product.h = first_r_.get() + r * H, product.h_stride = H;
+          } else {
+            product.h = rest_.get(), product.h_stride = 0;
+          }
+        }
         kernels_.fused_product(product);
       }
     }
@@ -247,8 +302,10 @@ public:
                     [&](BlockRows::Row row) { return schedule_.at(call_.x, row.t, row.b); });
       }
       if (call_.dw_hh != nullptr) {
-        add_product(H, sums(call_.dw_hh, dw_hh_),
-                    [&](BlockRows::Row row) { return previous(row); });
+        add_product(H, sums(call_.dw_hh, dw_hh_), [&](BlockRows::Row row) {
+          const S* const first = first_r_ != nullptr ? first_r_.get() : call_.h0;
+          return previous(row, call_.h, first, rest_.get());
+        });
       }
       if (call_.db != nullptr) {
         sum_columns(o, sums(call_.db, db_) + m0);
@@ -256,6 +313,12 @@ public:
       if (call_.dtable != nullptr) {
         table_gradient(rows, first, o, m0);
       }
+      if (leak_ != nullptr) {
+        leak_gradients(first, rows, o, dstate_[k % 2].get() + n0 * ld_ + m0, m0);
+      }
+    }
+    if (leak_ != nullptr && leak_->dalpha != nullptr && k + 1 == blocks_.count()) {
+      kernels_.narrow(dalpha_.get() + m0, m1 - m0, leak_->dalpha + m0);
     }
     if constexpr (!std::is_same_v<S, C>) {
       if (k + 1 == blocks_.count()) {
@@ -309,17 +372,84 @@ private:
     }
   }
 
-  // The state before this row, h_{t-1} in the order of the forward pass. nullptr stands for zeros.
-  const S* previous(BlockRows::Row row) const {
+  // The row of `states` before this row in the order of the forward pass. Before the first step
+  // that is a row of `first`, [B, H], if that is not nullptr. Otherwise, and after a reset, it is
+  // `zero`. nullptr stands for zeros.
+  const S* previous(BlockRows::Row row, const Sequence<const S>& states, const S* first,
+                    const S* zero) const {
     if (schedule_.is_reset(row.t, row.b, call_.reverse)) {
-      return nullptr;
+      return zero;
     }
     const int64_t t = call_.reverse ? row.t + 1 : row.t - 1;
     if (t >= 0 && t < shape_.T &&
         (shape_.batch_sizes == nullptr || row.b < shape_.batch_sizes[t])) {
-      return schedule_.at(call_.h, t, row.b);
+      return schedule_.at(states, t, row.b);
     }
-    return call_.h0 != nullptr ? call_.h0 + row.b * shape_.H : nullptr;
+    return first != nullptr ? first + row.b * shape_.H : zero;
+  }
+
+  // Write f of each of the states [count, H] to `r`. nullptr stands for zeros.
+  void apply_to(const S* states, int64_t count, S* r) const {
+    Buffer<C> row = allocate<C>(shape_.H);
+    for (int64_t b = 0; b < count; ++b) {
+      for (int64_t c = 0; c < shape_.H; ++c) {
+        row[c] = apply(leak_->f, states != nullptr ? to_sum(states[b * shape_.H + c]) : C(0));
+      }
+      kernels_.narrow(row.get(), shape_.H, r + b * shape_.H);
+    }
+  }
+
+  // What is done to the sums of a time step, from row r on.
+  LeakStep<S> leak_step(int64_t r) const {
+    LeakStep<S> step{};
+    step.backward = true, step.current = leak_->current, step.f = leak_->f;
+    step.alpha = alpha_.get();
+    step.carry = carry_.get() + r * carry_ld_, step.carry_stride = carry_ld_;
+    return step;
+  }
+
+  // Rows [r0, r1) begin with the gradient of their last state.
+  void begin_carry(const Share& share, int64_t r0, int64_t r1) const {
+    for (int64_t r = r0; r < r1; ++r) {
+      const S* const dh_n = call_.dh_n != nullptr ? call_.dh_n + r * shape_.H : nullptr;
+      C* const carry = carry_.get() + r * carry_ld_;
+      for (int64_t c = share.c0; c < share.c1; ++c) {
+        carry[c] = dh_n != nullptr ? to_sum(dh_n[c]) : C(0);
+      }
+    }
+  }
+
+  // Write the gradient of the noise and add up that of alpha, for the rows and columns of `o`.
+  // `dstate` has the gradients of their states.
+  void leak_gradients(BlockRows::Row row, const BlockRows& rows, const OuterProducts<S, O>& o,
+                      const S* dstate, int64_t m0) const {
+    const Sequence<const S>& states = leak_->current ? leak_->states : call_.h;
+    C* const total = dalpha_.get() + m0;
+    C* const sum = total + shape_.H; // of these rows alone, which is more accurate
+    if (leak_->dalpha != nullptr) {
+      std::fill_n(sum, o.M, C(0));
+    }
+    for (int64_t n = 0; n < o.K; ++n, row = rows.after(row)) {
+      if (leak_->dnoise.data != nullptr) {
+        S* const to = schedule_.at(leak_->dnoise, row.t, row.b) + m0;
+        if constexpr (std::is_same_v<O, C>) {
+          kernels_.narrow(o.p + n * o.p_stride, o.M, to);
+        } else {
+          std::copy_n(o.p + n * o.p_stride, o.M, to);
+        }
+      }
+      if (leak_->dalpha != nullptr) {
+        const S* const target = schedule_.at(leak_->saved, row.t, row.b) + m0;
+        const S* const state = previous(row, states, call_.h0, nullptr);
+        for (int64_t m = 0; m < o.M; ++m) {
+          const C before = state != nullptr ? to_sum(state[m0 + m]) : C(0);
+          sum[m] += to_sum(dstate[n * ld_ + m]) * (to_sum(target[m]) - before);
+        }
+      }
+    }
+    for (int64_t m = 0; leak_->dalpha != nullptr && m < o.M; ++m) {
+      total[m] = o.add ? total[m] + sum[m] : sum[m];
+    }
   }
 
   // Add each row of dpre to the row of dtable that belongs to its token.
@@ -341,9 +471,10 @@ private:
 
   const Shape& shape_;
   const Backward<S>& call_;
+  const LeakBackward<S>* leak_;
   const VectorKernels<S, O>& kernels_;
   Schedule schedule_;
-  int64_t ld_; // elements from row to row in the buffers
+  int64_t ld_, carry_ld_; // elements from row to row in the buffers, and in carry_
   StepBlocks blocks_;
   bool dx_;                               // whether dx is computed
   Buffer<S> w_hh_, w_ih_;                 // packed
@@ -351,6 +482,12 @@ private:
   Buffer<O> connected_;                   // for each thread: rows of dpre without those of resets
   Buffer<C> dw_ih_, dw_hh_, db_, dtable_; // used if the elements of the caller's tensors are not C
   std::unique_ptr<Barrier[]> barriers_;   // one of each group
+  // For leaky units.
+  Buffer<C> alpha_;          // [H] in whole vectors
+  Buffer<C> carry_;          // [B, carry_ld_]: the gradient that passes through the leak
+  Buffer<S> rest_, first_r_; // for a current: f(0), [H], and f(h0), [B, H]
+  Buffer<S> dstate_[2];      // the gradients of the states of a block; the two take turns
+  Buffer<C> dalpha_;         // two rows of [H]
 };
 
 // What goes through each block together: either all layers of a stack with one direction, which

@@ -37,14 +37,16 @@ public:
   // x while this layer runs; nullptr: x is complete.
   ForwardLayer(const Shape& shape, const Forward<S>& call, int most_threads, bool pipelined,
                const ForwardLayer* below)
-      : shape_(shape), call_(call), below_(below), kernels_(current_kernels<S, O>()),
-        schedule_(shape, call.reverse), most_threads_(most_threads),
+      : shape_(shape), call_(call), leak_(call.leak), below_(below),
+        kernels_(current_kernels<S, O>()), schedule_(shape, call.reverse),
+        most_threads_(most_threads),
         packs_(shape.T > 1 || shape.B > kUnpackedRows || kernels_.unpacked_product == nullptr),
         I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
                         : kBlockRows),
-        x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)) {
+        x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)),
+        rest_(leak_ != nullptr && leak_->current ? apply(leak_->f, C(0)) : C(0)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
     // Each thread has a block of its own, also the members of a group, which have the same rows.
     // The members of one group multiplied by B are at most B + most_threads * 2 * kGroupRows.
@@ -58,6 +60,13 @@ public:
     pre_blocks_ = allocate<C>(rows * pre_ld_);
     for (Buffer<O>& state : state_) {
       state = allocate<O>(B * ld_);
+    }
+    if (leak_ != nullptr) {
+      alpha_ = widened(leak_->alpha, H, width);
+      carry_ = allocate<C>(B * pre_ld_);
+      if (leak_->noise_scale != nullptr) {
+        noise_scale_ = widened(leak_->noise_scale, H, width);
+      }
     }
     barriers_.reset(new Barrier[most_threads + 1]);
     done_.reset(new Progress[most_threads]);
@@ -76,14 +85,7 @@ public:
       pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     }
     for (int64_t r = thread; r < B; r += threads) {
-      for (const Buffer<O>& state : state_) {
-        if (call_.h0 != nullptr && !schedule_.is_reset(schedule_.time(0), r, call_.reverse)) {
-          kernels_.widen(call_.h0 + r * H, H, state.get() + r * ld_);
-        } else {
-          // The padding is filled too: a product of pairs reads one element after H if H is odd.
-          std::fill_n(state.get() + r * ld_, ld_, O{});
-        }
-      }
+      begin_row(r);
     }
     barriers_[0].wait(threads);
     const Share share(schedule_, 0, shape_.T, H, kernels_.panel, thread, threads);
@@ -100,6 +102,33 @@ public:
   }
 
 private:
+  // Write the state before the first step of row r to both buffers.
+  void begin_row(int64_t r) const {
+    const int64_t H = shape_.H;
+    const bool given =
+        call_.h0 != nullptr && !schedule_.is_reset(schedule_.time(0), r, call_.reverse);
+    const S* const h0 = given ? call_.h0 + r * H : nullptr;
+    C* const carry = leak_ != nullptr ? carry_.get() + r * pre_ld_ : nullptr;
+    for (int64_t c = 0; carry != nullptr && c < pre_ld_; ++c) {
+      carry[c] = h0 != nullptr && c < H ? to_sum(h0[c]) : C(0);
+    }
+    for (const Buffer<O>& buffer : state_) {
+      O* const state = buffer.get() + r * ld_;
+      if (h0 == nullptr) {
+        // The padding is filled too: a product of pairs reads one element after H if H is odd.
+        std::fill_n(state, ld_, O{});
+        std::fill_n(state, H, from_sum<O>(rest_));
+      } else if (carry != nullptr && leak_->current) {
+        std::fill_n(state, ld_, O{});
+        for (int64_t c = 0; c < H; ++c) {
+          state[c] = from_sum<O>(apply(leak_->f, carry[c]));
+        }
+      } else {
+        kernels_.widen(h0, H, state);
+      }
+    }
+  }
+
   // Compute W_ih x + b_ih + b_hh for the rows of `share` in the steps [i0, i1) and store them one
   // after another in `pre`. `x` is the buffer of this thread for the inputs.
   void project(const Share& share, int64_t i0, int64_t i1, O* x, C* pre) const {
@@ -132,6 +161,15 @@ private:
       product.sums = pre, product.sums_stride = pre_ld_;
       multiply(product);
     }
+    if (noise_scale_ != nullptr) {
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t number = schedule_.number(schedule_.time(i), share.r0);
+        for (int64_t r = 0; r < active(schedule_, share, i); ++r, pre += pre_ld_) {
+          kernels_.add_normal(leak_->seed, number + r, share.c0, share.c1, shape_.H,
+                              noise_scale_.get(), pre);
+        }
+      }
+    }
   }
 
   // Run a product whose right factor is one of the matrices below.
@@ -144,9 +182,29 @@ private:
   void reset_rows(const Share& share, int64_t i, O* state) const {
     for (int64_t r = 0; r < active(schedule_, share, i); ++r) {
       if (schedule_.is_reset(schedule_.time(i), share.r0 + r, call_.reverse)) {
-        std::fill(state + r * ld_ + share.c0, state + r * ld_ + share.c1, O{});
+        std::fill(state + r * ld_ + share.c0, state + r * ld_ + share.c1, from_sum<O>(rest_));
+        if (leak_ != nullptr) {
+          C* const carry = carry_.get() + (share.r0 + r) * pre_ld_;
+          std::fill(carry + share.c0, carry + share.c1, C(0));
+        }
       }
     }
+  }
+
+  // What is done to the sums of the rows of `share` at time step t.
+  LeakStep<S> leak_step(const Share& share, int64_t t) const {
+    LeakStep<S> step{};
+    step.current = leak_->current, step.f = leak_->f, step.alpha = alpha_.get();
+    step.carry = carry_.get() + share.r0 * pre_ld_, step.carry_stride = pre_ld_;
+    if (leak_->states.data != nullptr) {
+      step.states = schedule_.at(leak_->states, t, share.r0);
+      step.states_stride = leak_->states.row;
+    }
+    if (leak_->saved.data != nullptr) {
+      step.saved = schedule_.at(leak_->saved, t, share.r0);
+      step.saved_stride = leak_->saved.row;
+    }
+    return step;
   }
 
   // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
@@ -167,7 +225,7 @@ private:
       project(share, i0, i1, x, pre);
       const C* before = pre;
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t rows = active(schedule_, share, i);
+        const int64_t rows = active(schedule_, share, i), t = schedule_.time(i);
         if (rows == 0) {
           continue;
         }
@@ -175,18 +233,31 @@ private:
         O* const next = state_[(i + 1) % 2].get() + share.r0 * ld_;
         FusedProduct<S, O> product{};
         product.rows = rows, product.N = H;
-        product.K = i == 0 && call_.h0 == nullptr ? 0 : H;
+        product.K = i == 0 && call_.h0 == nullptr && rest_ == C(0) ? 0 : H;
         product.col_begin = share.c0, product.col_end = share.c1;
         product.a = now, product.a_stride = ld_, product.w = packs_ ? w_hh_.get() : call_.w_hh;
         product.act = shape_.relu ? Activation::kRelu : Activation::kTanh;
         product.sums_before = before, product.sums_before_stride = pre_ld_;
         product.operand = next, product.operand_stride = ld_;
-        product.out = schedule_.at(call_.h, schedule_.time(i), share.r0),
-        product.out_stride = call_.h.row;
+        product.out = schedule_.at(call_.h, t, share.r0), product.out_stride = call_.h.row;
+        LeakStep<S> leak_step;
+        if (leak_ != nullptr) {
+          leak_step = this->leak_step(share, t), product.leak = &leak_step;
+          if (leak_->noise.data != nullptr) {
+            product.addend = schedule_.at(leak_->noise, t, share.r0);
+            product.addend_stride = leak_->noise.row;
+          }
+        }
         multiply(product);
         for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          const S* const last = product.out + r * product.out_stride; // the last step of this row
-          std::copy(last + share.c0, last + share.c1, call_.h_n + (share.r0 + r) * H + share.c0);
+          S* const h_n = call_.h_n + (share.r0 + r) * H; // this is the last step of row r
+          if (leak_ != nullptr) {
+            kernels_.narrow(leak_step.carry + r * pre_ld_ + share.c0, share.c1 - share.c0,
+                            h_n + share.c0);
+          } else {
+            const S* const last = product.out + r * product.out_stride;
+            std::copy(last + share.c0, last + share.c1, h_n + share.c0);
+          }
         }
         if (schedule_.has_resets() && i + 1 < T_) {
           reset_rows(share, i + 1, next);
@@ -205,6 +276,7 @@ private:
 
   const Shape& shape_;
   const Forward<S>& call_;
+  const Leak<S>* leak_;
   const ForwardLayer* below_;
   const VectorKernels<S, O>& kernels_;
   Schedule schedule_;
@@ -213,11 +285,14 @@ private:
   int64_t I_;                  // the depth of the input projection; 0 with tokens
   int64_t block_rows_;         // the rows of a block
   int64_t x_ld_, ld_, pre_ld_; // elements from row to row in x_blocks_, state_ and pre_blocks_
+  C rest_;                     // the element of h that belongs to the state zero
   Buffer<S> w_ih_, w_hh_;      // packed, if packs_
   Buffer<C> bias_;             // b_ih + b_hh
-  Buffer<O> state_[2];         // [B, ld_], the state before and after a step
-  Buffer<O> x_blocks_;         // for each thread: the inputs of a block
-  Buffer<C> pre_blocks_;       // for each thread: the input projections of a block
+  Buffer<O> state_[2];         // [B, ld_], h before and after a step
+  // For leaky units: the state, [B, pre_ld_], and [H] in whole vectors.
+  Buffer<C> carry_, alpha_, noise_scale_;
+  Buffer<O> x_blocks_;                  // for each thread: the inputs of a block
+  Buffer<C> pre_blocks_;                // for each thread: the input projections of a block
   std::unique_ptr<Barrier[]> barriers_; // one of the team, then one of each group
   std::unique_ptr<Progress[]> done_;    // for each thread: the steps that it has done
 };

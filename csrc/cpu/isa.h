@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../api/element.h"
+#include "../api/leaky.h"
 
 namespace rnnfast {
 
@@ -28,6 +29,28 @@ template <class S> using Sum = typename SumOf<S>::Type;
 // In all of csrc/cpu, S is the element type of the caller's tensors. O is the element type of the
 // left factors of the products: bfloat16 if the CPU multiplies pairs of bfloat16, otherwise Sum<S>.
 
+// A time step of leaky units, whose equations are in api/leaky.h. Instead of an activation, it is
+// applied to the result of a FusedProduct, called v here.
+//
+// forward   v is p. carry: the state, which is replaced by the next one. `operand` and `out` of the
+//           product become r.
+// backward  v is the gradient of r without what passes through the leak. h of the product is f(p)
+//           for a rate and r for a current. carry: the gradient that the state receives through the
+//           leak from the later step, which is replaced by that for the earlier step. `operand`
+//           becomes the gradient of p, `out` that of the state. addend2 is added to the latter, for
+//           a current only.
+template <class S> struct LeakStep {
+  bool current, backward;
+  Nonlinearity f;
+  const Sum<S>* alpha; // [N rounded up to whole vectors]
+  Sum<S>* carry;       // [rows, N rounded up to whole vectors]
+  int64_t carry_stride;
+  S* states; // [rows, N], written in a forward step: the state; nullptr: not wanted
+  int64_t states_stride;
+  S* saved; // [rows, N], written in a forward step: Leak::saved; nullptr: not wanted
+  int64_t saved_stride;
+};
+
 // A matrix product together with everything that is done to its result while it is in cache:
 //
 //   result = act(a w + sums_before + addend + addend2)
@@ -42,6 +65,7 @@ template <class S, class O = S> struct FusedProduct {
   int64_t a_stride;
   const S* w; // [K, N], packed by VectorKernels::pack unless it is given to `unpacked_product`
   Activation act;
+  const LeakStep<S>* leak; // nullptr, or what is done in place of `act`; `sums` is not written then
   const Sum<S>* sums_before;  // [rows, N], or nullptr
   int64_t sums_before_stride; // 0 adds one row, such as a bias, to all rows
   const S* addend;            // [rows, N], or nullptr
@@ -108,6 +132,10 @@ template <class S, class O = S> struct VectorKernels {
   // becomes 0 if its random number is less than `dropped`, otherwise it is multiplied by `scale`.
   void (*dropout)(const S* x, int64_t begin, int64_t end, uint64_t seed, uint32_t dropped,
                   Sum<S> scale, S* out);
+  // Add the numbers [begin, end) of a row of `normal` in api/leaky.h, multiplied by `scale`, to the
+  // same elements of `sums`.
+  void (*add_normal)(uint64_t seed, int64_t row, int64_t begin, int64_t end, int64_t N,
+                     const Sum<S>* scale, Sum<S>* sums);
 
   int64_t packed_size(int64_t K, int64_t N) const {
     return (K + 1) / 2 * 2 * ((N + panel - 1) / panel * panel);

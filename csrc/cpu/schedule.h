@@ -60,6 +60,11 @@ public:
            (shape_.batch_sizes != nullptr ? (starts_[t] + row) * s.row : t * s.step + row * s.row);
   }
 
+  // The number of row `row` of time step t among all rows in the order of time.
+  int64_t number(int64_t t, int64_t row) const {
+    return (shape_.batch_sizes != nullptr ? starts_[t] : t * shape_.B) + row;
+  }
+
   // The number of steps.
   int64_t count() const { return shape_.T; }
 

@@ -48,24 +48,37 @@ public:
 
   void read_state(T* h) const override {
     for (const PackedLayer& layer : layers_) {
-      h = std::copy_n(layer.h.get(), B_ * H_, h);
+      for (int64_t b = 0; b < B_; ++b, h += H_) {
+        if (layer.alpha != nullptr) {
+          kernels_.narrow(layer.carry.get() + b * layer.carry_ld, H_, h);
+        } else {
+          std::copy_n(layer.h.get() + b * H_, H_, h);
+        }
+      }
     }
   }
 
   void write_state(const T* h) override {
     for (PackedLayer& layer : layers_) {
-      std::copy_n(h, B_ * H_, layer.h.get());
-      for (int64_t b = 0; b < B_; ++b) {
-        kernels_.widen(h + b * H_, H_, state(layer, now_, b));
+      for (int64_t b = 0; b < B_; ++b, h += H_) {
+        O* const operand = state(layer, now_, b);
+        if (layer.alpha == nullptr) {
+          std::copy_n(h, H_, layer.h.get() + b * H_);
+          kernels_.widen(h, H_, operand);
+          continue;
+        }
+        for (int64_t j = 0; j < H_; ++j) {
+          const C s = to_sum(h[j]);
+          layer.carry[b * layer.carry_ld + j] = s;
+          operand[j] = from_sum<O>(layer.current ? apply(layer.f, s) : s);
+        }
       }
-      h += B_ * H_;
     }
   }
 
   void reset(int64_t b) override {
     for (PackedLayer& layer : layers_) {
-      std::fill_n(layer.h.get() + b * H_, H_, T{});
-      std::fill_n(state(layer, now_, b), H_, O{});
+      begin_row(layer, now_, b);
     }
   }
 
@@ -77,11 +90,26 @@ private:
     // The rows [x h]. Two buffers take turns, because a step must not overwrite a state that other
     // threads still read.
     Buffer<O> rows[2];
-    Buffer<T> h; // [B, H], the last state
+    Buffer<T> h; // [B, H], the last output
+    // For leaky units.
+    bool current;
+    Nonlinearity f;
+    int64_t carry_ld;       // elements from row to row of `carry`
+    Buffer<C> alpha, carry; // [H] in whole vectors, and [B, carry_ld]: the state
   };
 
   O* state(const PackedLayer& layer, int now, int64_t b) const {
     return layer.rows[now].get() + b * layer.ld + layer.inputs;
+  }
+
+  // Set the state of row b to zero.
+  void begin_row(PackedLayer& layer, int now, int64_t b) const {
+    std::fill_n(layer.h.get() + b * H_, H_, T{});
+    const bool current = layer.alpha != nullptr && layer.current;
+    std::fill_n(state(layer, now, b), H_, from_sum<O>(current ? apply(layer.f, C(0)) : C(0)));
+    if (layer.alpha != nullptr) {
+      std::fill_n(layer.carry.get() + b * layer.carry_ld, layer.carry_ld, C(0));
+    }
   }
 
   PackedLayer pack(const Layer& from, int64_t inputs) {
@@ -103,7 +131,14 @@ private:
       std::fill_n(rows.get(), B_ * layer.ld, O{});
     }
     layer.h = allocate<T>(B_ * H_);
-    std::fill_n(layer.h.get(), B_ * H_, T{});
+    layer.current = from.current, layer.f = from.f;
+    if (from.alpha != nullptr) {
+      layer.carry_ld = row_stride<C>(H_);
+      layer.alpha = widened(from.alpha, H_, width), layer.carry = allocate<C>(B_ * layer.carry_ld);
+    }
+    for (int64_t b = 0; b < B_; ++b) {
+      begin_row(layer, 0, b);
+    }
     return layer;
   }
 
@@ -121,6 +156,12 @@ private:
         product.sums_before = layer.bias.get(), product.sums_before_stride = 0;
         product.operand = state(layer, 1 - now_, 0), product.operand_stride = layer.ld;
         product.out = layer.h.get(), product.out_stride = H_;
+        LeakStep<T> leak{};
+        if (layer.alpha != nullptr) {
+          leak.current = layer.current, leak.f = layer.f, leak.alpha = layer.alpha.get();
+          leak.carry = layer.carry.get(), leak.carry_stride = layer.carry_ld;
+          product.leak = &leak;
+        }
         kernels_.fused_product(product);
         for (int64_t b = 0; l + 1 < layers_.size() && b < B_; ++b) {
           const O* const from = state(layer, 1 - now_, b);

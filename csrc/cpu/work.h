@@ -51,6 +51,35 @@ inline float to_sum(float16 v) {
   return v.bits >> 15 != 0 ? -magnitude : magnitude;
 }
 
+// Convert a sum to an element of a left factor: bfloat16, or the type of the sum itself.
+template <class O, class C> O from_sum(C v) {
+  if constexpr (std::is_same_v<O, C>) {
+    return v;
+  } else {
+    static_assert(std::is_same_v<O, bfloat16>);
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return {uint16_t(std::isnan(v) ? bits >> 16 | 0x40 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+  }
+}
+
+// The nonlinearity of leaky units, for a single number.
+template <class C> C apply(Nonlinearity f, C x) {
+  switch (f) {
+  case Nonlinearity::kTanh:
+    return std::tanh(x);
+  case Nonlinearity::kRelu:
+    return x < C(0) ? C(0) : x; // NaN stays NaN
+  case Nonlinearity::kSigmoid:
+    return C(1) / (C(1) + std::exp(-x));
+  case Nonlinearity::kSoftplus:
+    return (x < C(0) ? C(0) : x) + std::log1p(std::exp(-std::fabs(x)));
+  case Nonlinearity::kLinear:
+    break;
+  }
+  return x;
+}
+
 // Work space. The thread that makes the call takes it from its pool and gives it back.
 template <class T> struct GiveBack {
   size_t size;
@@ -63,6 +92,15 @@ template <class T> Buffer<T> allocate(int64_t count) {
   size_t size = std::max<size_t>(64, round_up(count * sizeof(T), 64));
   void* const data = MemoryPool::of_thread().take(size);
   return Buffer<T>(static_cast<T*>(data), GiveBack<T>{size});
+}
+
+// Return a copy of n elements in the type of the sums, with zeros up to `width`.
+template <class S> Buffer<Sum<S>> widened(const S* from, int64_t n, int64_t width) {
+  Buffer<Sum<S>> copy = allocate<Sum<S>>(width);
+  for (int64_t i = 0; i < width; ++i) {
+    copy[i] = i < n ? to_sum(from[i]) : Sum<S>(0);
+  }
+  return copy;
 }
 
 // The distance from row to row of a buffer with n columns, in elements. It is a whole number of

@@ -14,27 +14,36 @@ from .cpu import glove_epoch, sampler, stepper
 from .dispatch import (
     dropout,
     has_dropout_kernel,
+    has_leaky_kernel,
     has_loss_kernel,
     has_rnn_kernel,
     is_torch_faster,
+    leaky_rnn,
+    leaky_rnn_backward,
     linear_cross_entropy,
+    normal,
     rnn_backward,
     rnn_forward,
 )
 from .padded import rnn_padded
-from .schema import RNNDescriptor, is_one_hot, shape_of_rows
+from .schema import LeakyDescriptor, RNNDescriptor, is_one_hot, shape_of_rows
 
 __all__ = [
+    "LeakyDescriptor",
     "RNNDescriptor",
     "dropout",
     "flops",
     "glove_epoch",
     "has_dropout_kernel",
+    "has_leaky_kernel",
     "has_loss_kernel",
     "has_rnn_kernel",
     "is_one_hot",
     "is_torch_faster",
+    "leaky_rnn",
+    "leaky_rnn_backward",
     "linear_cross_entropy",
+    "normal",
     "rnn_backward",
     "rnn_forward",
     "rnn_padded",

@@ -79,6 +79,75 @@ def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, ne
     return dx, dh0, dw
 
 
+def _leaky_layout(x, h0, weights, batch_sizes):
+    """Return these tensors in the layout that the kernels of leaky units expect."""
+    w_ih = weights[0].t() if is_one_hot(x) else weights[0]
+    weights = [_contiguous(w) for w in (w_ih, *weights[1:])]
+    x = x if is_one_hot(x) else _rows(x)
+    return x, _contiguous(h0), weights, _contiguous(batch_sizes)
+
+
+def leaky_rnn_cpu(
+    x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, descriptor, keeps, reset=None
+):
+    """Run ``leaky_rnn`` on the CPU kernel; ``keeps`` is ``(keep_states, keep_saved)``.
+
+    Returns:
+        ``(output, h_n, states, saved)``, where what is not kept is None.
+    """
+    batch_first, current, nonlinearity = descriptor
+    rows, like = shape_of_rows(x, batch_sizes), weights[1]
+    H = like.shape[-1]
+    B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
+    x, h0, weights, batch_sizes = _leaky_layout(x, h0, weights, batch_sizes)
+    output, h_n = _C.empty((*rows, H), like), _C.empty((1, B, H), like)
+    states, saved = (_C.empty((*rows, H), like) if keep else None for keep in keeps)
+    options = (batch_first, len(weights) > 2, alpha.contiguous(), current, nonlinearity)
+    drawn = (_rows(noise), _contiguous(noise_scale), seed)
+    results = (output, h_n, states, saved)
+    threads = torch.get_num_threads()
+    _C.leaky_forward(x, h0, weights, batch_sizes, *options, threads, *drawn, *results, reset)
+    return results
+
+
+def leaky_rnn_backward_cpu(
+    gradients, outputs, x, h0, weights, alpha, batch_sizes, descriptor, needs, reset=None
+):
+    """Run ``leaky_rnn_backward`` on the CPU kernel.
+
+    Args:
+        gradients: ``(dy, dh_n, dstates)``.
+        outputs: ``(output, states, saved)``, as `leaky_rnn_cpu` returned them.
+        needs: ``(need_dx, need_dh0, need_dw, need_dalpha, need_dnoise)``.
+
+    Returns:
+        ``(dx, dh0, dw, dalpha, dnoise)``. A gradient that is not needed is None, and ``dw`` an
+        empty list.
+    """
+    dy, dh_n, dstates = gradients
+    batch_first, current, nonlinearity = descriptor
+    x, h0, weights, batch_sizes = _leaky_layout(x, h0, weights, batch_sizes)
+    output = outputs[0]
+    need_dx, need_dh0, need_dw, need_dalpha, need_dnoise = needs
+    wanted = [x if need_dx else None, h0 if need_dh0 else None, alpha if need_dalpha else None]
+    wanted += [output if need_dnoise else None, *(weights if need_dw else ())]
+    dx, dh0, dalpha, dnoise, *dw = _C.empty_like(wanted)
+    options = (batch_first, len(weights) > 2, alpha.contiguous(), current, nonlinearity)
+    given = (_rows(dy), _contiguous(dh_n), _rows(dstates), *outputs)
+    written = (torch.get_num_threads(), dx, dh0, dw, dalpha, dnoise)
+    _C.leaky_backward(*given, x, h0, weights, batch_sizes, *options, *written, reset)
+    if dw and is_one_hot(x):
+        dw[0] = dw[0].t()
+    return dx, dh0, dw, dalpha, dnoise
+
+
+def normal_cpu(seed, like, rows, columns):
+    """Run ``normal`` on the CPU kernel, which csrc/api/leaky.h describes."""
+    out = _C.empty((rows, columns), like)
+    _C.normal(seed, torch.get_num_threads(), out)
+    return out
+
+
 def linear_cross_entropy_cpu(x, w, target, b, dloss, reduction, *needs):
     """Run ``linear_cross_entropy`` on the CPU kernel, which csrc/api/loss.h describes."""
     gradients = new_loss_gradients(_C.empty, x, w, *needs)
@@ -137,13 +206,16 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
     return _C.Sampler(*tensors, *options)
 
 
-def stepper(batch_size, weights, relu, bias):
+def stepper(batch_size, weights, biases, relu=False, alpha=None, leak=None):
     """Return a native object that runs one time step at a time; csrc/api/stepper.h describes it.
 
-    ``weights`` holds (w_ih, w_hh[, b_ih, b_hh]) for each layer, and is copied.
+    ``weights`` holds (w_ih, w_hh) and ``biases`` biases for each layer, and is copied. ``alpha``,
+    (L, H), and ``leak``, a `LeakyDescriptor`, are those of leaky units. Otherwise they are None.
     """
     weights = [w.detach().resolve_neg().contiguous() for w in weights]
-    return _C.Stepper(batch_size, weights, relu, bias, torch.get_num_threads())
+    kind = (False, "tanh") if leak is None else (leak.current, leak.nonlinearity)
+    alpha = None if alpha is None else alpha.detach().contiguous()
+    return _C.Stepper(batch_size, weights, relu, biases, torch.get_num_threads(), alpha, *kind)
 
 
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):

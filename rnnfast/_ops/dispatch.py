@@ -8,9 +8,17 @@ import torch
 
 from .._torch import disable_dynamo, is_dispatcher_observed
 from . import cpu, cuda
-from .cpu import dropout_cpu, linear_cross_entropy_cpu, rnn_backward_cpu, rnn_cpu
+from .cpu import (
+    dropout_cpu,
+    leaky_rnn_backward_cpu,
+    leaky_rnn_cpu,
+    linear_cross_entropy_cpu,
+    normal_cpu,
+    rnn_backward_cpu,
+    rnn_cpu,
+)
 from .cuda import rnn_backward_cuda, rnn_cuda
-from .schema import RNNDescriptor, library
+from .schema import LeakyDescriptor, RNNDescriptor, library
 
 
 def has_rnn_kernel(device_type, dtype):
@@ -23,6 +31,11 @@ def has_rnn_kernel(device_type, dtype):
 def is_torch_faster(x, weights, batch_sizes, descriptor):
     """Return whether torch's own path is faster than the kernel that ``rnn`` has for ``x``."""
     return x.is_cuda and cuda.is_torch_faster(x, weights, batch_sizes, descriptor)
+
+
+def has_leaky_kernel(device_type, dtype):
+    """Return whether ``leaky_rnn`` has a kernel for ``dtype`` on devices of this type."""
+    return device_type == "cpu" and dtype in cpu.DTYPES
 
 
 def has_dropout_kernel(device_type, dtype):
@@ -64,11 +77,35 @@ def _rnn_backward_operator(run):
     return operator
 
 
+def _or_empty(like, t):
+    return like.new_empty(0) if t is None else t
+
+
+def _leaky_rnn_operator(*args, reset=None):
+    *tensors, batch_first, current, nonlinearity, keep_states, keep_saved = args
+    descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
+    results = leaky_rnn_cpu(*tensors, descriptor, (keep_states, keep_saved), reset)
+    return tuple(_or_empty(results[0], t) for t in results)
+
+
+def _leaky_rnn_backward_operator(dy, dh_n, dstates, output, states, saved, *rest, reset=None):
+    *tensors, batch_first, current, nonlinearity, dx, dh0, dw, dalpha, dnoise = rest
+    descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
+    outputs = (output, *(t if t.numel() else None for t in (states, saved)))
+    needs = (dx, dh0, dw, dalpha, dnoise)
+    gradients = (dy, dh_n, dstates)
+    results = leaky_rnn_backward_cpu(gradients, outputs, *tensors, descriptor, needs, reset)
+    return tuple(g if isinstance(g, list) else _or_empty(output, g) for g in results)
+
+
 for _name, _device, _implementation in (
     ("rnn", "CPU", _rnn_operator(rnn_cpu)),
     ("rnn", "CUDA", _rnn_operator(rnn_cuda)),
     ("rnn_backward", "CPU", _rnn_backward_operator(rnn_backward_cpu)),
     ("rnn_backward", "CUDA", _rnn_backward_operator(rnn_backward_cuda)),
+    ("leaky_rnn", "CPU", _leaky_rnn_operator),
+    ("leaky_rnn_backward", "CPU", _leaky_rnn_backward_operator),
+    ("normal", "CPU", normal_cpu),
     ("linear_cross_entropy", "CPU", linear_cross_entropy_cpu),
     ("dropout", "CPU", dropout_cpu),
 ):
@@ -78,6 +115,9 @@ for _name, _device, _implementation in (
 _rnn_op = torch.ops.rnnfast.rnn.default
 _rnn_backward_op = torch.ops.rnnfast.rnn_backward.default
 _linear_cross_entropy_op = torch.ops.rnnfast.linear_cross_entropy.default
+_leaky_rnn_op = torch.ops.rnnfast.leaky_rnn.default
+_leaky_rnn_backward_op = torch.ops.rnnfast.leaky_rnn_backward.default
+_normal_op = torch.ops.rnnfast.normal.default
 _dropout_op = torch.ops.rnnfast.dropout.default
 _PLAIN = {torch.Tensor, torch.nn.Parameter, type(None)}
 
@@ -112,6 +152,42 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs,
         return _rnn_backward_op(*tensors, *descriptor.options, *needs, reset=reset)
     run = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
     return run(*tensors, descriptor, needs, reset)
+
+
+def leaky_rnn(x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, *rest):
+    """Run the operator ``leaky_rnn`` for ``rest``: ``(descriptor, keeps, reset)``.
+
+    Returns:
+        ``(output, h_n, states, saved)``. What is not kept is None or empty.
+    """
+    tensors = (x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes)
+    if _can_call_directly(weights, x, h0, alpha, noise):
+        return leaky_rnn_cpu(*tensors, *rest)
+    descriptor, keeps, reset = rest
+    return _leaky_rnn_op(*tensors, *descriptor, *keeps, reset=reset)
+
+
+def leaky_rnn_backward(gradients, outputs, x, h0, weights, alpha, batch_sizes, *rest):
+    """Run the operator ``leaky_rnn_backward`` for ``rest``: ``(descriptor, needs, reset)``.
+
+    The other arguments are those of `leaky_rnn_backward_cpu`.
+
+    Returns:
+        ``(dx, dh0, dw, dalpha, dnoise)``. A gradient that is not needed is None or empty.
+    """
+    tensors = (x, h0, weights, alpha, batch_sizes)
+    if _can_call_directly(weights, x, h0, alpha, *gradients):
+        outputs = [t if t is None or t.numel() else None for t in outputs]
+        return leaky_rnn_backward_cpu(gradients, outputs, *tensors, *rest)
+    descriptor, needs, reset = rest
+    outputs = [_or_empty(outputs[0], t) for t in outputs]
+    return _leaky_rnn_backward_op(*gradients, *outputs, *tensors, *descriptor, *needs, reset=reset)
+
+
+def normal(seed, like, rows, columns):
+    """Run the operator ``normal``."""
+    call = normal_cpu if _can_call_directly((), seed, like) else _normal_op
+    return call(seed, like, rows, columns)
 
 
 def linear_cross_entropy(x, w, target, b, dloss, *options):

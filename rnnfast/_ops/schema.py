@@ -20,6 +20,18 @@ packed batch.
 values in [0, T]. Steps past the end of a sequence are zero in ``output``, and ``h_n`` has the state
 at its last step. It is for the graphs of ``torch.export``.
 
+``leaky_rnn`` runs one layer of leaky units forward in time; csrc/api/leaky.h describes it.
+
+- ``weights`` holds (w_ih, w_hh[, b]), and ``x``, ``batch_sizes`` and ``reset`` are as for ``rnn``.
+  ``h0`` and ``h_n`` are (1, B, H).
+- ``alpha`` is (H). ``noise`` has a row of H elements for each row of ``x``; instead of it,
+  ``noise_scale`` (H) and ``seed``, int64 (), have the noise drawn.
+- ``states`` and ``saved`` are empty tensors unless ``keep_states`` and ``keep_saved`` are true. For
+  a rate there are no ``states``, because the output is the state.
+
+``normal`` returns (rows, columns) random numbers in the dtype of ``like``; csrc/api/leaky.h
+describes them.
+
 ``linear_cross_entropy`` is described in csrc/api/loss.h. With ``reduction`` "none" the loss is (N)
 and the gradients are those for ``dloss``, (N). With "mean" or "sum" the loss is (), the gradients
 are those of the loss, and ``dloss`` is None.
@@ -52,6 +64,22 @@ library.define(
     "bool batch_first, bool relu, bool bias, *, Tensor? reset=None) -> (Tensor output, Tensor h_n)",
     tags=_tags,
 )
+library.define(
+    "leaky_rnn(Tensor x, Tensor? h0, Tensor[] weights, Tensor alpha, Tensor? noise, "
+    "Tensor? noise_scale, Tensor? seed, Tensor? batch_sizes, bool batch_first, bool current, "
+    "str nonlinearity, bool keep_states, bool keep_saved, *, Tensor? reset=None) "
+    "-> (Tensor output, Tensor h_n, Tensor states, Tensor saved)",
+    tags=_tags,
+)
+library.define(
+    "leaky_rnn_backward(Tensor? dy, Tensor? dh_n, Tensor? dstates, Tensor output, Tensor states, "
+    "Tensor saved, Tensor x, Tensor? h0, Tensor[] weights, Tensor alpha, Tensor? batch_sizes, "
+    "bool batch_first, bool current, str nonlinearity, bool need_dx, bool need_dh0, bool need_dw, "
+    "bool need_dalpha, bool need_dnoise, *, Tensor? reset=None) "
+    "-> (Tensor dx, Tensor dh0, Tensor[] dw, Tensor dalpha, Tensor dnoise)",
+    tags=_tags,
+)
+library.define("normal(Tensor seed, Tensor like, int rows, int columns) -> Tensor", tags=_tags)
 library.define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
     "Tensor? dloss, str reduction, bool need_dx, bool need_dw, bool need_db) "
@@ -116,6 +144,14 @@ class RNNDescriptor(NamedTuple):
         return weights[first : first + count]
 
 
+class LeakyDescriptor(NamedTuple):
+    """The description of a layer of leaky units: everything except its tensors."""
+
+    batch_first: bool
+    current: bool  # whether the state is a current, and otherwise a rate
+    nonlinearity: str
+
+
 def is_one_hot(x):
     """Return whether ``x`` holds tokens, which stand for one-hot vectors."""
     return x.dtype is torch.int64
@@ -150,6 +186,37 @@ def _(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
     shape = (*rows, descriptor.directions * H)
     outs = [weights[1].new_empty(shape) for _ in range(descriptor.num_layers if keep else 1)]
     return outs, weights[1].new_empty((descriptor.num_states, B, H))
+
+
+@torch.library.register_fake("rnnfast::leaky_rnn", lib=library)
+def _(x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, *options, reset=None):
+    batch_first, _, _, keep_states, keep_saved = options
+    H = weights[1].shape[-1]
+    rows = x.shape if is_one_hot(x) else x.shape[:-1]
+    if batch_sizes is None:
+        B = rows[0 if batch_first else 1]
+    else:
+        B = h0.shape[1] if h0 is not None else torch.library.get_ctx().new_dynamic_size()
+    like = weights[1]
+    kept = [like.new_empty((*rows, H) if keep else 0) for keep in (keep_states, keep_saved)]
+    return like.new_empty((*rows, H)), like.new_empty((1, B, H)), *kept
+
+
+@torch.library.register_fake("rnnfast::leaky_rnn_backward", lib=library)
+def _(dy, dh_n, dstates, output, states, saved, x, h0, weights, alpha, batch_sizes, *rest, **_):
+    *_, need_dx, need_dh0, need_dw, need_dalpha, need_dnoise = rest
+    new = output.new_empty
+    dw = [new(w.shape) for w in weights] if need_dw else []
+    if is_one_hot(x) and need_dw:
+        dw[0] = new(weights[0].shape[::-1]).t()
+    dh0 = new(h0.shape if need_dh0 else 0)
+    dalpha, dnoise = new(alpha.shape if need_dalpha else 0), new(output.shape if need_dnoise else 0)
+    return new(x.shape if need_dx else 0), dh0, dw, dalpha, dnoise
+
+
+@torch.library.register_fake("rnnfast::normal", lib=library)
+def _(seed, like, rows, columns):
+    return like.new_empty((rows, columns))
 
 
 @torch.library.register_fake("rnnfast::rnn_padded", lib=library)

@@ -7,7 +7,9 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _torch
-from ..functional._rnn import check_reset
+from .._ops import is_one_hot
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def probability(name, p):
@@ -37,18 +39,37 @@ def warn_of_one_hot_vectors(tokens, batch_first):
         )
 
 
-def packed_like(reset, input):
-    """Return the data of ``reset``, after a check that it is packed like ``input``."""
-    if not isinstance(reset, PackedSequence):
+def checked_lengths(input, lengths, batch_first):
+    """Return ``lengths`` as a tensor, after checks of everything except its values."""
+    if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
+        raise ValueError("lengths must be None unless input is a padded batch")
+    if not isinstance(lengths, torch.Tensor):
+        try:
+            lengths = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"lengths must be integers (B,), got {lengths!r}") from None
+    B = input.shape[0 if batch_first else 1]
+    if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
         raise ValueError(
-            f"reset must be a PackedSequence like input, got {type(reset).__name__}. For a padded "
-            "reset give FastRNN the padded input and its lengths: rnn(input, lengths=lengths)"
+            f"lengths must be integers ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
         )
-    order, expected = reset.sorted_indices, input.sorted_indices
+    return lengths.to(torch.int64)
+
+
+def packed_like(t, input, name):
+    """Return the data of ``t``, after a check that it is packed like ``input``."""
+    if not isinstance(t, PackedSequence):
+        raise ValueError(
+            f"{name} must be a PackedSequence like input, got {type(t).__name__}. For a padded "
+            f"{name} give the padded input and its lengths: rnn(input, lengths=lengths)"
+        )
+    order, expected = t.sorted_indices, input.sorted_indices
     if order is None or expected is None:
         same_order = order is expected
     else:
         same_order = torch.equal(order.to(expected.device), expected)
-    if not torch.equal(reset.batch_sizes, input.batch_sizes) or not same_order:
-        raise ValueError("reset must be packed like input: from the same lengths in the same order")
-    return check_reset(reset.data, input.data.shape[:1])
+    if not torch.equal(t.batch_sizes, input.batch_sizes) or not same_order:
+        raise ValueError(
+            f"{name} must be packed like input: from the same lengths in the same order"
+        )
+    return t.data

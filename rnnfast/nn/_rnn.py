@@ -10,10 +10,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .. import _torch, functional
 from .._ops import RNNDescriptor, is_one_hot
 from ..functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
-from ._checks import packed_like, probability, warn_of_one_hot_vectors
-from ._stepper import Stepper
+from ._checks import checked_lengths, packed_like, probability, warn_of_one_hot_vectors
+from ._stepper import Stepper, native_stepper
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
 
 _Batch = TypeVar("_Batch", Tensor, PackedSequence)
@@ -184,7 +183,7 @@ class FastRNN(nn.RNN):
         if hx is not None and not isinstance(hx, torch.Tensor):
             raise AttributeError(f"hx must be a tensor, got {type(hx).__name__}")
         if lengths is not None:
-            lengths = self._check_lengths(input, lengths)
+            lengths = checked_lengths(input, lengths, self.batch_first)
             # The shapes of a packed batch depend on the lengths, which a graph does not know.
             # Steps that run one by one would be recorded for these lengths only.
             in_graph = torch.compiler.is_exporting() or (self.zoneout and torch.jit.is_tracing())
@@ -209,7 +208,11 @@ class FastRNN(nn.RNN):
             if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
-            resets = None if reset is None else packed_like(reset, input)
+            resets = (
+                None
+                if reset is None
+                else check_reset(packed_like(reset, input, "reset"), data.shape[:1])
+            )
         else:
             data, batch_sizes = input, None
             one_hot = is_one_hot(data)
@@ -281,21 +284,18 @@ class FastRNN(nn.RNN):
         """
         return Stepper(self, batch_size)
 
-    def _check_lengths(self, input, lengths):
-        """Return ``lengths`` as a tensor, after checks of everything except its values."""
-        if isinstance(input, PackedSequence) or input.dim() + is_one_hot(input) != 3:
-            raise ValueError("lengths must be None unless input is a padded batch")
-        if not isinstance(lengths, torch.Tensor):
-            try:
-                lengths = torch.as_tensor(lengths, device="cpu")
-            except (TypeError, ValueError, RuntimeError):
-                raise ValueError(f"lengths must be integers (B,), got {lengths!r}") from None
-        B = input.shape[0 if self.batch_first else 1]
-        if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
+    def _native_stepper(self, batch_size):
+        """Return the present weights and the native part of a stepper."""
+        if self.bidirectional:
             raise ValueError(
-                f"lengths must be integers ({B},), got {lengths.dtype} {tuple(lengths.shape)}"
+                "a bidirectional RNN has no stepper, because its reverse direction begins with the "
+                "last time step"
             )
-        return lengths.to(torch.int64)
+        if self.zoneout:
+            raise ValueError(f"zoneout must be 0 for a stepper, got {self.zoneout}")
+        _, weights = _torch.named_rnn_weights(self)
+        options = (2 if self.bias else 0, self.mode == "RNN_RELU")
+        return weights, native_stepper(self, batch_size, weights, *options)
 
     def _reset_hx(self, hx, reset, input):
         """Return ``hx`` for a single time step, with zeros where ``reset`` is true.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import _ops, _torch
+from .. import _ops
 
 if TYPE_CHECKING:
+    from ._leaky import LeakyRNN
     from ._rnn import FastRNN
 
 
@@ -18,13 +19,30 @@ if TYPE_CHECKING:
 _NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-class Stepper:
-    """The hidden state and the packed weights of a :class:`FastRNN`, for one time step at a time.
+def native_stepper(module, batch_size, weights, *options):
+    """Return ``_ops.stepper(batch_size, weights, *options)``, if the module allows it."""
+    if module._forward_pre_hooks:
+        raise ValueError(
+            "a stepper does not run the forward pre-hooks of the module, with which for "
+            "example torch.nn.utils.prune makes its weights: remove them first"
+        )
+    w_hh = weights[1]
+    if not w_hh.is_cpu or not _ops.has_rnn_kernel("cpu", w_hh.dtype):
+        raise RuntimeError(
+            "a stepper needs weights of float32, float64, bfloat16 or float16 on the CPU, got "
+            f"{w_hh.dtype} on {w_hh.device}"
+        )
+    return _ops.stepper(batch_size, weights, *options)
 
-    :meth:`FastRNN.stepper` makes it. A call of :class:`FastRNN` with one time step has to look for
-    its weights, to pack them if there are more than four sequences, and to make new tensors. A
-    stepper packs them once and has one output. It computes no gradients, and no dropout, as in
-    ``eval()``. Only one thread may call it at a time.
+
+class Stepper:
+    """The state and the packed weights of a recurrent module, for one time step at a time.
+
+    :meth:`FastRNN.stepper` and :meth:`LeakyRNN.stepper` make it. A call of a module with one time
+    step has to look for its weights, to pack them if there are more than four sequences, and to
+    make new tensors. A stepper packs them once and has one output. It computes no gradients, and no
+    dropout or noise, as in ``eval()``. The state begins as zeros, or as ``h0`` of a
+    :class:`LeakyRNN` that learns it. Only one thread may call it at a time.
 
     If an optimizer, ``load_state_dict`` or another in-place operation changes the weights, the next
     step packs them again and keeps the state. torch does not count all changes. After a step of an
@@ -48,12 +66,15 @@ class Stepper:
         >>> stepper.reset([1])  # the second sequence begins anew
     """
 
-    def __init__(self, module: FastRNN, batch_size: int = 1):
+    def __init__(self, module: FastRNN | LeakyRNN, batch_size: int = 1):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
         self._module = module
         self._pack()
+        h0 = getattr(module, "h0", None)
+        if h0 is not None:
+            self.state = h0.unsqueeze(1).expand(-1, batch_size, -1)
 
     def step(self, input: Tensor) -> Tensor:
         """Run one time step of all layers.
@@ -62,8 +83,8 @@ class Stepper:
             input: (B, I) in the dtype of the weights, or (I) if ``batch_size`` is 1.
 
         Returns:
-            The new state of the last layer, (B, H) or (H). It is the same tensor at every step:
-            clone it to keep it.
+            The output of the last layer, (B, H) or (H): its new state, or r of leaky units. It is
+            the same tensor at every step: clone it to keep it.
 
         Raises:
             TypeError: ``input`` is not a tensor.
@@ -135,27 +156,8 @@ class Stepper:
 
     def _pack(self) -> None:
         module = self._module
-        if module.bidirectional:
-            raise ValueError(
-                "a bidirectional RNN has no stepper, because its reverse direction begins with the "
-                "last time step"
-            )
-        if module.zoneout:
-            raise ValueError(f"zoneout must be 0 for a stepper, got {module.zoneout}")
-        if module._forward_pre_hooks:
-            raise ValueError(
-                "a stepper does not run the forward pre-hooks of the module, with which for "
-                "example torch.nn.utils.prune makes its weights: remove them first"
-            )
-        _, weights = _torch.named_rnn_weights(module)
+        weights, native = module._native_stepper(self.batch_size)
         dtype = weights[1].dtype
-        if not weights[1].is_cpu or not _ops.has_rnn_kernel("cpu", dtype):
-            raise RuntimeError(
-                "a stepper needs weights of float32, float64, bfloat16 or float16 on the CPU, got "
-                f"{dtype} on {weights[1].device}"
-            )
-        relu = module.mode == "RNN_RELU"
-        native = _ops.stepper(self.batch_size, weights, relu, module.bias)
         with torch.inference_mode(False):
             shape = (self.batch_size, module.hidden_size)
             self._output = torch.zeros(shape, dtype=dtype, device="cpu")

@@ -18,6 +18,7 @@
 
 #include "dropout-inl.h"
 #include "glove-inl.h"
+#include "normal-inl.h"
 #include "outer-inl.h"
 
 // The functions for the element types S and O, in the order of the members of VectorKernels.
@@ -26,10 +27,9 @@ template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
   if constexpr (kPair<O> == 1) {
     unpacked = unpacked_product<S, O>;
   }
-  return {kVector<Sum<S>>,      kPanel<Sum<S>>,      pack<S, O>,
-          pack_rows<S, O>,      widen_row<S, O>,     narrow_row<S>,
-          exponentials<Sum<S>>, fused_product<S, O>, unpacked,
-          outer_products<S, O>, dropout<S>};
+  return {kVector<Sum<S>>, kPanel<Sum<S>>,       pack<S, O>,           pack_rows<S, O>,
+          widen_row<S, O>, narrow_row<S>,        exponentials<Sum<S>>, fused_product<S, O>,
+          unpacked,        outer_products<S, O>, dropout<S>,           add_normal<Sum<S>>};
 }
 
 // Instruction sets that add products of pairs of bfloat16 do not compile the functions for all

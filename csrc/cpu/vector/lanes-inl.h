@@ -10,10 +10,11 @@ template <> struct Lanes<float> {
   typedef float Vec __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef float Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(4)));
   typedef int32_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
-  static constexpr int kTaylor = 7, kMantissa = 23;
+  static constexpr int kTaylor = 7, kMantissa = 23, kLogTerms = 8;
   static constexpr int32_t kOne = 0x3F800000, kSign = INT32_MIN;
-  static constexpr float kMagic = 12582912.0f; // 1.5 * 2^23
-  static constexpr float kSaturated = 10.0f;   // from 9.02 on, tanh rounds to 1
+  static constexpr int32_t kRootMagic = 0x5F3759DF; // 1 / sqrt(x) is near kRootMagic - bits / 2
+  static constexpr float kMagic = 12582912.0f;      // 1.5 * 2^23
+  static constexpr float kSaturated = 10.0f;        // from 9.02 on, tanh rounds to 1
   static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
   static constexpr float kLeastExponent = -87.0f; // below it, exp is not a normal number
 };
@@ -22,8 +23,9 @@ template <> struct Lanes<double> {
   typedef double Loose __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias, aligned(8)));
   typedef int64_t Bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
   typedef uint64_t Unsigned __attribute__((vector_size(RNNFAST_VECTOR_BYTES), may_alias));
-  static constexpr int kTaylor = 13, kMantissa = 52;
+  static constexpr int kTaylor = 13, kMantissa = 52, kLogTerms = 17;
   static constexpr int64_t kOne = 0x3FF0000000000000, kSign = INT64_MIN;
+  static constexpr int64_t kRootMagic = 0x5FE6EB50C7B537A9;
   static constexpr double kMagic = 6755399441055744.0; // 1.5 * 2^52
   static constexpr double kSaturated = 20.0;           // from 19.07 on, tanh rounds to 1
   static constexpr double kLn2Hi = 0x1.62e42fefap-1, kLn2Lo = 0x1.cf79abc9e3b3ap-40;

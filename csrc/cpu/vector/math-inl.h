@@ -43,6 +43,50 @@ template <class T> RNNFAST_INLINE Vec<T> tanh(Vec<T> x) {
   return (Vec<T>)((Bits)result | sign);
 }
 
+// exp -y for y >= 0. Below the smallest normal number it stays there. NaN stays NaN.
+template <class T> RNNFAST_INLINE Exponential<T> decay(Vec<T> y) {
+  const Vec<T> most = Vec<T>{} - Lanes<T>::kLeastExponent;
+  return exponential<T>(y > most ? -most : -y);
+}
+
+// |x|, also of NaN.
+template <class T> RNNFAST_INLINE Vec<T> magnitude(Vec<T> x) {
+  return (Vec<T>)((typename Lanes<T>::Bits)x & ~Lanes<T>::kSign);
+}
+
+// 1 / (1 + exp -x), by way of exp -|x|, which cannot overflow.
+template <class T> RNNFAST_INLINE Vec<T> sigmoid(Vec<T> x) {
+  const Exponential<T> d = decay<T>(magnitude<T>(x));
+  const Vec<T> e = d.power * d.small + d.power;
+  return (x < T(0) ? e : Vec<T>{} + T(1)) / (e + T(1));
+}
+
+// ln((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + s^5 / 5 + ...), with kTerms terms.
+template <class T, int kTerms> RNNFAST_INLINE Vec<T> log_of_ratio(Vec<T> s) {
+  const Vec<T> s2 = s * s;
+  Vec<T> q = Vec<T>{} + T(2) / T(2 * kTerms - 1);
+#pragma GCC unroll 32
+  for (int i = kTerms - 2; i >= 0; --i) {
+    q = q * s2 + T(2) / T(2 * i + 1);
+  }
+  return q * s;
+}
+
+// ln(1 + exp x) = max(x, 0) + ln(1 + exp -|x|). For e <= 1, ln(1 + e) = ln((1 + s) / (1 - s)) with
+// s = e / (2 + e) <= 1/3.
+template <class T> RNNFAST_INLINE Vec<T> softplus(Vec<T> x) {
+  const Exponential<T> d = decay<T>(magnitude<T>(x));
+  const Vec<T> e = d.power * d.small + d.power;
+  const Vec<T> positive = x < T(0) ? Vec<T>{} : x; // NaN stays NaN
+  return positive + log_of_ratio<T, Lanes<T>::kLogTerms>(e / (e + T(2)));
+}
+
+// The derivative of softplus from its value y: 1 - exp -y, with all digits also for a small y.
+template <class T> RNNFAST_INLINE Vec<T> softplus_derivative(Vec<T> y) {
+  const Exponential<T> d = decay<T>(y);
+  return (T(1) - d.power) - d.power * d.small;
+}
+
 // Apply the activation A to v. The gradients read the output h of the forward pass.
 template <class T, Activation A> RNNFAST_INLINE Vec<T> activate(Vec<T> v, Vec<T> h) {
   switch (A) {

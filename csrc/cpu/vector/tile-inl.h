@@ -64,8 +64,14 @@ template <class S, class O> struct Epilogue {
 template <class S, class O, Activation A>
 constexpr Epilogue<S, O> kEpilogue = {epilogue<S, O, A, true>, epilogue<S, O, A, false>};
 
-template <class S, class O> static const Epilogue<S, O>& choose_epilogue(Activation act) {
-  switch (act) {
+#include "leaky-inl.h"
+
+template <class S, class O>
+static const Epilogue<S, O>& choose_epilogue(const FusedProduct<S, O>& product) {
+  if (product.leak != nullptr) {
+    return choose_leaky_epilogue<S, O>(*product.leak);
+  }
+  switch (product.act) {
   case Activation::kTanh:
     return kEpilogue<S, O, Activation::kTanh>;
   case Activation::kRelu:
@@ -142,7 +148,7 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
 
 // See FusedProduct in isa.h.
 template <class S, class O> static void fused_product(const FusedProduct<S, O>& product) {
-  const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product.act);
+  const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product);
   constexpr int64_t kWide = kPanel<Sum<S>>;
   int64_t c = product.col_begin;
   if (product.col_end - product.col_begin < product.N) {
@@ -177,7 +183,7 @@ template <class S, class O> static void fused_product(const FusedProduct<S, O>& 
 // See VectorKernels::unpacked_product.
 template <class S, class O> static void unpacked_product(const FusedProduct<S, O>& product) {
   constexpr int VL = kVector<Sum<S>>;
-  const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product.act);
+  const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product);
   for (int64_t c = product.col_begin; c < product.col_end; c += VL) {
     const int64_t count = product.N - c;
     const auto tile_epilogue = count >= VL ? epilogue.whole : epilogue.edge;

@@ -25,6 +25,7 @@ using namespace rnnfast;
 // number of its cases.
 int test_rnn();
 void test_stacks();
+void test_leaky();
 void test_generate();
 void test_stepper();
 void test_loss();

@@ -25,6 +25,7 @@ void check_isa_names() {
 int main() {
   check_isa_names();
   test_stacks();
+  test_leaky();
   test_generate();
   test_stepper();
   test_loss();
