@@ -20,11 +20,12 @@ except ImportError as error:
     ) from error
 from . import _ops, functional, parametrizations, reference
 from ._version import __version__
-from .nn import FastRNN, FastRNNCell, accelerate, restore
+from .nn import FastRNN, FastRNNCell, LeakyRNN, accelerate, restore
 
 __all__ = [
     "FastRNN",
     "FastRNNCell",
+    "LeakyRNN",
     "__version__",
     "accelerate",
     "build_info",

@@ -1,4 +1,6 @@
-"""Functions without state: :func:`rnn`, :func:`linear_cross_entropy` and :func:`dropout`.
+"""Functions without state.
+
+They are :func:`rnn`, :func:`leaky_rnn`, :func:`linear_cross_entropy` and :func:`dropout`.
 
 They run on rnnfast's kernels where there is one, and otherwise on torch's own operators. The
 modules in `rnnfast.nn` call them. Each is in a file of its own, next to the autograd Function that
@@ -6,7 +8,8 @@ gives its gradients.
 """
 
 from ._dropout import dropout
+from ._leaky import leaky_rnn
 from ._loss import linear_cross_entropy
 from ._rnn import rnn
 
-__all__ = ["dropout", "linear_cross_entropy", "rnn"]
+__all__ = ["dropout", "leaky_rnn", "linear_cross_entropy", "rnn"]

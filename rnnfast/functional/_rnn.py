@@ -159,9 +159,9 @@ def run_rnn(
         if reset is not None:  # a graph or a transform cannot look at the values of resets
             is_in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
             is_stepwise = is_stepwise or is_in_graph or _torch.is_in_transform()
-        dtype = _autocast_dtype(input.device.type)
+        dtype = autocast_dtype(input.device.type)
         if dtype is not None and (is_stepwise or _ops.has_rnn_kernel(input.device.type, dtype)):
-            input, hx, *weights = (_cast(t, dtype) for t in (input, hx, *weights))
+            input, hx, *weights = (cast(t, dtype) for t in (input, hx, *weights))
             options = (dropout, variational_dropout, zoneout, training, lengths, reset)
             with torch.autocast(input.device.type, enabled=False):
                 return run_rnn(input, hx, weights, batch_sizes, descriptor, *options)
@@ -211,7 +211,7 @@ def run_rnn(
     return input, torch.cat(states)
 
 
-def _autocast_dtype(device_type):
+def autocast_dtype(device_type):
     """Return the dtype in which autocast computes on that type of device, or None if it is off."""
     # The first line decides under torch.compile: Dynamo of torch 2.11 cannot trace the second.
     if (
@@ -223,7 +223,7 @@ def _autocast_dtype(device_type):
     return None
 
 
-def _cast(t, dtype):
+def cast(t, dtype):
     """Convert ``t`` as autocast does: float64 and integers stay what they are."""
     if t is None or not t.is_floating_point() or t.dtype is torch.float64:
         return t
