@@ -51,6 +51,30 @@ def rnn_backward_flops(
     return flops
 
 
+def _leaky_products(x, weights):
+    """Return the FLOPs of the products with W_ih and W_hh for all rows of one layer."""
+    w_ih, w_hh, *_ = weights
+    rows = x.numel() if is_one_hot(x) else x.shape[:-1].numel()
+    return 0 if is_one_hot(x) else 2 * rows * w_ih.numel(), 2 * rows * w_hh.numel()
+
+
+def leaky_rnn_flops(x, h0, weights, *rest, reset=None, out_val=None):
+    """Return the FLOPs of the operator ``leaky_rnn``."""
+    return sum(_leaky_products(x, weights))
+
+
+def leaky_rnn_backward_flops(
+    dy, dh_n, dstates, output, states, saved, x, h0, weights, alpha, batch_sizes, *rest,
+    reset=None, out_val=None,
+):  # fmt: skip
+    """Return the FLOPs of the operator ``leaky_rnn_backward``."""
+    *_, need_dx, need_dh0, need_dw, _, _ = rest
+    product, recurrent = _leaky_products(x, weights)
+    first = batch_sizes[0] if batch_sizes is not None else x.shape[0 if rest[0] else 1]
+    flops = product * (need_dx + need_dw) + recurrent * (1 + need_dw)
+    return flops - (0 if need_dh0 else 2 * int(first) * weights[1].numel())
+
+
 def linear_cross_entropy_flops(
     x, w, target, b, dloss, reduction, need_dx, need_dw, need_db, out_val=None
 ):
@@ -63,6 +87,8 @@ def _register(flop_counter):
     for op, formula in (
         (ops.rnn, rnn_flops),
         (ops.rnn_backward, rnn_backward_flops),
+        (ops.leaky_rnn, leaky_rnn_flops),
+        (ops.leaky_rnn_backward, leaky_rnn_backward_flops),
         (ops.linear_cross_entropy, linear_cross_entropy_flops),
     ):
         flop_counter.register_flop_formula(op, get_raw=True)(formula)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnfast import FastRNN
+from rnnfast import FastRNN, LeakyRNN
 from rnnfast.functional import linear_cross_entropy
 
 OPTIONS = [{}, {"num_layers": 2}, {"num_layers": 3, "bidirectional": True, "bias": False}]
@@ -32,6 +32,17 @@ def count(call, *inputs):
             output = output[0]
         output.sum().backward()
         return forward, counter.get_total_flops() - forward
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_leaky_units_have_the_products_of_an_rnn(name):
+    results = []
+    for module in (nn.RNN(5, 7, 2), LeakyRNN(5, 7, 2)):
+        torch.manual_seed(0)
+        results.append(
+            count(module, INPUTS[name]().requires_grad_() if name != "packed" else INPUTS[name]())
+        )
+    assert results[0] == results[1]
 
 
 def test_size_of_a_real_model():
