@@ -273,3 +273,23 @@ def test_operators(state):
     torch.library.opcheck(ops.leaky_rnn_backward.default, (*given, *[True] * 5), {"reset": reset})
     torch.library.opcheck(ops.leaky_rnn_backward.default, (*given, *[False] * 5))
     torch.library.opcheck(ops.normal.default, (torch.tensor(3), x, 5, 9))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_export(state):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = module(state, num_layers=2)
+
+        def forward(self, x, reset):
+            return self.rnn(x, reset=reset, return_state=True)
+
+    model = Model().eval()
+    steps, sequences = torch.export.Dim("T", min=2, max=99), torch.export.Dim("B", min=2, max=99)
+    shapes = ({0: steps, 1: sequences},) * 2
+    example = (torch.randn(6, 4, 3), torch.rand(6, 4) < 0.3)
+    program = torch.export.export(model, example, dynamic_shapes=shapes)
+    other = (torch.randn(11, 5, 3), torch.rand(11, 5) < 0.3)
+    for ours, expected in zip(program.module()(*other), model(*other), strict=True):
+        assert torch.equal(ours, expected)
