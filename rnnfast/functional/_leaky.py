@@ -130,12 +130,12 @@ def leaky_rnn(
         reset = check_reset(reset, rows).to(input.device)
     descriptor = _ops.LeakyDescriptor(batch_first, state == "current", nonlinearity)
     alpha = alpha.view(L, H)
-    xi = [None] * L if xi is None else xi.view(L, *rows, H)
+    numbers = [None] * L if xi is None else xi.reshape(L, *rows, H).unbind()
     final = []
     for layer in range(L):
         h0 = None if hx is None else hx[layer : layer + 1]
         own = weights[layer * per : (layer + 1) * per]
-        rest = (alpha[layer], noise, xi[layer], batch_sizes, descriptor, reset)
+        rest = (alpha[layer], noise, numbers[layer], batch_sizes, descriptor, reset)
         input, h_n, states = _run_layer(input, h0, own, *rest)
         final.append(h_n)
     return input, final[0] if L == 1 else torch.cat(final), states

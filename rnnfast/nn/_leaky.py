@@ -98,6 +98,7 @@ class LeakyRNN(nn.Module):
 
     alpha_logit: nn.Parameter | None
     h0: nn.Parameter | None
+    _alpha: Tensor
 
     def __init__(
         self,
@@ -130,7 +131,6 @@ class LeakyRNN(nn.Module):
         self.state, self.nonlinearity, self.noise = state, nonlinearity, float(noise)
         self.bias, self.batch_first = bias, batch_first
         dtype = dtype or torch.get_default_dtype()
-        factory = {"device": device, "dtype": dtype}
         rates = _leak_rates(alpha, tau, dt, hidden_size, learn_alpha)
         rates = rates.expand(num_layers, hidden_size)
         logit = h0 = None
@@ -139,14 +139,14 @@ class LeakyRNN(nn.Module):
         else:
             self.register_buffer("_alpha", rates.to(device, dtype).clone())
         if learn_h0:
-            h0 = nn.Parameter(torch.zeros(num_layers, hidden_size, **factory))
+            h0 = nn.Parameter(torch.zeros(num_layers, hidden_size, device=device, dtype=dtype))
         self.register_parameter("alpha_logit", logit)
         self.register_parameter("h0", h0)
         for layer in range(num_layers):
             inputs = hidden_size if layer else input_size
             shapes = {"weight_ih": (hidden_size, inputs), "weight_hh": (hidden_size, hidden_size)}
             for name, shape in {**shapes, **({"bias": (hidden_size,)} if bias else {})}.items():
-                parameter = nn.Parameter(torch.empty(shape, **factory))
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                 self.register_parameter(f"{name}_l{layer}", parameter)
         self.reset_parameters()
 
