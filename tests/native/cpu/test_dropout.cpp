@@ -32,7 +32,7 @@ template <class T> void check_dropout(int64_t n, double p) {
     const std::string name =
         std::string(isa->name) + " dropout n=" + std::to_string(n) + " p=" + std::to_string(p);
     std::vector<T> first;
-    for (int threads : {1, 2, 3, 4}) {
+    for (int threads : thread_counts({1, 2, 3, 4})) {
       Guarded<T> out(n);
       dropout(Dropout<T>{n, x.data(), 12345, p, out.data(), threads});
       const std::vector<T> found = out.take(Rows(1, n), name);

@@ -67,7 +67,7 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
     for (const Sampling& sampling :
          {Sampling{1, V, 1, -1, 1}, {2, 3, 1, -1, 2}, {5, V, 0.9, 0, 3}, {1e-300, 2, 0.5, -1, 4}}) {
       std::vector<int64_t> expected(30);
-      for (int threads : {1, 3}) {
+      for (int threads : thread_counts({1, 3})) {
         for (const int64_t questions : kHandOvers) {
           hand_over_after(questions);
           Sampler sampler(model, sampling, threads);

@@ -70,7 +70,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
     const std::string name = std::string(isa->name) + " glove V=" + std::to_string(V) +
                              " D=" + std::to_string(D) + " P=" + std::to_string(P);
     std::vector<float> expected[2];
-    for (int threads : {1, 2, 3, 4}) {
+    for (int threads : thread_counts({1, 2, 3, 4})) {
       Guarded<float> tables[] = {Guarded<float>(size), Guarded<float>(size)};
       for (int i = 0; i < 2; ++i) {
         std::copy(first[i].begin(), first[i].end(), tables[i].data());

@@ -182,7 +182,7 @@ template <class T> void check_leaky(const char* type, const Case& c) {
                                " H=" + std::to_string(H);
       const Results expected = plain(c, data, current, f);
       std::vector<std::vector<T>> of_one_thread;
-      for (int threads : {1, 3}) {
+      for (int threads : thread_counts({1, 3})) {
         for (int64_t hand_over : kHandOvers) {
           hand_over_after(hand_over);
           Shape shape{c.T, B, H, sizes, false, threads};
@@ -285,7 +285,7 @@ template <class T> void check_normal(const char* type) {
           expected.push_back(number(99, r, c, N));
         }
       }
-      for (int threads : {1, 3}) {
+      for (int threads : thread_counts({1, 3})) {
         Output<T> out(3, N);
         normal(Normal<T>{3, N, 99, out.memory.data(), threads});
         compare(out.take(name), expected, name);

@@ -2,8 +2,10 @@
 // them.
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <stdexcept>
 
+#include "cpu/parallel.h"
 #include "support.h"
 
 namespace {
@@ -20,19 +22,34 @@ void check_isa_names() {
   fail("a wrong instruction set was accepted");
 }
 
+// Run a test and print how much time all of its threads took together.
+template <class Test> void run(const char* name, const Test& test) {
+  const std::clock_t begin = std::clock();
+  test();
+  std::printf("%-8s %6.1f s\n", name, double(std::clock() - begin) / CLOCKS_PER_SEC);
+  std::fflush(stdout);
+}
+
 } // namespace
 
 int main() {
-  check_isa_names();
-  test_stacks();
-  test_leaky();
-  test_generate();
-  test_stepper();
-  test_loss();
-  test_dropout();
-  test_glove();
-  const int cases = test_rnn();
-  std::printf("%d cases, instruction sets:", cases);
+  parallel(2, [](int thread, int threads) {
+    if (thread == 0) {
+      several_threads = threads > 1;
+    }
+  });
+  int cases = 0;
+  run("isa", check_isa_names);
+  run("stacks", test_stacks);
+  run("leaky", test_leaky);
+  run("generate", test_generate);
+  run("stepper", test_stepper);
+  run("loss", test_loss);
+  run("dropout", test_dropout);
+  run("glove", test_glove);
+  run("rnn", [&] { cases = test_rnn(); });
+  std::printf("%s, %d cases of rnn, instruction sets:",
+              several_threads ? "several threads" : "one thread", cases);
   for (const Isa* isa : available_isas()) {
     std::printf(" %s", isa->name);
   }

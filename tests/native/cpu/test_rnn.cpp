@@ -139,17 +139,26 @@ template <class T> bool same(const Results<T>& a, const Results<T>& b) {
 // kernels, because the kernels do the same.
 template <class T> class Naive {
 public:
-  Naive(const Case& c, const Inputs<T>& in) : c_(c), in_(in), h_(c.T * c.B * c.H) {
+  Naive(const Case& c, const Inputs<T>& in)
+      : c_(c), in_(in), h_(c.T * c.B * c.H), h0_(c.B * c.H), zero_(c.H) {
+    if (c.h0) {
+      std::transform(in.h0.begin(), in.h0.end(), h0_.begin(), value_of);
+    }
     for (int64_t b = 0; b < c.B; ++b) {
-      for (int64_t i = 0; i < length(b); ++i) {
+      lengths_.push_back(std::count_if(in.batch_sizes.begin(), in.batch_sizes.end(),
+                                       [b](int64_t rows) { return rows > b; }));
+    }
+    for (int64_t b = 0; b < c.B; ++b) {
+      for (int64_t i = 0; i < lengths_[b]; ++i) {
         const T* const x = in.x.data() + in.x_rows.begins[time(b, i) * c.B + b];
+        const double* const state = before(b, i);
         for (int64_t j = 0; j < c.H; ++j) {
           double pre = c.bias ? value(in.b_ih[j]) + value(in.b_hh[j]) : 0;
           for (int64_t k = 0; k < c.I; ++k) {
             pre += value(in.w_ih[j * c.I + k]) * value(x[k]);
           }
           for (int64_t k = 0; k < c.H; ++k) {
-            pre += value(in.w_hh[j * c.H + k]) * before(b, i, k);
+            pre += value(in.w_hh[j * c.H + k]) * state[k];
           }
           h_[at(time(b, i), b) + j] = c.relu ? std::max(pre, 0.0) : std::tanh(pre);
         }
@@ -162,8 +171,7 @@ public:
   Results<double> gradients(const std::vector<T>& h) {
     for (int64_t t = 0, begin = 0; t < c_.T; ++t) {
       const int64_t n = in_.batch_sizes[t] * c_.H;
-      std::transform(h.begin() + begin, h.begin() + begin + n, h_.begin() + at(t, 0),
-                     [](T v) { return value(v); });
+      std::transform(h.begin() + begin, h.begin() + begin + n, h_.begin() + at(t, 0), value_of);
       begin += n;
     }
     Results<double> r;
@@ -177,8 +185,9 @@ public:
       for (int64_t j = 0; c_.dh_n && j < c_.H; ++j) {
         dstate[j] = value(in_.dh_n[b * c_.H + j]);
       }
-      for (int64_t i = length(b) - 1; i >= 0; --i) {
+      for (int64_t i = lengths_[b] - 1; i >= 0; --i) {
         const int64_t here = at(time(b, i), b), slot = time(b, i) * c_.B + b;
+        const double* const state = before(b, i);
         for (int64_t j = 0; j < c_.H; ++j) {
           const double y = h_[here + j];
           const double dy = c_.dy ? value(in_.dy[in_.h_rows.begins[slot] + j]) : 0;
@@ -189,7 +198,7 @@ public:
           const double d = dpre[here + j];
           for (int64_t k = 0; k < c_.H; ++k) {
             dstate[k] += d * value(in_.w_hh[j * c_.H + k]);
-            r.dw_hh[j * c_.H + k] += d * before(b, i, k);
+            r.dw_hh[j * c_.H + k] += d * state[k];
           }
           for (int64_t k = 0; k < c_.I; ++k) {
             dx[slot * c_.I + k] += d * value(in_.w_ih[j * c_.I + k]);
@@ -210,7 +219,7 @@ public:
       }
     }
     for (int64_t b = 0; b < c_.B; ++b) {
-      const auto last = h_.begin() + at(time(b, length(b) - 1), b);
+      const auto last = h_.begin() + at(time(b, lengths_[b] - 1), b);
       r.h_n.insert(r.h_n.end(), last, last + c_.H);
     }
     r.dx = existing(dx, c_.I);
@@ -218,12 +227,9 @@ public:
   }
 
 private:
-  int64_t length(int64_t b) const {
-    return std::count_if(in_.batch_sizes.begin(), in_.batch_sizes.end(),
-                         [b](int64_t rows) { return rows > b; });
-  }
+  static double value_of(T v) { return value(v); }
   // The time step that is computed i-th for row b.
-  int64_t time(int64_t b, int64_t i) const { return c_.reverse ? length(b) - 1 - i : i; }
+  int64_t time(int64_t b, int64_t i) const { return c_.reverse ? lengths_[b] - 1 - i : i; }
   int64_t at(int64_t t, int64_t b) const { return (t * c_.B + b) * c_.H; }
   // Whether the state of row b is reset before its i-th computed step. In reverse, a reset concerns
   // the step that is computed after its own.
@@ -234,11 +240,11 @@ private:
     const int64_t t = c_.reverse ? time(b, i) + 1 : time(b, i);
     return in_.resets[in_.token_rows.begins[t * c_.B + b]];
   }
-  double before(int64_t b, int64_t i, int64_t k) const {
-    if (is_reset(b, i)) {
-      return 0;
-    }
-    return i > 0 ? h_[at(time(b, i - 1), b) + k] : c_.h0 ? value(in_.h0[b * c_.H + k]) : 0;
+  // The state of row b before its i-th computed step.
+  const double* before(int64_t b, int64_t i) const {
+    return is_reset(b, i) ? zero_.data()
+           : i > 0        ? h_.data() + at(time(b, i - 1), b)
+                          : h0_.data() + b * c_.H;
   }
   std::vector<double> existing(const std::vector<double>& all, int64_t width) const {
     std::vector<double> v;
@@ -251,7 +257,8 @@ private:
 
   const Case& c_;
   const Inputs<T>& in_;
-  std::vector<double> h_;
+  std::vector<int64_t> lengths_; // the time steps of each row
+  std::vector<double> h_, h0_, zero_;
 };
 
 template <class T>
@@ -336,7 +343,7 @@ template <class T> void check(const Case& c, const char* type) {
         compare(*found, *gradients.all()[i].second, name + " " + what);
       }
     }
-    for (int threads : {3, 4}) { // unequal shares, and groups of several threads
+    for (int threads : thread_counts({3, 4})) { // unequal shares, and groups of several threads
       if (!same(run(c, in, threads, name), one)) {
         fail(name + ": " + std::to_string(threads) + " threads give other bits than one");
       }

@@ -24,7 +24,7 @@ void check_stacks(int64_t layers, int64_t questions) {
         resets[i] = random() < -0.8;
       }
       std::vector<std::vector<float>> expected;
-      for (int threads : {1, 2, 3, 8}) {
+      for (int threads : thread_counts({1, 2, 3, 8})) {
         std::vector<std::vector<float>> written;
         std::vector<Forward<float>> up;
         std::vector<Backward<float>> down;

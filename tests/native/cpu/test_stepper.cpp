@@ -38,7 +38,7 @@ void check_stepper(const char* type, int64_t B, int64_t I, int64_t H, int64_t L,
     }
     forward(Shape{T_, B, H, nullptr, relu, 1}, L, 1, stack.data());
     std::vector<T> of_one_thread;
-    for (int threads : {1, 3}) {
+    for (int threads : thread_counts({1, 3})) {
       Stepper<T> stepper(B, I, H, relu, threads, layers);
       const Rows rows(B, H);
       std::vector<T> all;
