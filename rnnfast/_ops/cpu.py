@@ -146,6 +146,66 @@ def stepper(batch_size, weights, relu, bias):
     return _C.Stepper(batch_size, weights, relu, bias, torch.get_num_threads())
 
 
+def reservoir(w_ih, w_hh, bias, alpha, nonlinearity, state):
+    """Return a native leaky recurrence with sparse weights, which csrc/api/reservoir.h describes.
+
+    With I inputs and H units, in float32 or float64 on the CPU:
+
+    Args:
+        w_ih: (H, I), the weights of the input.
+        w_hh: (H, H), the recurrent weights as a sparse CSR tensor with indices of any dtype.
+        bias: (H), or None.
+        alpha: (H), the leak of each unit. 1 means that a unit does not keep its last state.
+        nonlinearity: "tanh", "relu", "sigmoid", "softplus" or "linear".
+        state: "rate" or "current", which says to what the leak applies.
+
+    The tensors are copied.
+
+    Returns:
+        An object for `run_reservoir`. It uses as many threads as torch does now, or one where that
+        is faster.
+
+    Raises:
+        RuntimeError: a tensor has a wrong layout, shape, dtype or device.
+        IndexError: a column of ``w_hh`` is not in [0, H).
+        ValueError: the rows of ``w_hh``, the nonlinearity or the state is not valid.
+    """
+    if w_hh.layout is not torch.sparse_csr or w_hh.shape != (len(w_ih), len(w_ih)):
+        raise RuntimeError(
+            f"weight_hh must be a sparse CSR tensor {(len(w_ih), len(w_ih))} to fit weight_ih, got "
+            f"{w_hh.layout} {tuple(w_hh.shape)}"
+        )
+    indices = (w_hh.crow_indices().to(torch.int64), w_hh.col_indices().to(torch.int64))
+    tensors = [
+        None if t is None else t.detach().resolve_neg().contiguous()
+        for t in (w_ih, bias, alpha, *indices, w_hh.values())
+    ]
+    return _C.Reservoir(*tensors, nonlinearity, state, torch.get_num_threads())
+
+
+def run_reservoir(native, x, hx=None, reset=None, addend=None):
+    """Run what `reservoir` returned.
+
+    Args:
+        native: what `reservoir` returned.
+        x: (T, B, I).
+        hx: the initial state, (B, H), or None for zeros.
+        reset: bool (T, B). Where it is true, the state is zero before that step. None: no resets.
+        addend: (T, B, H), added to the bias, or None.
+
+    Returns:
+        ``(r, last)``: r_t of all steps, (T, B, H), and the last state, (B, H). ``hx`` and ``last``
+        are r for the state "rate" and s for "current".
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+    """
+    r = _C.empty((*x.shape[:2], native.units), x)
+    last = _C.empty((x.shape[1], native.units), x)
+    native.run(_rows(x), _contiguous(hx), reset, _rows(addend), r, last)
+    return r, last
+
+
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
     """Train GloVe for one epoch; ``words`` and ``contexts`` are updated in place.
 

@@ -27,6 +27,7 @@ int test_rnn();
 void test_stacks();
 void test_generate();
 void test_stepper();
+void test_reservoir();
 void test_loss();
 void test_dropout();
 void test_glove();

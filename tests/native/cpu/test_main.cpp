@@ -27,6 +27,7 @@ int main() {
   test_stacks();
   test_generate();
   test_stepper();
+  test_reservoir();
   test_loss();
   test_dropout();
   test_glove();
