@@ -153,9 +153,10 @@ def reservoir(w_ih, w_hh, bias, alpha, nonlinearity, state):
 
     Args:
         w_ih: (H, I), the weights of the input.
-        w_hh: (H, H), the recurrent weights as a sparse CSR tensor with indices of any dtype.
+        w_hh: ``(crow_indices, col_indices, values)`` of the recurrent weights (H, H) in the layout
+            `torch.sparse_csr`. The indices are int64 or int32.
         bias: (H), or None.
-        alpha: (H), the leak of each unit. 1 means that a unit does not keep its last state.
+        alpha: (H), the leak of each unit. A unit with the leak 1 does not keep its last state.
         nonlinearity: "tanh", "relu", "sigmoid", "softplus" or "linear".
         state: "rate" or "current", which says to what the leak applies.
 
@@ -166,19 +167,15 @@ def reservoir(w_ih, w_hh, bias, alpha, nonlinearity, state):
         is faster.
 
     Raises:
-        RuntimeError: a tensor has a wrong layout, shape, dtype or device.
-        IndexError: a column of ``w_hh`` is not in [0, H).
-        ValueError: the rows of ``w_hh``, the nonlinearity or the state is not valid.
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        IndexError: an element of ``col_indices`` is not in [0, H).
+        ValueError: ``crow_indices``, ``nonlinearity`` or ``state`` is not valid.
     """
-    if w_hh.layout is not torch.sparse_csr or w_hh.shape != (len(w_ih), len(w_ih)):
-        raise RuntimeError(
-            f"weight_hh must be a sparse CSR tensor {(len(w_ih), len(w_ih))} to fit weight_ih, got "
-            f"{w_hh.layout} {tuple(w_hh.shape)}"
-        )
-    indices = (w_hh.crow_indices().to(torch.int64), w_hh.col_indices().to(torch.int64))
+    *indices, values = w_hh
+    indices = [i.to(torch.int64) if i.dtype is torch.int32 else i for i in indices]
     tensors = [
         None if t is None else t.detach().resolve_neg().contiguous()
-        for t in (w_ih, bias, alpha, *indices, w_hh.values())
+        for t in (w_ih, bias, alpha, *indices, values)
     ]
     return _C.Reservoir(*tensors, nonlinearity, state, torch.get_num_threads())
 
