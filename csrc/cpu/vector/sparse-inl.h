@@ -114,6 +114,12 @@ static void finish_strip(const ReservoirStep<T>& step, int64_t begin, const T* s
 template <class T, Nonlinearity F> static void reservoir_strips(const ReservoirStep<T>& step) {
   constexpr int VL = kVector<T>;
   const int64_t chunks = (step.H + VL - 1) / VL;
+  if ((step.strip_end - step.strip_begin) * kStripChunks < chunks) {
+    // Other threads have just written a part of the state, so all of it is fetched at once.
+    for (int64_t c = 0; c < step.H; c += 64 / sizeof(T)) {
+      __builtin_prefetch(step.before + c);
+    }
+  }
   for (int64_t strip = step.strip_begin; strip < step.strip_end; ++strip) {
     alignas(64) T sums[kStripChunks * VL];
     for (int64_t i = 0; i < kStripChunks && strip * kStripChunks + i < chunks; ++i) {
