@@ -198,3 +198,31 @@ class Stepper:
     def read_state(self, h: Tensor, /) -> None: ...
     def write_state(self, h: Tensor, /) -> None: ...
     def reset(self, rows: list[int], /) -> None: ...
+
+class Reservoir:
+    def __init__(
+        self,
+        w_ih: Tensor,
+        bias: Tensor | None,
+        alpha: Tensor,
+        crow_indices: Tensor,
+        col_indices: Tensor,
+        values: Tensor,
+        nonlinearity: str,
+        current: bool,
+        threads: int,
+        /,
+    ) -> None: ...
+    @property
+    def units(self) -> int: ...
+    def run(
+        self,
+        x: Tensor,
+        first: Tensor | None,
+        reset: Tensor | None,
+        addend: Tensor | None,
+        r: Tensor,
+        last: Tensor,
+        states: Tensor | None,
+        /,
+    ) -> None: ...

@@ -2,10 +2,12 @@
 
 import bench_busy
 import bench_generate
+import bench_reservoir
 import bench_resets
 import bench_stepper
 import bench_training
 import pytest
+import torch
 
 
 @pytest.mark.parametrize("case", [("word", 9, 5, 5, 2, 2, 3), ("char", 7, 5, 6, 1, 2, 3)], ids=str)
@@ -39,6 +41,11 @@ def test_generation_refuses(monkeypatch):
 def test_resets():
     ms = bench_resets.measure((6, 3, 4, 5), 0.3, repeats=1)
     assert list(ms) == ["no resets", "resets", "cut"] and min(ms.values()) > 0
+
+
+def test_reservoir():
+    us = bench_reservoir.measure((20, 3), torch.float32, repeats=1, steps=4)
+    assert {"rnnfast", "torch"} <= us.keys() and min(us.values()) > 0
 
 
 def test_stepper():

@@ -13,7 +13,12 @@ import rnnfast
 
 ROOT = Path(__file__).parent.parent
 # What an example or a page needs besides rnnfast, by its name.
-NEEDS = {"export_onnx": ["onnx", "onnxscript", "onnxruntime"], "compatibility": ["onnxscript"]}
+NEEDS = {
+    "export_onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "compatibility": ["onnxscript"],
+    "echo_state": ["sklearn", "matplotlib"],
+    "reservoirs": ["sklearn"],
+}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 # tests/test_guide.py runs the page that is left out, together with its commands.
@@ -52,7 +57,7 @@ def test_example(path, monkeypatch, capsys):
 
 def test_every_example_is_listed():
     index = (ROOT / "docs" / "index.md").read_text()
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for path in EXAMPLES:
         assert f"(../examples/{path.name})" in index
 

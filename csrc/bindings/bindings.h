@@ -24,6 +24,7 @@ void bind_loss(pybind11::module_& m);
 void bind_dropout(pybind11::module_& m);
 void bind_generate(pybind11::module_& m);
 void bind_stepper(pybind11::module_& m);
+void bind_reservoir(pybind11::module_& m);
 void bind_glove(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
 

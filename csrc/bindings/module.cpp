@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   bind_dropout(m);
   bind_generate(m);
   bind_stepper(m);
+  bind_reservoir(m);
   bind_glove(m);
 #if defined(RNNFAST_CUDA)
   bind_cuda(m);

@@ -141,7 +141,7 @@ public:
       if (size(i) > 1 && this->stride(i) != stride) {
         refuse_strides("the strides of a contiguous tensor");
       }
-      stride *= size(i);
+      stride *= std::max<int64_t>(size(i), 1); // as torch counts for tensors without elements
     }
     return *this;
   }

@@ -8,6 +8,7 @@
 
 #include "../api/element.h"
 #include "../api/leaky.h"
+#include "sparse.h"
 
 namespace rnnfast {
 
@@ -151,6 +152,8 @@ struct KernelSet {
   // Update the vectors [2, D + 1] of the word and the context of one entry; see api/glove.h.
   float (*glove_update)(float* word, float* context, int64_t D, float log_x, float weight,
                         float lr);
+  ReservoirKernels<float> reservoir_f32;
+  ReservoirKernels<double> reservoir_f64;
 };
 
 struct Isa {

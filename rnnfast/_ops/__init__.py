@@ -10,7 +10,7 @@ The operators have no gradient of their own. The autograd Functions are in `rnnf
 """
 
 from . import flops
-from .cpu import glove_epoch, sampler, stepper
+from .cpu import glove_epoch, reservoir, run_reservoir, sampler, stepper
 from .dispatch import (
     dropout,
     has_dropout_kernel,
@@ -44,9 +44,11 @@ __all__ = [
     "leaky_rnn_backward",
     "linear_cross_entropy",
     "normal",
+    "reservoir",
     "rnn_backward",
     "rnn_forward",
     "rnn_padded",
+    "run_reservoir",
     "sampler",
     "shape_of_rows",
     "stepper",

@@ -218,6 +218,63 @@ def stepper(batch_size, weights, biases, relu=False, alpha=None, leak=None):
     return _C.Stepper(batch_size, weights, relu, biases, torch.get_num_threads(), alpha, *kind)
 
 
+def reservoir(w_ih, w_hh, bias, alpha, leak):
+    """Return a native leaky recurrence with sparse weights, which csrc/api/reservoir.h describes.
+
+    With I inputs and H units, in float32 or float64 on the CPU:
+
+    Args:
+        w_ih: (H, I), the weights of the input.
+        w_hh: ``(crow_indices, col_indices, values)`` of the recurrent weights (H, H) in the layout
+            `torch.sparse_csr`. The indices are int64 or int32.
+        bias: (H), or None.
+        alpha: (H), the leak of each unit. A unit with the leak 1 does not keep its last state.
+        leak: the `LeakyDescriptor`, whose ``batch_first`` is not used.
+
+    The tensors are copied.
+
+    Returns:
+        An object for `run_reservoir`. It uses as many threads as torch does now, or one where that
+        is faster.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+        IndexError: an element of ``col_indices`` is not in [0, H).
+        ValueError: ``crow_indices`` or the nonlinearity is not valid.
+    """
+    *indices, values = w_hh
+    indices = [i.to(torch.int64) if i.dtype is torch.int32 else i for i in indices]
+    tensors = [
+        None if t is None else t.detach().resolve_neg().contiguous()
+        for t in (w_ih, bias, alpha, *indices, values)
+    ]
+    return _C.Reservoir(*tensors, leak.nonlinearity, leak.current, torch.get_num_threads())
+
+
+def run_reservoir(native, x, hx=None, reset=None, addend=None, states=None):
+    """Run what `reservoir` returned.
+
+    Args:
+        native: what `reservoir` returned.
+        x: (T, B, I).
+        hx: the initial state, (B, H), or None for zeros.
+        reset: bool (T, B). Where it is true, the state is zero before that step. None: no resets.
+        addend: (T, B, H), added to the bias, or None.
+        states: (T, B, H), to which the states of a current are written, or None.
+
+    Returns:
+        ``(r, last)``: r_t of all steps, (T, B, H), and the last state, (B, H). ``hx`` and ``last``
+        are r for a rate and s for a current.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device.
+    """
+    r = _C.empty((*x.shape[:2], native.units), x)
+    last = _C.empty((x.shape[1], native.units), x)
+    native.run(_rows(x), _contiguous(hx), reset, _rows(addend), r, last, states)
+    return r, last
+
+
 def glove_epoch(starts, shifts, row, column, log_x, weight, words, contexts, lr):
     """Train GloVe for one epoch; ``words`` and ``contexts`` are updated in place.
 

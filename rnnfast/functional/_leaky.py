@@ -55,7 +55,9 @@ def leaky_rnn(
         hx: initial state of each layer, (L, B, H), or None for zeros. It is r_0 for a rate and s_0
             for a current.
         weights: flat list. For each layer it holds ``w_ih`` (H, I), ``w_hh`` (H, H) and, for all or
-            for none, ``b`` (H). In layers after the first, I is H.
+            for none, ``b`` (H). In layers after the first, I is H. Without gradients, ``w_hh`` may
+            be a tensor of the layout ``torch.sparse_csr``, for which float32 and float64 have a
+            kernel of their own.
         alpha: (L, H), or (H) for one layer; in (0, 1].
         state: ``"rate"`` or ``"current"``.
         nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"linear"``.
@@ -169,18 +171,32 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
             raise RuntimeError(f"{name} must be {dtype} like the weights, got {t.dtype}")
         if t is not None and t.device != x.device:
             raise RuntimeError(f"{name} must be on {x.device} like the input, got {t.device}")
+    is_sparse = weights[1].layout is torch.sparse_csr
     on_kernel = on_kernel and not any(has_own_torch_function(w) for w in (*weights, alpha))
     scale = seed = None
     if noise:
         scale = noise * (2 / alpha).sqrt()
         seed = torch.randint(torch.iinfo(torch.int64).max, (), device="cpu")
         shape = (*_ops.shape_of_rows(x, batch_sizes), weights[1].shape[-1])
-        if xi is None and not on_kernel:
+        if is_sparse and xi is None and on_kernel:
+            xi = _draw(seed, x, weights[0], batch_sizes, descriptor)
+        elif xi is None and not on_kernel:
             xi = torch.randn(shape, dtype=dtype, device=x.device)
         elif xi is None and scale.requires_grad and torch.is_grad_enabled():
             xi = _draw(seed, x, weights[1], batch_sizes, descriptor)
         if xi is not None:
             xi, scale, seed = scale * xi, None, None
+    if is_sparse:
+        tensors = (x, h0, alpha, xi, *weights)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            raise RuntimeError(
+                "a sparse weight_hh has no gradients: call this in torch.no_grad(), or make "
+                "it dense, weight_hh.to_dense()"
+            )
+        has_kernel = dtype in (torch.float32, torch.float64) and x.is_floating_point()
+        if on_kernel and has_kernel and batch_sizes is None:
+            return _run_sparse(x, h0, weights, alpha, xi, descriptor, reset)
+        weights = [weights[0], weights[1].to_dense(), *weights[2:]]
     tensors = (x, h0, alpha, xi, scale, seed, batch_sizes, reset, descriptor, *weights)
     if not on_kernel:
         return leaky_rnn_stepwise(*tensors)
@@ -193,6 +209,23 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
         arguments = (x, h0, weights, alpha, xi, scale, seed, batch_sizes)
         output, h_n, states, _ = _ops.leaky_rnn(*arguments, descriptor, keeps, reset)
     return output, h_n, states if descriptor.current else output
+
+
+def _run_sparse(x, h0, weights, alpha, noise, descriptor, reset):
+    """Run a layer whose ``w_hh`` is sparse, and return what `_run_layer` returns."""
+    w_ih, w_hh, *bias = weights
+    parts = (w_hh.crow_indices(), w_hh.col_indices(), w_hh.values())
+    native = _ops.reservoir(w_ih, parts, bias[0] if bias else None, alpha, descriptor)
+    if descriptor.batch_first:
+        x, noise, reset = (None if t is None else t.transpose(0, 1) for t in (x, noise, reset))
+    states = x.new_empty((*x.shape[:2], native.units)) if descriptor.current else None
+    h0 = None if h0 is None else h0[0]
+    output, h_n = _ops.run_reservoir(native, x.detach(), h0, reset, noise, states)
+    if descriptor.batch_first:
+        output, states = (
+            None if t is None else t.transpose(0, 1).contiguous() for t in (output, states)
+        )
+    return output, h_n.unsqueeze(0), output if states is None else states
 
 
 def _draw(seed, x, like, batch_sizes, descriptor):

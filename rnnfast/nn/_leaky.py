@@ -77,6 +77,13 @@ class LeakyRNN(nn.Module):
           ``return_state=True`` it returns ``(output, h_n, states)``, where ``states`` has the
           states s of the last layer, of the shape of ``output``. For a rate they are the output.
 
+    For reservoirs, which are not trained, ``weight_hh_l0`` may be sparse (layout
+    ``torch.sparse_csr``). Such a module runs in ``torch.no_grad()`` only::
+
+        rnn.weight_hh_l0 = torch.nn.Parameter(w.to_sparse_csr(), requires_grad=False)
+
+    :class:`rnnfast.tasks.EchoState` is a reservoir with a readout that is fitted.
+
     Noise is drawn inside the kernel, seeded by torch's generator, and does not depend on the number
     of threads. :func:`rnnfast.functional.leaky_rnn` says what runs on torch's operators instead.
 

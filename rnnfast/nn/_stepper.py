@@ -27,6 +27,8 @@ def native_stepper(module, batch_size, weights, *options):
             "example torch.nn.utils.prune makes its weights: remove them first"
         )
     w_hh = weights[1]
+    if w_hh.layout is not torch.strided:
+        raise RuntimeError(f"a stepper needs dense weights, got the layout {w_hh.layout}")
     if not w_hh.is_cpu or not _ops.has_rnn_kernel("cpu", w_hh.dtype):
         raise RuntimeError(
             "a stepper needs weights of float32, float64, bfloat16 or float16 on the CPU, got "

@@ -385,7 +385,12 @@ class SequenceEstimator(Settings, ABC):
             "history": self.history_,
         }
         tables = inputs.tables if isinstance(inputs, Tokens) else []
-        write_estimator(folder, settings, tables, networks)
+        tensors = {
+            f"{k}.{name}": value
+            for k, network in enumerate(networks)
+            for name, value in network.state_dict().items()
+        }
+        write_estimator(folder, settings, tables, tensors)
 
     @classmethod
     def load(cls: type[_Estimator], path: str | Path, device: str = "cpu") -> _Estimator:
@@ -402,10 +407,15 @@ class SequenceEstimator(Settings, ABC):
         path = Path(path)
         check_device(device)
         settings = read_settings(path)
+        classes: dict[str, type[SequenceEstimator]]
+        classes, name = {**cls._subclasses, cls.__name__: cls}, str(settings["estimator"])
+        if name not in classes:
+            raise UserError(
+                f"{path / CONFIG} is of the class {name}, not of {cls.__name__}: use "
+                f"rnnfast.tasks.load, which loads all classes that this version has"
+            )
         with reading(path / CONFIG):
-            classes: dict[str, type[SequenceEstimator]]
-            classes = {**cls._subclasses, cls.__name__: cls}
-            found = classes[settings["estimator"]]
+            found = classes[name]
             estimator = found(**{**params_from_json(settings["params"]), "device": device})
             estimator.check_settings()
             estimator.history_ = settings["history"]

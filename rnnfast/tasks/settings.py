@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -62,8 +62,12 @@ Patience = Annotated[
 Seed = Annotated[
     int, Constraint((numbers.Integral,), "a whole number in [0, 2**63)", lambda v: 0 <= v < 2**63)
 ]
+NonNegativeInteger = Annotated[
+    int, Constraint((numbers.Integral,), "a whole number, at least 0", lambda v: v >= 0)
+]
 Probability = Annotated[float, Constraint((numbers.Real,), "in [0, 1)", lambda v: 0 <= v < 1)]
 Fraction = Annotated[float, Constraint((numbers.Real,), "in (0, 1)", lambda v: 0 < v < 1)]
+Leak = Annotated[float, Constraint((numbers.Real,), "in (0, 1]", lambda v: 0 < v <= 1)]
 PositiveNumber = Annotated[float, Constraint((numbers.Real,), "positive", lambda v: 0 < v < np.inf)]
 PositiveOrInfinite = Annotated[float, Constraint((numbers.Real,), "positive", lambda v: v > 0)]
 NonNegativeNumber = Annotated[
@@ -72,6 +76,8 @@ NonNegativeNumber = Annotated[
 Flag = Annotated[bool, Constraint((bool, np.bool_), "True or False")]
 FileName = Annotated[str | Path | None, Constraint((str, Path, type(None)), "the name of a file")]
 Nonlinearity = Annotated[str, _one_of(NONLINEARITIES)]
+ReservoirNonlinearity = Annotated[str, _one_of(("tanh", "relu", "sigmoid", "softplus", "linear"))]
+FloatType = Annotated[str, _one_of(("float32", "float64"))]
 Pooling = Annotated[str, _one_of(POOLINGS)]
 ClassWeight = Annotated[
     dict | str | None,
@@ -82,10 +88,43 @@ ClassWeight = Annotated[
     ),
 ]
 
+_Parameters = TypeVar("_Parameters", bound="Parameters")
+
 
 @dataclass(kw_only=True, eq=False)
-class Settings:
-    """The settings that all estimators have, with scikit-learn's methods to read and change them.
+class Parameters:
+    """The base of all estimators: scikit-learn's methods to read and change the settings."""
+
+    def get_params(self, deep: bool = True) -> dict:
+        """Return the settings by name. scikit-learn passes `deep`, which changes nothing here."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def set_params(self: _Parameters, **params: Any) -> _Parameters:
+        """Change settings, and return the estimator. The next `fit` uses the new values.
+
+        Raises:
+            UserError: There is no setting of this name.
+        """
+        names = self.get_params()
+        for name, value in params.items():
+            if name not in names:
+                raise UserError(f"{type(self).__name__} has no setting {name!r}")
+            setattr(self, name, value)
+        return self
+
+    def check_settings(self) -> None:
+        """Raise UserError, which names the setting, if a value does not meet its constraint."""
+        # The types of the settings that a user's subclass adds may exist for type checkers only.
+        ours = next(c for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
+        hints = get_type_hints(ours, include_extras=True)
+        for name, value in self.get_params().items():
+            for constraint in getattr(hints.get(name), "__metadata__", ()):
+                constraint.check(name, value)
+
+
+@dataclass(kw_only=True, eq=False)
+class Settings(Parameters):
+    """The settings of the estimators over a trained network.
 
     Args:
         features: The features of a word, for sequences of tokens. The network reads the sum of
@@ -141,29 +180,3 @@ class Settings:
     ensemble: PositiveInteger = 1
     seed: Seed = 0
     device: str = "cpu"
-
-    def get_params(self, deep: bool = True) -> dict:
-        """Return the settings by name. scikit-learn passes `deep`, which changes nothing here."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def set_params(self, **params: Any) -> Settings:
-        """Change settings, and return the estimator. The next `fit` uses the new values.
-
-        Raises:
-            UserError: There is no setting of this name.
-        """
-        names = self.get_params()
-        for name, value in params.items():
-            if name not in names:
-                raise UserError(f"{type(self).__name__} has no setting {name!r}")
-            setattr(self, name, value)
-        return self
-
-    def check_settings(self) -> None:
-        """Raise UserError, which names the setting, if a value does not meet its constraint."""
-        # The types of the settings that a user's subclass adds may exist for type checkers only.
-        ours = next(c for c in type(self).__mro__ if c.__module__.startswith(f"{__package__}."))
-        hints = get_type_hints(ours, include_extras=True)
-        for name, value in self.get_params().items():
-            for constraint in getattr(hints.get(name), "__metadata__", ()):
-                constraint.check(name, value)

@@ -34,7 +34,7 @@ def write_estimator(
     folder: Folder,
     settings: dict,
     tables: list[list[str]],
-    networks: list[SequenceNetwork],
+    tensors: dict[str, torch.Tensor],
 ) -> None:
     """Write the files of an estimator, each at once, and close the folder.
 
@@ -42,18 +42,14 @@ def write_estimator(
         folder: The folder, from `new_folder`.
         settings: The content of config.json, without the versions.
         tables: The values of each feature, or [] if the sequences are numbers.
-        networks: The networks of the ensemble.
+        tensors: The weights by name.
     """
     versions = {"format": FORMAT, "rnnfast": __version__, "torch": torch.__version__}
     with contextlib.closing(folder):
         write_atomic(folder.path / VOCAB, to_json({"tables": tables}))
         write_atomic(folder.path / CONFIG, to_json({**versions, **settings}))
         folder.write_weights(
-            {
-                f"{k}.{name}": value.detach().cpu().contiguous()
-                for k, network in enumerate(networks)
-                for name, value in network.state_dict().items()
-            }
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         )
 
 

@@ -17,6 +17,9 @@ RNNFAST_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define RNNFAST_MAX_ROWS 12
 #define RNNFAST_WIDEN_F16(half) _mm512_maskz_cvtph_ps(0xFFFF, (__m256i)(half))
 #define RNNFAST_NARROW_F16(v) ((Half)_mm512_maskz_cvtps_ph(0xFFFF, v, _MM_FROUND_TO_NEAREST_INT))
+#define RNNFAST_PICK(a, b, places)                                                                 \
+  _mm512_permutex2var_ps(                                                                          \
+      a, _mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)(places))), b)
 namespace rnnfast::avx512 {
 #include "../vector/isa-inl.h"
 } // namespace rnnfast::avx512

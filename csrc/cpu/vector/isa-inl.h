@@ -6,8 +6,9 @@
 //
 // Some instruction sets define more: RNNFAST_EMULATED if a vector is wider than a register,
 // RNNFAST_WIDEN_F16, RNNFAST_NARROW_F16 and RNNFAST_NARROW_BF16 for conversions in one instruction,
-// RNNFAST_MULTIPLY_ADD_PAIRS for products of pairs of bfloat16, and RNNFAST_TILE_REGISTERS for the
-// tile registers of AMX.
+// RNNFAST_MULTIPLY_ADD_PAIRS for products of pairs of bfloat16, RNNFAST_TILE_REGISTERS for the tile
+// registers of AMX, and RNNFAST_PICK(a, b, places) to pick an element of two vectors of float for
+// each lane.
 //
 // The code uses the vector extensions of GCC and Clang, so the width is all that differs between
 // most instruction sets. Files ending in -inl.h have no include guard, because each is included
@@ -20,6 +21,7 @@
 #include "glove-inl.h"
 #include "normal-inl.h"
 #include "outer-inl.h"
+#include "sparse-inl.h"
 
 // The functions for the element types S and O, in the order of the members of VectorKernels.
 template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
@@ -37,9 +39,13 @@ template <class S, class O> constexpr VectorKernels<S, O> vector_kernels() {
 #if defined(RNNFAST_MULTIPLY_ADD_PAIRS) || defined(RNNFAST_TILE_REGISTERS)
 static constexpr VectorKernels<bfloat16> kPairKernels = vector_kernels<bfloat16, bfloat16>();
 #else
-static constexpr KernelSet kKernels = {
-    vector_kernels<float, float>(), vector_kernels<double, double>(),
-    vector_kernels<bfloat16, float>(), vector_kernels<float16, float>(), glove_update<float>};
+static constexpr KernelSet kKernels = {vector_kernels<float, float>(),
+                                       vector_kernels<double, double>(),
+                                       vector_kernels<bfloat16, float>(),
+                                       vector_kernels<float16, float>(),
+                                       glove_update<float>,
+                                       kReservoirKernels<float>,
+                                       kReservoirKernels<double>};
 #endif
 
 #undef RNNFAST_INLINE

@@ -28,6 +28,7 @@ void test_stacks();
 void test_leaky();
 void test_generate();
 void test_stepper();
+void test_reservoir();
 void test_loss();
 void test_dropout();
 void test_glove();

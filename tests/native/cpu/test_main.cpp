@@ -26,7 +26,7 @@ void check_isa_names() {
 template <class Test> void run(const char* name, const Test& test) {
   const std::clock_t begin = std::clock();
   test();
-  std::printf("%-8s %6.1f s\n", name, double(std::clock() - begin) / CLOCKS_PER_SEC);
+  std::printf("%-9s %6.1f s\n", name, double(std::clock() - begin) / CLOCKS_PER_SEC);
   std::fflush(stdout);
 }
 
@@ -44,6 +44,7 @@ int main() {
   run("leaky", test_leaky);
   run("generate", test_generate);
   run("stepper", test_stepper);
+  run("reservoir", test_reservoir);
   run("loss", test_loss);
   run("dropout", test_dropout);
   run("glove", test_glove);
