@@ -178,12 +178,11 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
         scale = noise * (2 / alpha).sqrt()
         seed = torch.randint(torch.iinfo(torch.int64).max, (), device="cpu")
         shape = (*_ops.shape_of_rows(x, batch_sizes), weights[1].shape[-1])
-        if is_sparse and xi is None and on_kernel:
-            xi = _draw(seed, x, weights[0], batch_sizes, descriptor)
-        elif xi is None and not on_kernel:
+        needs_xi = is_sparse or (scale.requires_grad and torch.is_grad_enabled())
+        if xi is None and not on_kernel:
             xi = torch.randn(shape, dtype=dtype, device=x.device)
-        elif xi is None and scale.requires_grad and torch.is_grad_enabled():
-            xi = _draw(seed, x, weights[1], batch_sizes, descriptor)
+        elif xi is None and needs_xi:
+            xi = _draw(seed, x, weights[0], batch_sizes, descriptor)
         if xi is not None:
             xi, scale, seed = scale * xi, None, None
     if is_sparse:
@@ -228,10 +227,10 @@ def _run_sparse(x, h0, weights, alpha, noise, descriptor, reset):
     return output, h_n.unsqueeze(0), output if states is None else states
 
 
-def _draw(seed, x, like, batch_sizes, descriptor):
+def _draw(seed, x, w_ih, batch_sizes, descriptor):
     """Return the random numbers that the kernel draws from ``seed``, in the layout of the input."""
-    rows, H = _ops.shape_of_rows(x, batch_sizes), like.shape[-1]
-    numbers = _ops.normal(seed, like.detach(), rows.numel(), H)
+    rows, H = _ops.shape_of_rows(x, batch_sizes), w_ih.shape[0]
+    numbers = _ops.normal(seed, w_ih.detach(), rows.numel(), H)
     if batch_sizes is not None or not descriptor.batch_first:
         return numbers.view(*rows, H)
     return numbers.view(rows[1], rows[0], H).transpose(0, 1)
@@ -253,7 +252,7 @@ def leaky_rnn_stepwise(x, h0, alpha, noise, scale, seed, batch_sizes, reset, des
     p = F.linear(x, w_ih) if x.is_floating_point() else F.embedding(x, w_ih.t())
     p = p + bias[0] if bias else p
     if noise is None and scale is not None:
-        noise = _draw(seed, x, w_hh, batch_sizes, descriptor) * scale
+        noise = _draw(seed, x, w_ih, batch_sizes, descriptor) * scale
     p = p if noise is None else p + noise
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     split = partial(torch.split, split_size_or_sections=sizes) if sizes else torch.unbind

@@ -295,24 +295,22 @@ def test_export(state):
         assert torch.equal(ours, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_sparse_weights(state, batch_first):
     rnn = module(state, batch_first=batch_first, learn_h0=True)
-    x, reset = torch.randn(6, 4, 3), torch.rand(6, 4) < 0.2
+    x = torch.randn(4, 4, 3)
     w = torch.where(torch.rand(9, 9) < 0.3, rnn.weight_hh_l0.detach(), 0.0)
+    given = {"reset": torch.rand(4, 4) < 0.2, "noise": torch.randn(4, 4, 9)}
     results = []
     for weight in (w, w.to_sparse_csr()):
         rnn.weight_hh_l0 = torch.nn.Parameter(weight, requires_grad=False)
         with torch.no_grad():
-            torch.manual_seed(2)
-            results.append(rnn(x.view(4, 6, 3) if batch_first else x, return_state=True))
-            results.append(
-                rnn(x, lengths=[2, 1, 3, 2][: x.shape[1]] if not batch_first else [1] * 6)
-            )
-            more = {} if batch_first else {"reset": reset, "noise": torch.ones(6, 4, 9)}
-            results.append(rnn(x, **more))
-    for dense, sparse in zip(results[:3], results[3:], strict=True):
+            torch.manual_seed(2)  # for the noise
+            calls = ({"return_state": True}, {"lengths": [2, 0, 3, 2]}, given)
+            results.append([rnn(x, **options) for options in calls])
+    for dense, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense)
     with pytest.raises(RuntimeError, match="sparse weight_hh has no gradients"):
         rnn(x)

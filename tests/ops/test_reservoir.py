@@ -194,5 +194,5 @@ def test_a_wrong_argument_is_named(wrong):
 
 def test_a_wrong_nonlinearity_is_named():
     data = make(2, 3, 2, 4, 0.5, torch.float32)
-    with pytest.raises(ValueError, match="nonlinearity must be tanh, relu.* got sine"):
+    with pytest.raises(ValueError, match=r"nonlinearity must be tanh, relu.* got sine"):
         run(data, "sine", "rate")
