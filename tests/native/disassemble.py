@@ -1,8 +1,8 @@
 """Look at the machine code of the CUDA kernels that keep W_hh on the chip, without a GPU.
 
-    python tests/native/disassemble.py [SOURCE.cu ...] [--jobs N]
+    python tests/native/disassemble.py [SOURCE.cu or COMPILED.cubin ...] [--jobs N]
 
-Compiles csrc/cuda/instances/*.cu, or the given files, for sm_90 with nvcc, disassembles them with
+Compiles csrc/cuda/instances/*.cu, or the given sources, for sm_90 with nvcc, disassembles them with
 nvdisasm and finds the loop over the time steps in each kernel. A step is a chain of latencies, so
 what counts is how many instructions a warp executes in it. Prints for each loop, of one time step:
 the instructions on the longest way through it, and of those the ones beside matrix instructions,
@@ -54,10 +54,12 @@ def find_nvdisasm():
 
 
 def disassemble(source, nvcc, nvdisasm, folder):
-    """The text of nvdisasm for one source file."""
-    cubin = Path(folder, source.stem + ".cubin")
-    flags = ["-std=c++17", "-O3", "-arch=sm_90", "-I", ROOT / "csrc"]
-    subprocess.run([nvcc, *flags, "-cubin", source, "-o", cubin], check=True)
+    """The text of nvdisasm for one source file, or for the cubin that nvcc has made of one."""
+    cubin = source
+    if source.suffix != ".cubin":
+        cubin = Path(folder, source.stem + ".cubin")
+        flags = ["-std=c++17", "-O3", "-arch=sm_90", "-I", ROOT / "csrc"]
+        subprocess.run([nvcc, *flags, "-cubin", source, "-o", cubin], check=True)
     return subprocess.run(
         [nvdisasm, "-c", cubin], check=True, capture_output=True, text=True
     ).stdout
