@@ -30,25 +30,26 @@ public:
   SparseMatrix(const Weights& w, int64_t lanes, bool near)
       : w_(w), lanes_(lanes), strip_rows_(kStripChunks * lanes) {
     check();
+    std::vector<Strip> strips;
     int64_t far_slots = 0, near_slots = 0, sorted_strips = 0;
     for (int64_t begin = 0; begin < w.H; begin += strip_rows_) {
       const Strip strip = plan(begin, near);
       (strip.near ? near_slots : far_slots) += strip.slots;
       sorted_strips += strip.sorted;
       cycles_before_.push_back(cycles_before_.back() + cycles_of(strip));
-      strips_.push_back(strip);
+      strips.push_back(strip);
     }
     values_ = allocate<T>((far_slots + near_slots) * lanes);
     columns_ = allocate<uint32_t>(far_slots * lanes);
     vectors_ = allocate<uint32_t>(near_slots);
     picked_ = allocate<uint8_t>(near_slots * lanes);
     rows_ = allocate<uint16_t>(sorted_strips * strip_rows_);
-    fill();
+    fill(strips);
     w_ = {}; // the caller's pointers are not valid for longer
   }
 
   const Chunk<T>* chunks() const { return chunks_.data(); }
-  int64_t strips() const { return int64_t(strips_.size()); }
+  int64_t strips() const { return int64_t(cycles_before_.size()) - 1; }
   int64_t strip_rows() const { return strip_rows_; }
   // The cycles that a step takes for one row of the batch.
   double cycles() const { return cycles_before_.back(); }
@@ -165,12 +166,12 @@ private:
     return best;
   }
 
-  void fill() {
+  void fill(const std::vector<Strip>& strips) {
     T* value = values_.get();
     uint32_t *column = columns_.get(), *vector = vectors_.get();
     uint8_t* picked = picked_.get();
     uint16_t* row = rows_.get();
-    for (const Strip& strip : strips_) {
+    for (const Strip& strip : strips) {
       const int64_t first_row = *std::min_element(strip.rows.begin(), strip.rows.end());
       for_chunks(strip.rows, [&](auto begin, auto end) {
         Chunk<T> chunk{0, value, nullptr, nullptr, nullptr, nullptr};
@@ -212,7 +213,6 @@ private:
 
   Weights w_;
   int64_t lanes_, strip_rows_;
-  std::vector<Strip> strips_;
   std::vector<double> cycles_before_{0.0}; // for each strip and the end
   std::vector<Chunk<T>> chunks_;
   Buffer<T> values_;

@@ -128,7 +128,8 @@ class EchoState(Parameters):
             raise _missing() from error
         inputs, targets = _sequences(X, "X"), _sequences(y, "y")
         _check_pairs(inputs, targets)
-        self._weights = self._native = None
+        self._weights = None
+        self._keep_settings()
         reservoir = self._draw(inputs[0].shape[1])
         self._native = _make_native(reservoir, self.nonlinearity)
         states, last = self._run(inputs)
@@ -151,6 +152,11 @@ class EchoState(Parameters):
         self._flat = np.ndim(y[0] if isinstance(y, (list, tuple)) else y) == 1
         return self
 
+    def _keep_settings(self) -> None:
+        """Keep what predictions need of the settings, which may change before the next `fit`."""
+        self._fitted_nonlinearity = self.nonlinearity
+        self._dtype = getattr(torch, self.dtype)
+
     def _draw(self, inputs: int) -> dict[str, Tensor]:
         """Return the random weights of a reservoir, for sequences of vectors of size `inputs`."""
         from scipy.sparse import csr_array  # scikit-learn needs SciPy
@@ -161,33 +167,41 @@ class EchoState(Parameters):
         columns = np.concatenate([np.sort(rng.choice(N, per_unit, False)) for _ in range(N)])
         values = rng.normal(size=N * per_unit)
         radius = spectral_radius(csr_array((values, columns, starts), shape=(N, N)))
-        values *= self.spectral_radius / radius
-        dtype = getattr(torch, self.dtype)
+        floats = {
+            "weight_ih": rng.uniform(-1, 1, (N, inputs)) * self.input_scaling,
+            "bias": rng.uniform(-1, 1, N) * self.bias_scaling,
+            "alpha": np.full(N, float(self.leak)),
+            "values": values * (self.spectral_radius / radius),
+        }
         return {
-            "weight_ih": torch.tensor(
-                rng.uniform(-1, 1, (N, inputs)) * self.input_scaling, dtype=dtype
-            ),
-            "bias": torch.tensor(rng.uniform(-1, 1, N) * self.bias_scaling, dtype=dtype),
-            "alpha": torch.full((N,), float(self.leak), dtype=dtype),
             "crow_indices": torch.tensor(starts),
             "col_indices": torch.tensor(columns),
-            "values": torch.tensor(values, dtype=dtype),
+            **{name: torch.tensor(value, dtype=self._dtype) for name, value in floats.items()},
         }
 
     def _kept(self, sequences: list[np.ndarray]) -> Any:
         """Return which steps of all sequences together come after a washout, bool (T,)."""
         return np.concatenate([np.arange(len(one)) >= self.washout for one in sequences])
 
-    def _run(self, sequences: list[np.ndarray], hx: Tensor | None = None) -> tuple[np.ndarray, Any]:
+    def _run(self, sequences: list[np.ndarray]) -> tuple[np.ndarray, Tensor]:
         """Return the states of all steps of all sequences, (T, N), and the last one, (N,).
 
         The sequences run one after another, with a reset before each except the first.
         """
-        x = torch.tensor(np.concatenate(sequences), dtype=getattr(torch, self.dtype))[:, None]
+        x = torch.tensor(np.concatenate(sequences), dtype=self._dtype)[:, None]
         reset = torch.zeros(len(x), 1, dtype=torch.bool)
         reset[np.cumsum([len(one) for one in sequences[:-1]], dtype=int)] = True
-        states, last = _ops.run_reservoir(self._native, x, hx, reset)
+        states, last = _ops.run_reservoir(self._native, x, reset=reset)
         return states[:, 0].numpy(), last[0]
+
+    def __getstate__(self) -> dict:
+        """Return what pickle and copy keep: all except the native reservoir."""
+        return {name: value for name, value in vars(self).items() if name != "_native"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        if self._weights is not None:
+            self._native = _make_native(self._weights, self._fitted_nonlinearity)
 
     # ---- prediction
 
@@ -336,6 +350,7 @@ class EchoState(Parameters):
             estimator = cls(**settings["params"])
             estimator.check_settings()
             estimator._flat = settings["flat"]
+        estimator._keep_settings()
         weights, _ = read_tensors(path / WEIGHTS)
         with reading(path / WEIGHTS):
             try:

@@ -1,6 +1,8 @@
 """The echo state network: it learns, forecasts, refuses what it cannot use, and is saved."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -102,6 +104,16 @@ def test_seeds_and_scikit_learn():
     X, y = [WAVE[:400], WAVE[100:500], WAVE[:300]], [WAVE[1:401], WAVE[101:501], WAVE[1:301]]
     search = GridSearchCV(model, {"leak": [0.5, 1.0]}, cv=3).fit(X, y)
     assert search.best_params_["leak"] in (0.5, 1.0) and search.best_score_ > 0.99
+
+
+def test_copies_and_settings_that_change_after_fit():
+    model = EchoState(**SMALL).fit(WAVE[:-1], WAVE[1:])
+    first = model.predict(WAVE)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        np.testing.assert_array_equal(other.predict(WAVE), first)
+    assert pickle.loads(pickle.dumps(EchoState(units=3))).units == 3
+    model.set_params(nonlinearity="relu", dtype="float32", units=5, leak=0.1)
+    np.testing.assert_array_equal(copy.deepcopy(model).predict(WAVE), first)
 
 
 def test_save_and_load(tmp_path):

@@ -160,7 +160,8 @@ template <class T> void check_type(const char* type) {
     }
   }
   const Nonlinearity f = Nonlinearity::kTanh;
-  check_reservoir<T>(type, 40, 1, 1, 257, 0.3, Pattern::kRandom, f, false, true); // shared units
+  check_reservoir<T>(type, 40, 1, 1, 600, 0.4, Pattern::kRandom, f, false, true); // shared units
+  check_reservoir<T>(type, 40, 2, 1, 600, 0.4, Pattern::kRandom, f, true, true);  // both
   check_reservoir<T>(type, 40, 3, 2, 150, 0.3, Pattern::kRandom, f, true, true);  // own rows
   check_reservoir<T>(type, 3, 1, 0, 300, 0.02, Pattern::kRandom, f, false, false);
   check_reservoir<T>(type, 3, 1, 2, 300, 0.02, Pattern::kRegular, f, false, false);
