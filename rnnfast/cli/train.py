@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -13,7 +12,6 @@ from rich.table import Table
 
 from .. import lm
 from .._common import progress
-from .._common.errors import DataWarning
 from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
@@ -86,7 +84,6 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
-    _warn_if_diverged(report)
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -182,6 +179,10 @@ class TrainingProgress:
             f"train {record['train_loss']:.4f}  valid {loss:.4f} nats, {bits(loss):.4f} bits, "
             f"perplexity {perplexity(loss):.3f}"
         )
+        if "restored_step" in record:
+            self.console.print(
+                f"back to the weights of step {record['restored_step']}, lr {record['lr']:.1e}"
+            )
 
 
 def model_name(config: lm.Config) -> str:
@@ -194,20 +195,6 @@ def model_name(config: lm.Config) -> str:
 def _kind(config: lm.Config) -> str:
     name = model_name(config)
     return name if config.cell in GATED else f"{config.cell} {name}"
-
-
-def _warn_if_diverged(report: dict) -> None:
-    """Warn if the model is far worse than a uniform guess over the vocabulary.
-
-    A model that has not learnt anything yet is close to the uniform guess.
-    """
-    found, uniform = report["valid_perplexity"], report["vocab_size"]
-    if found > 2 * uniform:
-        message = (
-            f"the training diverged: the validation perplexity is {found:.3g}, and a uniform guess "
-            f"has {uniform}. Train again with a lower --lr, which was {report['config']['lr']:g}"
-        )
-        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def _results(report: dict, name: str) -> Table:
@@ -285,8 +272,8 @@ def _add_training(group: Group) -> None:
     about = "AdamW's epsilon: the larger it is, the less the embeddings of rare words move"
     add_setting(group, "eps", float, about)
     about = (
-        "Schedule of the learning rate: a cosine over the budget, halved when the validation loss "
-        "does not improve, or constant"
+        "Schedule of the learning rate: a cosine over the budget; plateau, which goes back to the "
+        "best weights and halves the rate when the validation loss does not improve; or constant"
     )
     add_setting(group, "lr_schedule", None, about, choices=SCHEDULES)
     about = "Weight decay, which embeddings and biases do not have"

@@ -87,8 +87,8 @@ class Config:
         lr: The learning rate.
         eps: What AdamW adds to its estimate of the size of a gradient. The larger it is, the less
             far rarely seen words move.
-        lr_schedule: "cosine" (over the budget), "plateau" (halve the rate when validation does not
-            improve) or "constant".
+        lr_schedule: "cosine" (over the budget), "plateau" (when the validation loss does not
+            improve, go back to the best weights and halve the rate) or "constant".
         weight_decay: The weight decay, except of biases and embeddings.
         average: If not None, validate and save the mean of the weights since the first validation
             that was worse than one more than `average` validations before it (Merity et al. 2018).
