@@ -39,7 +39,7 @@ DEFAULT_EPOCHS = 10  # budget of a run on the user's own text
 SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}  # tokens
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
-SETTINGS = [field.name for field in fields(lm.Config)]
+SETTINGS = [field.name for field in fields(lm.Config) if field.name != "mup"]  # the options
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
@@ -267,7 +267,7 @@ def _add_training(group: Group) -> None:
     add_setting(group, "bptt", int, "Tokens of a chunk of truncated back-propagation")
     add_setting(group, "optimizer", None, "Optimizer", choices=OPTIMIZERS)
     sgd = lm.Config.defaults(optimizer="sgd")
-    note = f"{sgd.lr:g} with --optimizer sgd"
+    note = f"more for fewer units than the default; {sgd.lr:g} with --optimizer sgd"
     add_setting(group, "lr", float, "Learning rate", note=note)
     about = "AdamW's epsilon: the larger it is, the less the embeddings of rare words move"
     add_setting(group, "eps", float, about)

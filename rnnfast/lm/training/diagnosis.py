@@ -83,7 +83,8 @@ def diagnose(
 
 
 def _cause(config: Config) -> str:
-    usual = Config.defaults(config.level, optimizer=config.optimizer).lr
+    names = ("optimizer", "nhid", "emsize", "tied")
+    usual = Config.defaults(config.level, **{name: getattr(config, name) for name in names}).lr
     if config.lr > usual:
         return _lower_rate(config)
     if config.lr < usual:

@@ -43,7 +43,7 @@ def report(trainer: Trainer) -> dict:
         **_figures("test", test),
         "baselines": {
             name: _figures("valid", Evaluation(len(trainer.valid), loss))
-            for name, loss in {"unigram": trainer.unigram_loss, "bigram": bigram}.items()
+            for name, loss in {"unigram": trainer.unigram(), "bigram": bigram}.items()
         },
         "warning": state.warning,
         "curve": state.curve,

@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ..storage import RunFolder, weights
 from .board import Board
 from .diagnosis import baseline, diagnose, has_diverged
 from .distributed import Ranks
-from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
+from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, max_norm, optimizer
 from .signals import SIGNALS, StopSignals
 from .state import State, TrainingStep
 
@@ -87,6 +86,7 @@ class Trainer:
         self.best: dict[str, torch.Tensor] | None = None
         self.initial: dict[str, torch.Tensor] | None = None
         self._began: float | None = None  # when the run would have begun if it had not stopped
+        self._unigram: float | None = None  # the loss of a unigram model, once it is needed
         self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
@@ -148,13 +148,13 @@ class Trainer:
             self.hidden = None  # an epoch begins at the start of every sequence
         lr = self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         inputs, targets = self.batches[chunk]
 
         own = (self.ranks.own_sequences(x).to(self.device) for x in (inputs, targets))
         value, hidden = self._backward(*own)
         (value,) = self.ranks.sum(value / self.ranks.size)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm(config)).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._diverged("loss" if not math.isfinite(value) else "gradient")
         self.optimizer.step()
@@ -168,8 +168,7 @@ class Trainer:
         state.loss_sum += value
         state.loss_steps += 1
         if state.step % config.log_interval == 0:
-            figures = {"lr": lr, "grad_norm": norm, "train_loss": self._mean_train_loss()}
-            self._log(self._record(**figures))
+            self._log(self._record(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss()))
         speed = inputs.numel() / max(state.seconds - began, 1e-9)
         return TrainingStep(
             state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
@@ -203,8 +202,7 @@ class Trainer:
     def validate(self) -> dict:
         """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
 
-        With the schedule "plateau", weights that are not the best are given up. Warn once if the
-        run does not learn. Return the record of the log.
+        The schedule "plateau" gives up other weights. Return the record of the log.
         """
         state = self.state
         if self._began is None:
@@ -214,8 +212,7 @@ class Trainer:
             loss = self._validation_loss()
             if not math.isfinite(loss):
                 self._diverged("validation loss")
-            diverged = has_diverged(loss, len(self.vocab))
-            if not diverged:
+            if not has_diverged(loss, len(self.vocab)):
                 self.initial = None
             improved = state.best_loss is None or loss < state.best_loss
             if improved:
@@ -223,7 +220,7 @@ class Trainer:
                 self.best = weights(self.model)
             radii = self.model.spectral_radii()
         figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
-        if self.config.lr_schedule == "plateau" and (diverged or not improved):
+        if self.config.lr_schedule == "plateau" and (self.initial or not improved):
             figures["restored_step"] = self._go_back()
         state.seconds = self._shared_time() - self._began
         state.validated_step, state.validated_seconds = state.step, state.seconds
@@ -237,35 +234,34 @@ class Trainer:
         return record
 
     def _go_back(self) -> int:
-        """Return to the best weights with a smaller rate, and the step that these weights had.
+        """Return to the best weights with a smaller rate. Return the step that they had.
 
-        The optimizer and the average start anew. As long as no validation was better than a uniform
-        guess, the initial weights are the best.
+        The optimizer and the average start anew. Until the first validation that has not diverged,
+        the initial weights are the best.
         """
-        state = self.state
-        state.lr_scale *= PLATEAU_FACTOR
-        assert self.best is not None  # a validation came before
-        self._restore(self.best if self.initial is None else self.initial)
+        step, tensors = (0, self.initial) if self.initial else (self.state.best_step, self.best)
+        assert tensors is not None  # a validation came before
+        self._restore(tensors)
         self.optimizer.state.clear()
-        self.hidden = None
-        self.average, state.averaged = None, None
-        return state.best_step if self.initial is None else 0
+        self.hidden = self.average = self.state.averaged = None
+        self.state.lr_scale *= PLATEAU_FACTOR
+        return step
 
     def _warn(self, record: dict) -> None:
         """Warn once, on rank 0, if the run does not learn. The record then has the warning."""
         state = self.state
-        if state.warning is None and self.ranks.rank == 0:
-            state.warning = diagnose(
-                self.config, len(self.vocab), state.curve, lambda: self.unigram_loss
-            )
-            if state.warning is not None:
-                record["warning"] = state.warning
-                warnings.warn(state.warning, DataWarning, stacklevel=3)
+        if state.warning or self.ranks.rank:
+            return
+        state.warning = diagnose(self.config, len(self.vocab), state.curve, self.unigram)
+        if state.warning:
+            record["warning"] = state.warning
+            warnings.warn(state.warning, DataWarning, stacklevel=3)
 
-    @cached_property
-    def unigram_loss(self) -> float:
-        """The loss of a unigram model on `valid`. A model that learns has a lower one."""
-        return baseline(self.vocab, self.train, self.valid, 1)
+    def unigram(self) -> float:
+        """Return the loss of a unigram model on `valid`. A model that learns has a lower one."""
+        if self._unigram is None:
+            self._unigram = baseline(self.vocab, self.train, self.valid, 1)
+        return self._unigram
 
     def _validation_loss(self) -> float:
         """Evaluate on rank 0, and give the loss to all processes, so that all decide alike."""
@@ -353,8 +349,8 @@ class Trainer:
         return state.train_loss
 
     def _record(self, **values: object) -> dict:
-        state = self.state
-        return {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
+        now = {"step": self.state.step, "epoch": self.epoch, "seconds": self.state.seconds}
+        return {**now, **values}
 
     def _log(self, record: dict) -> None:
         if self.folder is not None:
