@@ -100,11 +100,12 @@ class Config:
         weight_decay: The weight decay, except of biases and embeddings.
         mup: Scale the initial weights, the rates of AdamW and `clip` with the width of the model,
             if it is wider than the one that the defaults were found for, so that they are right for
-            it as well (maximal update parametrisation, Yang & Hu 2021). Runs of earlier versions
+            it as well (maximal update parametrisation, Yang et al. 2022). Runs of earlier versions
             have False.
         average: If not None, validate and save the mean of the weights since the first validation
             that was worse than one more than `average` validations before it (Merity et al. 2018).
-        clip: The largest norm of the gradient; 0 does not clip.
+        clip: The largest norm of the gradient; 0 does not clip. With `mup`, the norm may be larger
+            in wide models.
         accumulate: The number of parts of a batch that run one after the other, to save memory.
         bf16: Use autocast to bfloat16.
         compile: Use `torch.compile` for the training step.

@@ -1,4 +1,4 @@
-"""Settings carry over to wider models: maximal update parametrisation (Yang & Hu 2021).
+"""Settings carry over to wider models: maximal update parametrisation (Yang et al. 2022).
 
 The references are the definitions. With w times the units, an update moves hidden matrices by 1 / w
 of what it would, the logits do not grow at the start, and an update changes the logits of a wide

