@@ -6,8 +6,11 @@ import bench_reservoir
 import bench_resets
 import bench_stepper
 import bench_training
+import bench_widths
 import pytest
 import torch
+
+from rnnfast import lm
 
 
 @pytest.mark.parametrize("case", [("word", 9, 5, 5, 2, 2, 3), ("char", 7, 5, 6, 1, 2, 3)], ids=str)
@@ -59,3 +62,16 @@ def test_busy(monkeypatch, num_threads):
     assert inference["phase"] == "inference" and training["phase"] == "training"
     assert all(row[f"{name}, {n}"] > 0 for row in (inference, training)
                for name in ("rnnfast", "nn.RNN") for n in (1, 2))  # fmt: skip
+
+
+def test_widths():
+    corpus = lm.corpus.split("the cat sat on the mat\n" * 200)
+    settings = {"level": "word", "epochs": 2, "threads": 1}
+    asked = [(8, 1.0, False), (8, 1.0, True), (8, 2.0, True), (16, 1.0, True), (16, 1.0, False)]
+    runs = [bench_widths.measure(corpus, settings, *run) for run in asked]
+    assert [run["lr"] for run in runs] == pytest.approx([0.01, 0.04, 0.08, 0.04, 0.01])
+    assert all(len(run["valid_losses"]) == 2 for run in runs)
+    pairs = bench_widths.final_losses(runs, factor=1.0)
+    assert pairs == [(8, runs[1]["valid_losses"][-1]), (16, runs[3]["valid_losses"][-1])]
+    assert [row for row, _ in bench_widths.final_losses(runs, width=8)] == [1.0, 2.0]
+    assert bench_widths.table({"runs": runs}).row_count == 2

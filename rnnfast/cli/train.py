@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -13,7 +12,6 @@ from rich.table import Table
 
 from .. import lm
 from .._common import progress
-from .._common.errors import DataWarning
 from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
@@ -41,7 +39,7 @@ DEFAULT_EPOCHS = 10  # budget of a run on the user's own text
 SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}  # tokens
 SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
-SETTINGS = [field.name for field in fields(lm.Config)]
+SETTINGS = [field.name for field in fields(lm.Config) if field.name != "mup"]  # the options
 
 
 def train(args: argparse.Namespace, output: Output) -> int:
@@ -86,7 +84,6 @@ def _train(args: argparse.Namespace, output: Output) -> int:
     if coverage is not None:
         report["coverage"] = asdict(coverage)
     output.text.print(_results(report, model_name(config)))
-    _warn_if_diverged(report)
     sample = trainer.model.generate(
         length=SAMPLE_LENGTH[config.level], temperature=SAMPLE_TEMPERATURE, seed=config.seed
     )
@@ -182,6 +179,10 @@ class TrainingProgress:
             f"train {record['train_loss']:.4f}  valid {loss:.4f} nats, {bits(loss):.4f} bits, "
             f"perplexity {perplexity(loss):.3f}"
         )
+        if "restored_step" in record:
+            self.console.print(
+                f"back to the weights of step {record['restored_step']}, lr {record['lr']:.1e}"
+            )
 
 
 def model_name(config: lm.Config) -> str:
@@ -194,20 +195,6 @@ def model_name(config: lm.Config) -> str:
 def _kind(config: lm.Config) -> str:
     name = model_name(config)
     return name if config.cell in GATED else f"{config.cell} {name}"
-
-
-def _warn_if_diverged(report: dict) -> None:
-    """Warn if the model is far worse than a uniform guess over the vocabulary.
-
-    A model that has not learnt anything yet is close to the uniform guess.
-    """
-    found, uniform = report["valid_perplexity"], report["vocab_size"]
-    if found > 2 * uniform:
-        message = (
-            f"the training diverged: the validation perplexity is {found:.3g}, and a uniform guess "
-            f"has {uniform}. Train again with a lower --lr, which was {report['config']['lr']:g}"
-        )
-        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def _results(report: dict, name: str) -> Table:
@@ -280,13 +267,13 @@ def _add_training(group: Group) -> None:
     add_setting(group, "bptt", int, "Tokens of a chunk of truncated back-propagation")
     add_setting(group, "optimizer", None, "Optimizer", choices=OPTIMIZERS)
     sgd = lm.Config.defaults(optimizer="sgd")
-    note = f"{sgd.lr:g} with --optimizer sgd"
+    note = f"more for fewer units than the default; {sgd.lr:g} with --optimizer sgd"
     add_setting(group, "lr", float, "Learning rate", note=note)
     about = "AdamW's epsilon: the larger it is, the less the embeddings of rare words move"
     add_setting(group, "eps", float, about)
     about = (
-        "Schedule of the learning rate: a cosine over the budget, halved when the validation loss "
-        "does not improve, or constant"
+        "Schedule of the learning rate: a cosine over the budget; plateau, which goes back to the "
+        "best weights and halves the rate when the validation loss does not improve; or constant"
     )
     add_setting(group, "lr_schedule", None, about, choices=SCHEDULES)
     about = "Weight decay, which embeddings and biases do not have"

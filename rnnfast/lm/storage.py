@@ -102,6 +102,21 @@ class RunFolder(Folder):
             self._board.close()
             self._board = None
 
+    def abandon(self, good: dict[str, torch.Tensor] | None = None) -> str:
+        """End a run whose loss or gradient is not finite. Return what is left of it, as a phrase.
+
+        `good` are weights to save if the folder has none. They do not replace an older model.
+        """
+        replaces = self.path != self.final
+        if good is not None and not replaces:
+            self.write_weights(good)
+        self.discard()  # removes the folder only if it has no weights
+        if replaces:
+            return f"the model in {self.final} is as it was"
+        if (self.final / WEIGHTS).exists():
+            return f"the last good weights are in {self.final}"
+        return "there was no good model to save yet"
+
     def cut_log(self, step: int, validated_step: int) -> None:
         """Drop the records after `step`, and the validations after `validated_step`.
 

@@ -66,7 +66,7 @@ def test_interrupted_before_training_is_quiet(rnnfast, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rnnfast.lm.training.report.NgramLM.fit", stop)
+    monkeypatch.setattr("rnnfast.lm.training.diagnosis.NgramLM.fit", stop)
     began = time.monotonic()
     status, _, err = rnnfast("train", "--data", "text", *TINY, "--epochs", 1, "--out", "m")
     assert status == 130 and err.endswith("rnnfast: interrupted\n")

@@ -22,6 +22,8 @@ from rnnfast.lm.training.runs import prepare, resume
     [
         {"nlayers": 2, "lr_schedule": "cosine"},
         {"nlayers": 2, "lr_schedule": "plateau"},
+        {"nlayers": 2, "lr_schedule": "plateau", "lr": 3.0},
+        {"average": 0, "lr_schedule": "plateau", "lr": 0.3},
         {"cell": "lstm", "nlayers": 2, "locked_dropout": True, "weight_dropout": 0.3},
         {"cell": "gru", "embedding_dropout": 0.2},
         {"optimizer": "sgd", "average": 1, "lr_schedule": "constant"},
@@ -35,7 +37,7 @@ from rnnfast.lm.training.runs import prepare, resume
 def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, changes, monkeypatch):
     # Averages begin at the first validation, so that there are some.
     monkeypatch.setattr("rnnfast.lm.training.trainer.has_stalled", lambda losses, patience: True)
-    config = small_config(epochs=3, log_interval=9, lr=0.02, **{"dropout": 0.3, **changes})
+    config = small_config(epochs=3, log_interval=9, **{"lr": 0.02, "dropout": 0.3, **changes})
     whole = prepare(config, CORPUS, storage.RunFolder(tmp_path / "whole"))
     whole.run()
 
@@ -59,7 +61,9 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops, chang
     assert ("average.decoder.bias" in expected) == ("average" in changes)
     assert all(torch.equal(expected[name], tensors[name]) for name in expected)
     assert (state["best_loss"], state["best_step"]) == (other["best_loss"], other["best_step"])
-    assert records(tmp_path / "whole") == records(tmp_path / "parts")
+    log = records(tmp_path / "whole")
+    assert log == records(tmp_path / "parts")
+    assert "lr" not in changes or any("restored_step" in record for record in log)
 
 
 def test_stopping_during_validation_loses_nothing(tmp_path, monkeypatch):

@@ -35,6 +35,11 @@ class AdaptiveDecoder(nn.AdaptiveLogSoftmaxWithLoss):
         flat = features.reshape(-1, self.in_features)
         return self.log_prob(flat).view(*features.shape[:-1], self.n_classes)
 
+    def output_weights(self) -> list[torch.Tensor]:
+        """Return the matrices whose products are logits: of the head, and of each cluster."""
+        clusters = [list(cluster.children())[-1] for cluster in self.tail]
+        return [layer.weight for layer in (self.head, *clusters)]  # type: ignore[misc]
+
     def losses(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return -log p(targets), (N,), for features (N, F) and targets int64 (N,)."""
         # Under autocast the head and the clusters would give different dtypes, which the module

@@ -31,10 +31,13 @@ class Board:
     def log(self, record: dict) -> None:
         """Add a point to the curve of every number in `record`, at its "step".
 
-        A list has one curve for each layer.
+        A list has one curve for each layer. A warning is a text.
         """
         for name, value in record.items():
             if name == "step" or value is None:
+                continue
+            if isinstance(value, str):
+                self.writer.add_text(name, value, record["step"])
                 continue
             for layer, one in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 curve = name if layer is None else f"{name}/{layer}"

@@ -11,6 +11,7 @@ import torch
 from ..._common.parameters import parameter_groups
 from ..._torch import foreach_lerp_
 from ..config import Config
+from ..neural import width
 from ..neural.models import NeuralLM
 
 # The warm-up ends after so many steps, or after this part of the budget if that is earlier.
@@ -23,13 +24,29 @@ PLATEAU_FACTOR = 0.5  # the plateau schedule multiplies the learning rate by thi
 def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.optim.Optimizer:
     """Return the optimizer of `config` for the parameters of `model`.
 
-    Biases and embeddings have no weight decay, which would only shrink what is rarely seen.
+    Biases and embeddings have no weight decay, which would only shrink what is rarely seen. The
+    "lr_scale" of a group is its part of the learning rate.
     """
-    groups = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
+    decays = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
+    hidden = {id(parameter) for parameter in width.hidden_matrices(model)}
+    groups = []
+    for group in decays:
+        for is_hidden, scale in ((False, 1.0), (True, 1 / config.relative_width)):
+            members = [p for p in group["params"] if (id(p) in hidden) == is_hidden]
+            groups.append({**group, "params": members, "lr_scale": scale})
     fused = device.type in ("cpu", "cuda")
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, fused=fused)
+
+
+def max_norm(config: Config) -> float:
+    """Return the norm to clip the gradient to, or infinity.
+
+    It is `config.clip` in a model of the width that the defaults were found for. The gradient of
+    the output weights has a row of H elements for each token, whose size does not depend on H.
+    """
+    return config.clip * config.relative_width**0.5 or math.inf
 
 
 def learning_rate(config: Config, step: int, progress: float, scale: float) -> float:

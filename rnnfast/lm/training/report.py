@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ..data.batches import Batches
-from ..data.vocabulary import Vocabulary
 from ..language_model import Evaluation, evaluate
-from ..ngram.model import NgramLM
+from .diagnosis import baseline
 from .trainer import Trainer
-
-# The baselines are counted on so many tokens at most. They learn little from more, and counting
-# takes time and memory.
-BASELINE_TOKENS = 1 << 22
-
-
-def baselines(vocab: Vocabulary, train: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Return the loss of a unigram and of a bigram model on `valid`, in nats per token.
-
-    A model that has learnt something has a lower loss. The two models are counted on `train`, or on
-    its first 4.2 million tokens.
-    """
-
-    def loss(order: int) -> float:
-        model = NgramLM.fit(vocab, train[:BASELINE_TOKENS], order, stream=True)
-        return float(-model.logprobs(valid).mean())
-
-    return {"unigram": loss(1), "bigram": loss(2)}
 
 
 def report(trainer: Trainer) -> dict:
     """Return the figures of the run so far, as `rnnfast train --json` writes them.
 
-    Losses are those of the best model, in nats per token. "tokens" and "seconds" count all parts of
+    Losses are those of the best model, in nats per token. "warning" says why the run does not
+    learn, and is None if it learns. "tokens" and "seconds" count all parts of
     a run that was resumed. "tokens_per_second" is the speed of the present part, validation
     included. Call this after `Trainer.run`, which gives the model the best weights.
     """
@@ -47,6 +28,7 @@ def report(trainer: Trainer) -> dict:
     valid = None
     if state.best_loss is not None:
         valid = Evaluation(len(trainer.valid), state.best_loss)
+    bigram = baseline(trainer.vocab, trainer.train, trainer.valid, 2)
     return {
         "level": trainer.config.level,
         "vocab_size": len(trainer.vocab),
@@ -61,8 +43,9 @@ def report(trainer: Trainer) -> dict:
         **_figures("test", test),
         "baselines": {
             name: _figures("valid", Evaluation(len(trainer.valid), loss))
-            for name, loss in baselines(trainer.vocab, trainer.train, trainer.valid).items()
+            for name, loss in {"unigram": trainer.unigram(), "bigram": bigram}.items()
         },
+        "warning": state.warning,
         "curve": state.curve,
         "config": trainer.config.to_json(),
         "torch": torch.__version__,

@@ -17,6 +17,7 @@ from ..config import Config
 from ..data.batches import memory_map
 from ..data.corpus import Corpus, Fingerprint, read
 from ..data.vocabulary import CHAR, Vocabulary
+from ..neural import width
 from ..neural.models import NeuralLM, build
 from ..storage import RunFolder, load_folder, read_checkpoint, read_settings, weights
 from . import board
@@ -71,6 +72,7 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
         torch.manual_seed(config.seed)
         model = build(config, vocab)
+        width.initialise(model, config.relative_width)
         train, valid, test, sha256 = _encode(vocab, corpus, folder)
         trainer = Trainer(model, config, train, valid, test, folder)
         if folder is not None:

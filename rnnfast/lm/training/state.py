@@ -21,6 +21,7 @@ class State:
     loss_sum: float = 0.0  # of the updates since the last line of the log
     loss_steps: int = 0  # the number of these updates
     train_loss: float | None = None  # the mean training loss in the last line of the log
+    warning: str | None = None  # why the run does not learn, once it has been found out
     curve: list[dict] = field(default_factory=list)  # the record of every validation
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..._common.errors import Interrupted, UserError
-from ..._common.storage import WEIGHTS
+from ..._common.errors import DataWarning, Interrupted, UserError
 from ..config import Config
 from ..data.batches import Batches
 from ..language_model import evaluate
 from ..neural.models import NeuralLM
 from ..storage import RunFolder, weights
 from .board import Board
+from .diagnosis import baseline, diagnose, has_diverged
 from .distributed import Ranks
-from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, optimizer
+from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, max_norm, optimizer
 from .signals import SIGNALS, StopSignals
 from .state import State, TrainingStep
 
@@ -50,6 +51,7 @@ class Trainer:
     Attributes:
         state: The numbers of the run.
         best: The weights of the best validation by name, or None before the first.
+        initial: The initial weights by name, while the schedule "plateau" may go back to them.
 
     Raises:
         UserError: The settings have no budget, or `train` has fewer tokens than one batch.
@@ -82,7 +84,9 @@ class Trainer:
         self.state = State()
         self.hidden: torch.Tensor | None = None
         self.best: dict[str, torch.Tensor] | None = None
+        self.initial: dict[str, torch.Tensor] | None = None
         self._began: float | None = None  # when the run would have begun if it had not stopped
+        self._unigram: float | None = None  # the loss of a unigram model, once it is needed
         self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
         self.resumed_seconds, self.resumed_step = 0.0, 0
@@ -136,19 +140,21 @@ class Trainer:
         config, state = self.config, self.state
         if self._began is None:
             self._began = self._beginning()
+        if state.step == 0 and config.lr_schedule == "plateau":
+            self.initial = weights(self.model)
         began = state.seconds
         chunk = state.step % len(self.batches)
         if chunk == 0:
             self.hidden = None  # an epoch begins at the start of every sequence
         lr = self.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         inputs, targets = self.batches[chunk]
 
         own = (self.ranks.own_sequences(x).to(self.device) for x in (inputs, targets))
         value, hidden = self._backward(*own)
         (value,) = self.ranks.sum(value / self.ranks.size)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm(config)).item()
         if not (math.isfinite(value) and math.isfinite(norm)):
             self._diverged("loss" if not math.isfinite(value) else "gradient")
         self.optimizer.step()
@@ -162,7 +168,7 @@ class Trainer:
         state.loss_sum += value
         state.loss_steps += 1
         if state.step % config.log_interval == 0:
-            self._log(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss())
+            self._log(self._record(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss()))
         speed = inputs.numel() / max(state.seconds - began, 1e-9)
         return TrainingStep(
             state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
@@ -196,7 +202,7 @@ class Trainer:
     def validate(self) -> dict:
         """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
 
-        Return the record of the log.
+        The schedule "plateau" gives up other weights. Return the record of the log.
         """
         state = self.state
         if self._began is None:
@@ -206,21 +212,56 @@ class Trainer:
             loss = self._validation_loss()
             if not math.isfinite(loss):
                 self._diverged("validation loss")
-            if state.best_loss is None or loss < state.best_loss:
+            if not has_diverged(loss, len(self.vocab)):
+                self.initial = None
+            improved = state.best_loss is None or loss < state.best_loss
+            if improved:
                 state.best_loss, state.best_step = loss, state.step
                 self.best = weights(self.model)
-            elif self.config.lr_schedule == "plateau":
-                state.lr_scale *= PLATEAU_FACTOR
             radii = self.model.spectral_radii()
+        figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
+        if self.config.lr_schedule == "plateau" and (self.initial or not improved):
+            figures["restored_step"] = self._go_back()
         state.seconds = self._shared_time() - self._began
         state.validated_step, state.validated_seconds = state.step, state.seconds
         state.validation_cost = state.seconds - began
-        figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
-        record = self._log(lr=self.lr, **figures, spectral_radius=radii)
+        record = self._record(lr=self.lr, **figures, spectral_radius=radii)
         state.curve.append(record)
+        self._warn(record)
+        self._log(record)
         self._start_averaging()
         self.save()
         return record
+
+    def _go_back(self) -> int:
+        """Return to the best weights with a smaller rate. Return the step that they had.
+
+        The optimizer and the average start anew. Until the first validation that has not diverged,
+        the initial weights are the best.
+        """
+        step, tensors = (0, self.initial) if self.initial else (self.state.best_step, self.best)
+        assert tensors is not None  # a validation came before
+        self._restore(tensors)
+        self.optimizer.state.clear()
+        self.hidden = self.average = self.state.averaged = None
+        self.state.lr_scale *= PLATEAU_FACTOR
+        return step
+
+    def _warn(self, record: dict) -> None:
+        """Warn once, on rank 0, if the run does not learn. The record then has the warning."""
+        state = self.state
+        if state.warning or self.ranks.rank:
+            return
+        state.warning = diagnose(self.config, len(self.vocab), state.curve, self.unigram)
+        if state.warning:
+            record["warning"] = state.warning
+            warnings.warn(state.warning, DataWarning, stacklevel=3)
+
+    def unigram(self) -> float:
+        """Return the loss of a unigram model on `valid`. A model that learns has a lower one."""
+        if self._unigram is None:
+            self._unigram = baseline(self.vocab, self.train, self.valid, 1)
+        return self._unigram
 
     def _validation_loss(self) -> float:
         """Evaluate on rank 0, and give the loss to all processes, so that all decide alike."""
@@ -307,33 +348,23 @@ class Trainer:
             state.loss_sum, state.loss_steps = 0.0, 0
         return state.train_loss
 
-    def _log(self, **values: object) -> dict:
-        state = self.state
-        record = {"step": state.step, "epoch": self.epoch, "seconds": state.seconds, **values}
+    def _record(self, **values: object) -> dict:
+        now = {"step": self.state.step, "epoch": self.epoch, "seconds": self.state.seconds}
+        return {**now, **values}
+
+    def _log(self, record: dict) -> None:
         if self.folder is not None:
             self.folder.log(record, Board if self.config.tensorboard else None)
-        return record
 
     # ---- what can go wrong
 
     def _diverged(self, what: str) -> None:
-        kept = ""
-        if self.folder is not None:
-            replaces = self.folder.path != self.folder.final
-            if what == "gradient" and self.best is None and not replaces:
-                # The present weights gave a finite loss, and this gradient has not changed them.
-                self.folder.write_weights(weights(self.model))
-            self.folder.discard()  # removes the folder only if it has no weights
-            if replaces:
-                kept = f"; the model in {self.folder.final} is as it was"
-            elif (self.folder.final / WEIGHTS).exists():
-                kept = f"; the last good weights are in {self.folder.final}"
-            else:
-                kept = "; there was no good model to save yet"
+        # A loss that was finite is that of the present weights: a gradient has not changed them.
+        good = weights(self.model) if what == "gradient" and self.best is None else None
+        kept = "" if self.folder is None else f"; {self.folder.abandon(good)}"
         clip = "or --clip" if self.config.clip else "or set --clip"
-        raise UserError(
-            f"the {what} is not finite at step {self.state.step}: lower --lr {clip}{kept}"
-        )
+        at = f"not finite at step {self.state.step}"
+        raise UserError(f"the {what} is {at}: lower --lr {clip}{kept}")
 
     def _heed_signals(self) -> None:
         """Raise Interrupted in every process if one of them has received a signal."""
@@ -355,9 +386,10 @@ class Trainer:
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict]:
         """Return the tensors and the numbers that `restore` needs.
 
-        The tensors are the weights, the state of the optimizer, the hidden state and the states of
-        the random generators. The numbers are `State` as a dict. All processes must call this. Rank
-        0 gets the hidden states and the generators of all processes.
+        The tensors are the weights, the state of the optimizer, the hidden state, the states of
+        the random generators and, as long as they are kept, the initial weights. The numbers are
+        `State` as a dict. All processes must call this. Rank 0 gets the hidden states and the
+        generators of all processes.
         """
         tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
         for name, parameter in self.model.named_parameters():
@@ -365,6 +397,8 @@ class Trainer:
                 tensors[f"optimizer.{name}.{key}"] = value.detach().cpu().clone()
         for name, mean in self.average.tensors.items() if self.average else ():
             tensors[f"average.{name}"] = mean.cpu()
+        for name, tensor in (self.initial or {}).items():
+            tensors[f"initial.{name}"] = tensor
         generators = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -388,6 +422,7 @@ class Trainer:
             kind, _, rest = name.partition(".")
             groups.setdefault(kind, {})[rest] = tensor
         self._restore(groups["model"])
+        self.initial = groups.get("initial")
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups.get("optimizer", {}).items():
             name, _, key = name.rpartition(".")
