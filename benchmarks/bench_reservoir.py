@@ -79,14 +79,11 @@ def measure(shape, dtype, repeats, steps=STEPS):
     columns = np.concatenate([np.sort(rng.choice(units, connections, False)) for _ in range(units)])
     values = torch.tensor(rng.normal(size=len(columns)) / np.sqrt(connections), dtype=dtype)
     starts = torch.arange(0, len(columns) + 1, connections)
-    shape = (units, units)
-    w_hh = torch.sparse_csr_tensor(
-        starts, torch.tensor(columns), values, shape, check_invariants=True
-    )
+    parts = (starts, torch.tensor(columns), values)
+    w_hh = torch.sparse_csr_tensor(*parts, (units, units), check_invariants=True)
     w_ih = torch.tensor(rng.uniform(-1, 1, (units, 1)), dtype=dtype)
     x = torch.tensor(rng.normal(size=(steps, 1)), dtype=dtype)
     alpha = torch.full((units,), LEAK, dtype=dtype)
-    parts = (starts, torch.tensor(columns), values)
     native = _ops.reservoir(w_ih, parts, None, alpha, _ops.LeakyDescriptor(False, False, "tanh"))
     ways = {
         "rnnfast": lambda: _ops.run_reservoir(native, x[:, None])[0][:, 0],
