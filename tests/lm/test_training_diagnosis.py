@@ -84,18 +84,19 @@ def test_plateau_goes_back_to_the_best_weights_with_half_the_rate(monkeypatch):
     assert trainer.state.best_step == 4 * STEPS
 
 
-def test_before_any_model_is_better_than_a_guess_plateau_begins_again(monkeypatch, tmp_path):
-    config = small_config(epochs=5, lr_schedule="plateau")
+def test_until_a_model_is_better_than_a_unigram_model_plateau_begins_again(monkeypatch, tmp_path):
+    config = small_config(epochs=6, lr_schedule="plateau")
     trainer = prepare(config, CORPUS, storage.RunFolder(tmp_path / "model"))
     initial, restored = storage.weights(trainer.model), []
-    validated = play(monkeypatch, [9.0, 8.0, 8.5, 1.0, 1.2])
+    validated = play(monkeypatch, [9.0, 8.0, 2.0, 2.1, 1.0, 1.2])
     with pytest.warns(DataWarning, match="diverged"):
         trainer.run(None, lambda record: restored.append(storage.weights(trainer.model)))
-    for at in (0, 1, 2):
+    for at in (0, 1, 3):
         assert all(torch.equal(restored[at][name], initial[name]) for name in initial)
-    assert all(torch.equal(restored[4][name], validated[3][name]) for name in initial)
+    for at, of in ((2, 2), (4, 4), (5, 4)):
+        assert all(torch.equal(restored[at][name], validated[of][name]) for name in initial)
     steps = [record.get("restored_step") for record in trainer.state.curve]
-    assert steps == [0, 0, 0, None, 4 * STEPS]
+    assert steps == [0, 0, None, 0, None, 5 * STEPS]
     tensors, _ = storage.read_checkpoint(tmp_path / "model")
     assert not [name for name in tensors if name.startswith("initial.")]
 

@@ -212,15 +212,15 @@ class Trainer:
             loss = self._validation_loss()
             if not math.isfinite(loss):
                 self._diverged("validation loss")
-            if not has_diverged(loss, len(self.vocab)):
+            if self.initial and loss < self.unigram():
                 self.initial = None
-            improved = state.best_loss is None or loss < state.best_loss
-            if improved:
+            if improved := state.best_loss is None or loss < state.best_loss:
                 state.best_loss, state.best_step = loss, state.step
                 self.best = weights(self.model)
             radii = self.model.spectral_radii()
         figures = {"train_loss": self._mean_train_loss(), "valid_loss": loss}
-        if self.config.lr_schedule == "plateau" and (self.initial or not improved):
+        failed = not improved or has_diverged(loss, len(self.vocab))
+        if self.config.lr_schedule == "plateau" and failed:
             figures["restored_step"] = self._go_back()
         state.seconds = self._shared_time() - self._began
         state.validated_step, state.validated_seconds = state.step, state.seconds
@@ -236,7 +236,7 @@ class Trainer:
     def _go_back(self) -> int:
         """Return to the best weights with a smaller rate. Return the step that they had.
 
-        The optimizer and the average start anew. Until the first validation that has not diverged,
+        The optimizer and the average start anew. Until a validation is better than a unigram model,
         the initial weights are the best.
         """
         step, tensors = (0, self.initial) if self.initial else (self.state.best_step, self.best)
