@@ -13,7 +13,18 @@ import rnnfast
 
 ROOT = Path(__file__).parent.parent
 # What an example or a page needs besides rnnfast, by its name.
-NEEDS = {"export_onnx": ["onnx", "onnxscript", "onnxruntime"], "compatibility": ["onnxscript"]}
+NEEDS = {
+    "export_onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "compatibility": ["onnxscript"],
+    # neurogym needs older versions of NumPy and gymnasium, so it is not in the extra `test`.
+    "decision_task": ["neurogym"],
+    "recurrent_policy": ["gymnasium"],
+}
+# Options that an example is run with besides running it as it stands.
+OPTIONS = {
+    "decision_task": ["--trials", "500", "--loop"],
+    "recurrent_policy": ["--updates", "2", "--without-resets"],
+}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 # tests/test_guide.py runs the page that is left out, together with its commands.
@@ -42,17 +53,25 @@ def skip_without(name):
         pytest.skip(f"{name} needs {', '.join(missing)}")
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        pytest.param(path, options, id=" ".join([path.stem, *options]))
+        for path in EXAMPLES
+        for options in ([], OPTIONS.get(path.stem))
+        if options is not None
+    ],
+)
+def test_example(path, options, monkeypatch, capsys):
     skip_without(path.stem)
-    monkeypatch.setattr(sys, "argv", [path.name])
+    monkeypatch.setattr(sys, "argv", [path.name, *options])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
 
 
 def test_every_example_is_listed():
     index = (ROOT / "docs" / "index.md").read_text()
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 7
     for path in EXAMPLES:
         assert f"(../examples/{path.name})" in index
 
