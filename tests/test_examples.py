@@ -18,6 +18,14 @@ NEEDS = {
     "compatibility": ["onnxscript"],
     "echo_state": ["sklearn", "matplotlib"],
     "reservoirs": ["sklearn"],
+    # neurogym needs older versions of NumPy and gymnasium, so it is not in the extra `test`.
+    "decision_task": ["neurogym"],
+    "recurrent_policy": ["gymnasium"],
+}
+# Options that an example is run with besides running it as it stands.
+OPTIONS = {
+    "decision_task": ["--trials", "500", "--loop"],
+    "recurrent_policy": ["--updates", "2", "--without-resets"],
 }
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
@@ -47,17 +55,25 @@ def skip_without(name):
         pytest.skip(f"{name} needs {', '.join(missing)}")
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        pytest.param(path, options, id=" ".join([path.stem, *options]))
+        for path in EXAMPLES
+        for options in ([], OPTIONS.get(path.stem))
+        if options is not None
+    ],
+)
+def test_example(path, options, monkeypatch, capsys):
     skip_without(path.stem)
-    monkeypatch.setattr(sys, "argv", [path.name])
+    monkeypatch.setattr(sys, "argv", [path.name, *options])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
 
 
 def test_every_example_is_listed():
     index = (ROOT / "docs" / "index.md").read_text()
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8
     for path in EXAMPLES:
         assert f"(../examples/{path.name})" in index
 
