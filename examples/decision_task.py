@@ -40,7 +40,7 @@ class Network(nn.Module):
 
 
 class LoopNetwork(Network):
-    """The same network as a loop over time steps, as it is usually written."""
+    """This is the same network as a loop over time steps, which is how it is usually written."""
 
     def forward(self, x):
         rnn, alpha = self.rnn, DT / TAU

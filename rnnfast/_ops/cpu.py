@@ -20,9 +20,15 @@ def _rows(t):
 
 def prepare(x, h0, weights, batch_sizes, descriptor):
     """Return these tensors in the layout that the kernels expect, copied only where necessary."""
+    first = range(0, descriptor.weights_per_layer, descriptor.weights_per_direction)
+    return _layout(x, h0, weights, batch_sizes, first)
+
+
+def _layout(x, h0, weights, batch_sizes, first):
+    """Do what `prepare` does. ``first`` has the places of the first W_ih in ``weights``."""
     if is_one_hot(x):  # the kernels read W_ih of the first layer as a table, (I, H)
         weights = list(weights)
-        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
+        for n in first:
             weights[n] = weights[n].t()
     else:
         x = _rows(x)
@@ -79,14 +85,6 @@ def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, ne
     return dx, dh0, dw
 
 
-def _leaky_layout(x, h0, weights, batch_sizes):
-    """Return these tensors in the layout that the kernels of leaky units expect."""
-    w_ih = weights[0].t() if is_one_hot(x) else weights[0]
-    weights = [_contiguous(w) for w in (w_ih, *weights[1:])]
-    x = x if is_one_hot(x) else _rows(x)
-    return x, _contiguous(h0), weights, _contiguous(batch_sizes)
-
-
 def leaky_rnn_cpu(
     x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, descriptor, keeps, reset=None
 ):
@@ -99,7 +97,7 @@ def leaky_rnn_cpu(
     rows, like = shape_of_rows(x, batch_sizes), weights[1]
     H = like.shape[-1]
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
-    x, h0, weights, batch_sizes = _leaky_layout(x, h0, weights, batch_sizes)
+    x, h0, weights, batch_sizes = _layout(x, h0, weights, batch_sizes, (0,))
     output, h_n = _C.empty((*rows, H), like), _C.empty((1, B, H), like)
     states, saved = (_C.empty((*rows, H), like) if keep else None for keep in keeps)
     options = (batch_first, len(weights) > 2, alpha.contiguous(), current, nonlinearity)
@@ -126,7 +124,7 @@ def leaky_rnn_backward_cpu(
     """
     dy, dh_n, dstates = gradients
     batch_first, current, nonlinearity = descriptor
-    x, h0, weights, batch_sizes = _leaky_layout(x, h0, weights, batch_sizes)
+    x, h0, weights, batch_sizes = _layout(x, h0, weights, batch_sizes, (0,))
     output = outputs[0]
     need_dx, need_dh0, need_dw, need_dalpha, need_dnoise = needs
     wanted = [x if need_dx else None, h0 if need_dh0 else None, alpha if need_dalpha else None]

@@ -115,15 +115,14 @@ def leaky_rnn(
     per = len(weights) // L
     rows, H = _ops.shape_of_rows(input, batch_sizes), weights[1].shape[-1]
     B = rows[0 if batch_first else 1] if batch_sizes is None else batch_sizes[0]
+    is_one = xi is not None and L == 1 and xi.dim() == len(rows) + 1
     for name, t, shape in (
         ("alpha", alpha, (H,) if alpha.dim() < 2 else (L, H)),
         ("hx", hx, (L, B, H)),
-        ("xi", xi, (*rows, H) if xi is not None and xi.dim() == len(rows) + 1 else (L, *rows, H)),
+        ("xi", xi, (*rows, H) if is_one else (L, *rows, H)),
     ):
         if t is not None and t.shape != shape:
             raise RuntimeError(f"{name} must be {tuple(shape)}, got {tuple(t.shape)}")
-    if xi is not None and xi.dim() == len(rows) + 1 and L > 1:
-        raise RuntimeError(f"xi must be {(L, *rows, H)}, got {tuple(xi.shape)}")
     if batch_sizes is None and rows[1 if batch_first else 0] == 0:
         raise RuntimeError(
             f"input must have at least one time step, got input {tuple(input.shape)}"
@@ -177,9 +176,9 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
     if noise:
         scale = noise * (2 / alpha).sqrt()
         seed = torch.randint(torch.iinfo(torch.int64).max, (), device="cpu")
-        shape = (*_ops.shape_of_rows(x, batch_sizes), weights[1].shape[-1])
         needs_xi = is_sparse or (scale.requires_grad and torch.is_grad_enabled())
         if xi is None and not on_kernel:
+            shape = (*_ops.shape_of_rows(x, batch_sizes), weights[1].shape[-1])
             xi = torch.randn(shape, dtype=dtype, device=x.device)
         elif xi is None and needs_xi:
             xi = _draw(seed, x, weights[0], batch_sizes, descriptor)
