@@ -3,8 +3,7 @@
 They are :func:`rnn`, :func:`leaky_rnn`, :func:`linear_cross_entropy` and :func:`dropout`.
 
 They run on rnnfast's kernels where there is one, and otherwise on torch's own operators. The
-modules in `rnnfast.nn` call them. Each is in a file of its own, next to the autograd Function that
-gives its gradients.
+modules in `rnnfast.nn` call them.
 """
 
 from ._dropout import dropout

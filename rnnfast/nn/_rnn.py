@@ -9,7 +9,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import _torch, functional
 from .._ops import RNNDescriptor, is_one_hot
-from ..functional._rnn import check_hx_dtype, check_reset, one_hot_vectors, run_rnn
+from ..functional._operators import check_hx_dtype, one_hot_vectors
+from ..functional._run import run_rnn
+from ..functional._shared import check_reset
 from ._checks import checked_lengths, packed_like, probability, warn_of_one_hot_vectors
 from ._stepper import Stepper, native_stepper
 
