@@ -202,24 +202,23 @@ def lstm(
         >>> output.shape, c_n.shape
         (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
-    pair = hx
-    if isinstance(hx, (tuple, list)) and len(hx) == 2:
-        pair = tuple(hx)
-    elif hx is not None:
-        raise TypeError(f"hx must be a pair (h_0, c_0), got {type(hx).__name__}")
-    _check_tensors(dropout, input, *(pair or ()))
-    call = (input, pair, list(weights), num_layers, bidirectional, dropout if training else 0.0)
+    if hx is not None:
+        is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+        if not is_pair or not all(isinstance(state, torch.Tensor) for state in hx):
+            raise TypeError(f"hx must be a pair of tensors (h_0, c_0), got {type(hx).__name__}")
+        hx = (hx[0], hx[1])
+    _check_tensors(dropout, input)
+    call = (input, hx, list(weights), num_layers, bidirectional, dropout if training else 0.0)
     return _run(_ops.GatedDescriptor, batch_first, "lstm", *call, batch_sizes, reset)
 
 
-def _check_tensors(dropout, input, *states):
+def _check_tensors(dropout, input, hx=None):
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be in [0, 1], got {dropout}")
     if not isinstance(input, torch.Tensor):
         raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-    for state in states:
-        if state is not None and not isinstance(state, torch.Tensor):
-            raise TypeError(f"hx must be a tensor, got {type(state).__name__}")
+    if hx is not None and not isinstance(hx, torch.Tensor):
+        raise TypeError(f"hx must be a tensor, got {type(hx).__name__}")
 
 
 def _run(

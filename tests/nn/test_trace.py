@@ -111,7 +111,7 @@ def test_older_exporter_of_onnx(options, reading):
                           dynamic_axes=axes)  # fmt: skip
 
     if model.tokens and reading in ("packed", "sorted"):
-        with pytest.raises(RuntimeError, match=r"give FastRNN the padded tokens"):
+        with pytest.raises(RuntimeError, match=r"give the module the padded tokens"):
             export()
         return
     export()
