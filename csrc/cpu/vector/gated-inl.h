@@ -86,6 +86,17 @@ static void gated_backward(const FusedProduct<S, O>& product, int64_t row, int64
   }
 }
 
+// Fetch the columns [col, col + width) of sums_before while the product is computed.
+template <class S, class O>
+RNNFAST_INLINE void fetch_sums(const FusedProduct<S, O>& product, int64_t row, int64_t rows,
+                               int64_t col, int64_t width) {
+  for (int64_t i = row; i < row + rows; ++i) {
+    for (int64_t j = col; j < col + width; j += 64 / sizeof(Sum<S>)) {
+      __builtin_prefetch(product.sums_before + i * product.sums_before_stride + j);
+    }
+  }
+}
+
 template <class S, class O, class Cell>
 constexpr Epilogue<S, O> kGatedBackward = {gated_backward<S, O, Cell, true>,
                                            gated_backward<S, O, Cell, false>};
@@ -111,6 +122,7 @@ static void gated_step(const FusedProduct<S, O>& product) {
       const int64_t rows = (product.rows - row) / (blocks - block);
       const O* const a = product.a + row * product.a_stride;
       const int most = panels_at_once(rows);
+      fetch_sums(product, row, rows, c * G, G * kWide);
       GateSums<C> sums;
       for (int g = 0, count; g < G; g += count) {
         const S* const w = product.w + (c / kWide * G + g) * panel_size;
