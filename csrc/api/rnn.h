@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "element.h"
+#include "gated.h"
 #include "leaky.h"
 
 namespace rnnfast {
@@ -71,6 +72,7 @@ template <class T> struct Forward {
   Sequence<const int64_t> tokens; // T x B, each in [0, I), read; data == nullptr: x is used instead
   const T* table;                 // [I, H], read: the transposed W_ih
   const Leak<T>* leak;            // nullptr, or what makes the units leaky
+  const Gates<T>* gates;          // nullptr, or what makes the units gated
 };
 
 // Back-propagation through time (Werbos 1990) of one direction of one layer. It computes the
@@ -104,6 +106,7 @@ template <class T> struct Backward {
                                   // one-hot, and x, w_ih, dx and dw_ih must not be set
   T* dtable;                      // [I, H], written: for tokens, the gradient of `table`
   const LeakBackward<T>* leak;    // nullptr, or what makes the units leaky
+  const GatesBackward<T>* gates;  // nullptr, or what makes the units gated
 };
 
 // Run a stack of L layers with D = 1 or 2 directions each. stack[l * D + d] is direction d of layer

@@ -1,4 +1,4 @@
-// Binds the recurrence, forward and backward; see api/rnn.h.
+// Binds the recurrence of plain and gated units, forward and backward; see api/rnn.h.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -14,10 +14,44 @@ using namespace rnnfast;
 
 namespace {
 
+// The tensors of gated units beside those of plain units. Those of c are None for a GRU.
+struct GateTensors {
+  GatedCell cell;
+  TensorView c0, c_n, dc0, dc_n;
+  std::vector<TensorView> saved; // one for each layer, or empty
+
+  GateTensors(const RnnArguments& call, GatedCell cell_, py::handle c0_, const py::list& saved_)
+      : cell(cell_), c0("cx", c0_) {
+    expect_state(call, c0);
+    if (saved_.size() != 0) {
+      saved = call.of_layers("saved", saved_, saved_of(cell));
+    }
+  }
+
+  // Throw if `state` is given to a GRU, or has a wrong shape.
+  void expect_state(const RnnArguments& call, const TensorView& state) const {
+    if (state && cell == GatedCell::kGru) {
+      state.refuse("None for a GRU");
+    }
+    if (state) {
+      state.expect_contiguous(call.dtype, {call.L * call.D, call.shape.B, call.shape.H});
+    }
+  }
+};
+
+GatedCell cell_of(const std::string& name) {
+  if (name != "gru" && name != "lstm") {
+    throw std::invalid_argument("cell must be 'gru' or 'lstm', got '" + name + "'");
+  }
+  return name == "gru" ? GatedCell::kGru : GatedCell::kLstm;
+}
+
+// `g` is nullptr for plain units.
 template <class T>
 void run_forward(const RnnArguments& call, const std::vector<TensorView>& outs,
-                 const TensorView& h_n) {
+                 const TensorView& h_n, const GateTensors* g) {
   std::vector<Forward<T>> stack;
+  std::vector<Gates<T>> gates(g != nullptr ? call.L * call.D : 0);
   for (int64_t n = 0; n < call.L * call.D; ++n) {
     const TensorView& below = n < call.D ? call.x : outs[n / call.D - 1];
     Forward<T> f{};
@@ -31,10 +65,26 @@ void run_forward(const RnnArguments& call, const std::vector<TensorView>& outs,
     f.b_ih = call.b_ih(n).data<T>(), f.b_hh = call.b_hh(n).data<T>();
     f.h0 = call.state<T>(call.h0, n), f.h_n = call.state<T>(h_n, n);
     f.h = call.direction_columns<T>(outs[n / call.D], n);
+    if (g != nullptr) {
+      gates[n] = {g->cell, call.state<T>(g->c0, n), call.state<T>(g->c_n, n), {}};
+      if (!g->saved.empty()) {
+        gates[n].saved = call.direction_columns<T>(g->saved[n / call.D], n, saved_of(g->cell));
+      }
+      f.gates = &gates[n];
+    }
     stack.push_back(f);
   }
   py::gil_scoped_release release;
   forward(call.shape, call.L, call.D, stack.data());
+}
+
+void check_and_run_forward(const RnnArguments& call, const py::list& outs, py::handle h_n,
+                           const GateTensors* gates) {
+  const std::vector<TensorView> outputs = call.of_layers("outs", outs);
+  const TensorView last("h_n", h_n);
+  last.expect_contiguous(call.dtype, {call.L * call.D, call.shape.B, call.shape.H});
+  dispatch_dtype(call.dtype,
+                 [&](auto element) { run_forward<decltype(element)>(call, outputs, last, gates); });
 }
 
 void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle batch_sizes,
@@ -42,11 +92,20 @@ void py_forward(py::handle x, py::handle h0, const py::list& weights, py::handle
                 const py::list& outs, py::handle h_n, py::handle reset) {
   const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, relu,
                           bias ? 2 : 0, threads);
-  const std::vector<TensorView> outputs = call.outputs(outs);
-  const TensorView last("h_n", h_n);
-  last.expect_contiguous(call.dtype, {call.L * call.D, call.shape.B, call.shape.H});
-  dispatch_dtype(call.dtype,
-                 [&](auto element) { run_forward<decltype(element)>(call, outputs, last); });
+  check_and_run_forward(call, outs, h_n, nullptr);
+}
+
+void py_gated_forward(py::handle x, py::handle h0, py::handle c0, const py::list& weights,
+                      py::handle batch_sizes, const std::string& name, int64_t num_layers,
+                      bool batch_first, bool bias, int threads, const py::list& outs,
+                      py::handle h_n, py::handle c_n, const py::list& saved, py::handle reset) {
+  const GatedCell cell = cell_of(name);
+  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, false,
+                          bias ? 2 : 0, threads, gates_of(cell));
+  GateTensors gates(call, cell, c0, saved);
+  gates.c_n = TensorView("c_n", c_n);
+  gates.expect_state(call, gates.c_n);
+  check_and_run_forward(call, outs, h_n, &gates);
 }
 
 // What only the backward pass reads and writes. A gradient that is None is not computed.
@@ -56,13 +115,16 @@ struct Gradients {
   // For two directions: the gradients that a layer hands to the layer below, in up to two tensors
   // that take turns, because one is read while the next is written.
   std::vector<TensorView> between;
-  // One for each direction, or empty. The gradients of the two biases are equal, but torch needs a
-  // tensor of its own for each.
-  std::vector<TensorView> dw_ih, dw_hh, db, same_db;
+  // One for each direction, or empty. Except for a GRU the gradients of the two biases are equal,
+  // but torch needs a tensor of its own for each.
+  std::vector<TensorView> dw_ih, dw_hh, db, db_hh;
 };
 
-template <class T> void run_backward(const RnnArguments& call, const Gradients& g) {
+template <class T>
+void run_backward(const RnnArguments& call, const Gradients& g, const GateTensors* gated) {
   std::vector<Backward<T>> stack;
+  std::vector<GatesBackward<T>> gates(gated != nullptr ? call.L * call.D : 0);
+  const bool equal = gated == nullptr || gated->cell == GatedCell::kLstm;
   for (int64_t n = 0; n < call.L * call.D; ++n) {
     const int64_t layer = n / call.D;
     const TensorView& below = layer == 0 ? call.x : g.outs[layer - 1];
@@ -86,24 +148,29 @@ template <class T> void run_backward(const RnnArguments& call, const Gradients& 
     }
     b.dw_hh = g.dw_hh.empty() ? nullptr : g.dw_hh[n].data<T>();
     b.db = g.db.empty() ? nullptr : g.db[n].data<T>();
+    if (gated != nullptr) {
+      gates[n] = {gated->cell,
+                  call.direction_columns<const T>(gated->saved[layer], n, saved_of(gated->cell)),
+                  call.state<T>(gated->dc_n, n), call.state<T>(gated->dc0, n),
+                  equal || g.db_hh.empty() ? nullptr : g.db_hh[n].data<T>()};
+      b.gates = &gates[n];
+    }
     stack.push_back(b);
   }
   py::gil_scoped_release release;
   backward(call.shape, call.L, call.D, stack.data());
-  for (size_t n = 0; n < g.db.size(); ++n) {
-    std::memcpy(g.same_db[n].data<T>(), stack[n].db, call.shape.H * sizeof(T));
+  for (size_t n = 0; equal && n < g.db.size(); ++n) {
+    std::memcpy(g.db_hh[n].data<T>(), stack[n].db, call.G * call.shape.H * sizeof(T));
   }
 }
 
-void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handle x, py::handle h0,
-                 const py::list& weights, py::handle batch_sizes, int64_t num_layers,
-                 bool batch_first, bool relu, bool bias, int threads, py::handle dx, py::handle dh0,
-                 const py::list& dw, const py::list& between, py::handle reset) {
-  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, relu,
-                          bias ? 2 : 0, threads);
-  const int64_t B = call.shape.B, H = call.shape.H, n = call.L * call.D, width = call.D * H;
+void check_and_run_backward(const RnnArguments& call, bool bias, py::handle dy, py::handle dh_n,
+                            const py::list& outs, py::handle dx, py::handle dh0, const py::list& dw,
+                            const py::list& between, const GateTensors* gates) {
+  const int64_t B = call.shape.B, H = call.shape.H, n = call.L * call.D, width = call.D * H,
+                outputs = call.G * H;
   Gradients g;
-  g.outs = call.outputs(outs);
+  g.outs = call.of_layers("outs", outs);
   g.dy = TensorView("the gradient of output", dy), g.dh_n = TensorView("the gradient of h_n", dh_n);
   g.dx = TensorView("dx", dx), g.dh0 = TensorView("dh0", dh0);
   if (g.dy) {
@@ -133,17 +200,47 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
                                 " directions, got " + std::to_string(between.size()));
   }
   for (int64_t i = 0; i < n && dw.size() != 0; ++i) {
-    const int64_t rows = call.has_table(i) ? call.inputs(i) : H;
+    const int64_t rows = call.has_table(i) ? call.inputs(i) : outputs;
     g.dw_ih.push_back(
         TensorView("dw_ih", dw[i * per])
-            .expect_contiguous(call.dtype, {rows, call.has_table(i) ? H : call.inputs(i)}));
-    g.dw_hh.push_back(TensorView("dw_hh", dw[i * per + 1]).expect_contiguous(call.dtype, {H, H}));
+            .expect_contiguous(call.dtype, {rows, call.has_table(i) ? outputs : call.inputs(i)}));
+    g.dw_hh.push_back(
+        TensorView("dw_hh", dw[i * per + 1]).expect_contiguous(call.dtype, {outputs, H}));
     if (bias) {
-      g.db.push_back(TensorView("db", dw[i * per + 2]).expect_contiguous(call.dtype, {H}));
-      g.same_db.push_back(TensorView("db", dw[i * per + 3]).expect_contiguous(call.dtype, {H}));
+      g.db.push_back(TensorView("db", dw[i * per + 2]).expect_contiguous(call.dtype, {outputs}));
+      g.db_hh.push_back(TensorView("db", dw[i * per + 3]).expect_contiguous(call.dtype, {outputs}));
     }
   }
-  dispatch_dtype(call.dtype, [&](auto element) { run_backward<decltype(element)>(call, g); });
+  dispatch_dtype(call.dtype,
+                 [&](auto element) { run_backward<decltype(element)>(call, g, gates); });
+}
+
+void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handle x, py::handle h0,
+                 const py::list& weights, py::handle batch_sizes, int64_t num_layers,
+                 bool batch_first, bool relu, bool bias, int threads, py::handle dx, py::handle dh0,
+                 const py::list& dw, const py::list& between, py::handle reset) {
+  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, relu,
+                          bias ? 2 : 0, threads);
+  check_and_run_backward(call, bias, dy, dh_n, outs, dx, dh0, dw, between, nullptr);
+}
+
+void py_gated_backward(py::handle dy, py::handle dh_n, py::handle dc_n, const py::list& outs,
+                       const py::list& saved, py::handle x, py::handle h0, py::handle c0,
+                       const py::list& weights, py::handle batch_sizes, const std::string& name,
+                       int64_t num_layers, bool batch_first, bool bias, int threads, py::handle dx,
+                       py::handle dh0, py::handle dc0, const py::list& dw, const py::list& between,
+                       py::handle reset) {
+  const GatedCell cell = cell_of(name);
+  const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, false,
+                          bias ? 2 : 0, threads, gates_of(cell));
+  GateTensors gates(call, cell, c0, saved);
+  if (gates.saved.empty()) {
+    throw std::invalid_argument("saved must have one tensor for each of " + std::to_string(call.L) +
+                                " layers, got none");
+  }
+  gates.dc_n = TensorView("the gradient of c_n", dc_n), gates.dc0 = TensorView("dc0", dc0);
+  gates.expect_state(call, gates.dc_n), gates.expect_state(call, gates.dc0);
+  check_and_run_backward(call, bias, dy, dh_n, outs, dx, dh0, dw, between, &gates);
 }
 
 } // namespace
@@ -151,4 +248,6 @@ void py_backward(py::handle dy, py::handle dh_n, const py::list& outs, py::handl
 void bind_rnn(py::module_& m) {
   m.def("forward", &py_forward);
   m.def("backward", &py_backward);
+  m.def("gated_forward", &py_gated_forward);
+  m.def("gated_backward", &py_gated_backward);
 }

@@ -14,20 +14,20 @@
 namespace rnnfast {
 
 // The letters are those of api/rnn.h. Each direction of each layer has W_ih, W_hh and `biases` of
-// b_ih and b_hh. All weights are contiguous. If the input is one-hot, the W_ih of layer 0 is given
-// transposed, as a table [I, H].
+// b_ih and b_hh, which have G H rows for G gates. All weights are contiguous. If the input is
+// one-hot, the W_ih of layer 0 is given transposed, as a table [I, G H].
 class RnnArguments {
 public:
   Shape shape;
-  int64_t L, D, I; // I is the input size of layer 0
+  int64_t L, D, I, G; // I is the input size of layer 0
   bool one_hot, batch_first;
   Dtype dtype;
   TensorView x, h0;
 
   RnnArguments(pybind11::handle x_, pybind11::handle h0_, const pybind11::list& weights,
                pybind11::handle batch_sizes_, pybind11::handle reset_, int64_t L_,
-               bool batch_first_, bool relu, int64_t biases, int threads)
-      : L(L_), batch_first(batch_first_), x("input", x_), h0("hx", h0_) {
+               bool batch_first_, bool relu, int64_t biases, int threads, int64_t gates = 1)
+      : L(L_), G(gates), batch_first(batch_first_), x("input", x_), h0("hx", h0_) {
     const int64_t per = 2 + biases, count = int64_t(weights.size());
     D = L < 1 ? 0 : count / (L * per);
     if (D < 1 || D > 2 || D * L * per != count) {
@@ -75,15 +75,16 @@ public:
       const bool table = one_hot && n < D;
       const int64_t inputs = this->inputs(n);
       const TensorView w_ih("weight_ih", weights[n * per]), w_hh("weight_hh", weights[n * per + 1]);
+      const int64_t rows = G * shape.H;
       w_ih_.push_back(
-          w_ih.expect_contiguous(dtype, {table ? inputs : shape.H, table ? shape.H : inputs}));
-      w_hh_.push_back(w_hh.expect_contiguous(dtype, {shape.H, shape.H}));
+          w_ih.expect_contiguous(dtype, {table ? inputs : rows, table ? rows : inputs}));
+      w_hh_.push_back(w_hh.expect_contiguous(dtype, {rows, shape.H}));
       b_ih_.emplace_back(), b_hh_.emplace_back();
       if (biases > 0) {
-        b_ih_[n] = TensorView("bias_ih", weights[n * per + 2]).expect_contiguous(dtype, {shape.H});
+        b_ih_[n] = TensorView("bias_ih", weights[n * per + 2]).expect_contiguous(dtype, {rows});
       }
       if (biases > 1) {
-        b_hh_[n] = TensorView("bias_hh", weights[n * per + 3]).expect_contiguous(dtype, {shape.H});
+        b_hh_[n] = TensorView("bias_hh", weights[n * per + 3]).expect_contiguous(dtype, {rows});
       }
     }
     if (h0) {
@@ -100,9 +101,11 @@ public:
   template <class T> T* state(const TensorView& t, int64_t n) const {
     return t.data<T>(n * shape.B * shape.H);
   }
-  // The columns of the output of a layer that belong to direction n.
-  template <class T> Sequence<T> direction_columns(const TensorView& t, int64_t n) const {
-    return sequence<T>(t, n % D * shape.H);
+  // The columns of a tensor with `per_unit` numbers for each unit of both directions of a layer,
+  // such as its output, that belong to direction n.
+  template <class T>
+  Sequence<T> direction_columns(const TensorView& t, int64_t n, int64_t per_unit = 1) const {
+    return sequence<T>(t, n % D * per_unit * shape.H);
   }
   // A tensor that is laid out as the input is, from the column `offset` on.
   template <class T> Sequence<T> sequence(const TensorView& t, int64_t offset = 0) const {
@@ -116,17 +119,19 @@ public:
     return packed_ ? t.expect(dtype, {x.size(0), width})
                    : t.expect(dtype, {x.size(0), x.size(1), width});
   }
-  // The outputs of all layers.
-  std::vector<TensorView> outputs(const pybind11::list& list) const {
-    std::vector<TensorView> outs;
+  // Return views of a list of one tensor for each layer, with `per_unit` numbers for each unit.
+  std::vector<TensorView> of_layers(const char* name, const pybind11::list& list,
+                                    int64_t per_unit = 1) const {
+    std::vector<TensorView> tensors;
     for (pybind11::handle object : list) {
-      outs.push_back(expect_rows(TensorView("out", object), D * shape.H));
+      tensors.push_back(expect_rows(TensorView(name, object), D * per_unit * shape.H));
     }
-    if (int64_t(outs.size()) != L) {
-      throw std::invalid_argument("outs must have one tensor for each of " + std::to_string(L) +
-                                  " layers, got " + std::to_string(outs.size()) + " tensors");
+    if (int64_t(tensors.size()) != L) {
+      throw std::invalid_argument(std::string(name) + " must have one tensor for each of " +
+                                  std::to_string(L) + " layers, got " +
+                                  std::to_string(tensors.size()) + " tensors");
     }
-    return outs;
+    return tensors;
   }
 
   const TensorView& w_ih(int64_t n) const { return w_ih_[n]; }

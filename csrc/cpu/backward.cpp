@@ -24,7 +24,7 @@ template <class S, class O> class BackwardStack {
 public:
   BackwardStack(const Shape& shape, const std::vector<const Backward<S>*>& calls, bool directions,
                 int at_once, int most_threads)
-      : directions_(directions), at_once_(at_once), ld_(row_stride<O>(shape.H)) {
+      : directions_(directions), at_once_(at_once), handed_ld_(row_stride<S>(shape.H)) {
     int64_t I = 0, rows = 0;
     for (const Backward<S>* call : calls) {
       const bool hands_on = !directions && call != calls.back();
@@ -35,12 +35,13 @@ public:
     }
     for (int n = 0; n < at_once; ++n) {
       for (Buffer<O>& dpre : dpre_[n]) {
-        dpre = allocate<O>(rows * ld_);
+        dpre = allocate<O>(rows * layers_[0]->ld());
+        layers_[0]->clear_padding(dpre.get(), rows);
       }
     }
     q_size_ = kOuterRows * round_up(std::max(I, shape.H), 64 / sizeof(O));
     q_ = allocate<O>(most_threads * q_size_);
-    handed_ = allocate<S>(!directions && calls.size() > 1 ? rows * ld_ : 0);
+    handed_ = allocate<S>(!directions && calls.size() > 1 ? rows * handed_ld_ : 0);
   }
 
   void run(int thread, int threads) {
@@ -74,7 +75,8 @@ private:
     const S* const dy = !directions_ && first > 0 ? handed_.get() : nullptr;
     for (int n = 0; n < at_once_; ++n) {
       if (threads < at_once_ || n == team.index) {
-        layers_[first + n]->recur(k, dy, ld_, dpre_[n][turn].get(), team.thread, team.threads);
+        layers_[first + n]->recur(k, dy, handed_ld_, dpre_[n][turn].get(), team.thread,
+                                  team.threads);
       }
     }
   }
@@ -92,8 +94,8 @@ private:
       S* const handed = !directions_ && first + 1 < layers_.size() ? handed_.get() : nullptr;
       const BackwardLayer<S, O>* const opposite =
           directions_ && layers_.size() == 2 ? layers_[1 - (first + n)].get() : nullptr;
-      layer.input_gradient(k, dpre_[n][turn].get(), handed, ld_, opposite, first + n > 0, thread,
-                           threads);
+      layer.input_gradient(k, dpre_[n][turn].get(), handed, handed_ld_, opposite, first + n > 0,
+                           thread, threads);
     }
     if (!directions_ && layers_.size() > 1) {
       all_.wait(threads); // the dx that is handed on is complete
@@ -106,12 +108,12 @@ private:
 
   bool directions_;
   int at_once_;
-  int64_t ld_; // elements from row to row of dpre and of the dx that is handed on
+  int64_t handed_ld_; // elements from row to row of the dx that is handed on
   std::vector<std::unique_ptr<BackwardLayer<S, O>>> layers_;
-  Buffer<O> dpre_[2][2]; // for each layer at once, two that take turns: [rows of a block, ld_]
+  Buffer<O> dpre_[2][2]; // for each layer at once, two that take turns: the rows of a block
   Buffer<O> q_;          // for each thread: a packed right factor, [kOuterRows, I or H]
   int64_t q_size_;       // elements of q_ for one thread
-  Buffer<S> handed_;     // the dx that is handed on: [rows of a block, ld_]
+  Buffer<S> handed_;     // the dx that is handed on: [rows of a block, handed_ld_]
   Barrier all_;
 };
 
@@ -120,7 +122,7 @@ template <class S> double multiply_adds(const Shape& shape, const Backward<S>& c
   const Schedule schedule(shape, call.reverse);
   const int64_t I = (dx ? call.I : 0) + (call.dw_ih != nullptr ? call.I : 0);
   const int64_t H = shape.H + (call.dw_hh != nullptr ? shape.H : 0);
-  return double(schedule.total()) * shape.H * double(H + I);
+  return double(schedule.total()) * gates_in(call) * shape.H * double(H + I);
 }
 
 template <class S, class O = S>
@@ -134,7 +136,9 @@ void backward_any(const Shape& shape, int64_t layers, int64_t directions,
     work += multiply_adds(shape, stack[n], stack[n].dx.data != nullptr || n >= directions);
   }
   const int at_once =
-      directions > 1 ? static_cast<int>(rnnfast::at_once<S>(shape, layers, directions)) : 1;
+      directions > 1
+          ? static_cast<int>(rnnfast::at_once<S>(shape, gates_in(stack[0]), layers, directions))
+          : 1;
   const int wanted = threads_for(shape.threads, work * at_once / double(layers * directions));
   const auto run = [&](const std::vector<const Backward<S>*>& calls) {
     BackwardStack<S, O> stack_work(shape, calls, directions > 1, at_once, wanted);

@@ -9,6 +9,7 @@
 // The hidden state lies in two buffers that alternate from step to step (`state_`), not in the
 // caller's tensor. The rows of the buffers are padded, so that they fall into different cache sets
 // whatever the caller's strides are, and they hold h0 before the first step of a row.
+#include "gates.h"
 #include "parallel.h"
 #include "work.h"
 
@@ -37,40 +38,53 @@ public:
   // x while this layer runs; nullptr: x is complete.
   ForwardLayer(const Shape& shape, const Forward<S>& call, int most_threads, bool pipelined,
                const ForwardLayer* below)
-      : shape_(shape), call_(call), leak_(call.leak), below_(below),
+      : shape_(shape), call_(call), leak_(call.leak), gates_(call.gates), below_(below),
         kernels_(current_kernels<S, O>()), schedule_(shape, call.reverse),
-        most_threads_(most_threads),
-        packs_(shape.T > 1 || shape.B > kUnpackedRows || kernels_.unpacked_product == nullptr),
+        most_threads_(most_threads), layout_{shape.H, gates_in(call), kernels_.panel},
+        packs_(shape.T > 1 || shape.B > kUnpackedRows || gates_ != nullptr ||
+               kernels_.unpacked_product == nullptr),
         I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
                         : kBlockRows),
-        x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)), pre_ld_(row_stride<C>(shape.H)),
+        x_ld_(row_stride<O>(I_)), ld_(row_stride<O>(shape.H)),
+        pre_ld_(row_stride<C>(layout_.width())), carry_ld_(row_stride<C>(shape.H)),
         rest_(leak_ != nullptr && leak_->current ? apply(leak_->f, C(0)) : C(0)) {
     const int64_t B = shape.B, H = shape.H, width = round_up(H, kernels_.vector);
     // Each thread has a block of its own, also the members of a group, which have the same rows.
     // The members of one group multiplied by B are at most B + most_threads * 2 * kGroupRows.
     const int64_t rows = most_threads * (kBlockRows + 2 * kGroupRows) + B;
     if (packs_) {
-      w_ih_ = allocate<S>(kernels_.packed_size(I_, H));
-      w_hh_ = allocate<S>(kernels_.packed_size(H, H));
+      w_ih_ = allocate<S>(kernels_.packed_size(I_, layout_.width()));
+      w_hh_ = allocate<S>(kernels_.packed_size(H, layout_.width()));
     }
-    bias_ = allocate<C>(width);
     x_blocks_ = allocate<O>(rows * x_ld_);
     pre_blocks_ = allocate<C>(rows * pre_ld_);
     for (Buffer<O>& state : state_) {
       state = allocate<O>(B * ld_);
     }
+    if (leak_ != nullptr || gates_ != nullptr) {
+      carry_ = allocate<C>(B * carry_ld_);
+    }
     if (leak_ != nullptr) {
       alpha_ = widened(leak_->alpha, H, width);
-      carry_ = allocate<C>(B * pre_ld_);
       if (leak_->noise_scale != nullptr) {
         noise_scale_ = widened(leak_->noise_scale, H, width);
       }
     }
     barriers_.reset(new Barrier[most_threads + 1]);
     done_.reset(new Progress[most_threads]);
-    sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());
+    if (gates_ != nullptr) {
+      bias_ = gate_biases(layout_, call);
+      if (gates_->cell == GatedCell::kGru) {
+        const S* const b_hn = call.b_hh != nullptr ? call.b_hh + 2 * H : nullptr;
+        recurrent_bias_ = widened(b_hn, b_hn != nullptr ? H : 0, width);
+      }
+      last_panel_ = allocate<S>(kernels_.panel * std::max(I_, H));
+    } else {
+      bias_ = allocate<C>(width);
+      sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());
+    }
   }
 
   // The work of one thread of the team.
@@ -80,7 +94,11 @@ public:
       // The runtime has not granted this thread, so the layer above must not wait for it.
       done_[other].set(shape_.T);
     }
-    if (packs_) {
+    if (gates_ != nullptr) {
+      S* const last = last_panel_.get();
+      pack_gates(kernels_, call_.w_ih, layout_, I_, thread, threads, last, w_ih_.get());
+      pack_gates(kernels_, call_.w_hh, layout_, H, thread, threads, last, w_hh_.get());
+    } else if (packs_) {
       pack_part(kernels_, call_.w_ih, true, I_, H, thread, threads, w_ih_.get());
       pack_part(kernels_, call_.w_hh, true, H, H, thread, threads, w_hh_.get());
     }
@@ -88,11 +106,12 @@ public:
       begin_row(r);
     }
     barriers_[0].wait(threads);
-    const Share share(schedule_, 0, shape_.T, H, kernels_.panel, thread, threads);
+    const Share share(schedule_, 0, shape_.T, H, layout_.gates, kernels_.panel, thread, threads);
     if (share.r0 < share.r1 && share.c0 < share.c1) {
       int64_t before = 0; // the rows of the blocks of the threads with lower numbers
       for (int other = 0; other < thread; ++other) {
-        const Share theirs(schedule_, 0, shape_.T, H, kernels_.panel, other, threads);
+        const Share theirs(schedule_, 0, shape_.T, H, layout_.gates, kernels_.panel, other,
+                           threads);
         before += std::max(kBlockRows, theirs.r1 - theirs.r0);
       }
       recur(share, x_blocks_.get() + before * x_ld_, pre_blocks_.get() + before * pre_ld_,
@@ -105,12 +124,15 @@ private:
   // Write the state before the first step of row r to both buffers.
   void begin_row(int64_t r) const {
     const int64_t H = shape_.H;
-    const bool given =
-        call_.h0 != nullptr && !schedule_.is_reset(schedule_.time(0), r, call_.reverse);
-    const S* const h0 = given ? call_.h0 + r * H : nullptr;
-    C* const carry = leak_ != nullptr ? carry_.get() + r * pre_ld_ : nullptr;
-    for (int64_t c = 0; carry != nullptr && c < pre_ld_; ++c) {
-      carry[c] = h0 != nullptr && c < H ? to_sum(h0[c]) : C(0);
+    const bool is_reset = schedule_.is_reset(schedule_.time(0), r, call_.reverse);
+    const S* const h0 = call_.h0 != nullptr && !is_reset ? call_.h0 + r * H : nullptr;
+    C* const carry = carry_ != nullptr ? carry_.get() + r * carry_ld_ : nullptr;
+    const S* first = h0; // what is carried
+    if (has_c()) {
+      first = gates_->c0 != nullptr && !is_reset ? gates_->c0 + r * H : nullptr;
+    }
+    for (int64_t c = 0; carry != nullptr && c < carry_ld_; ++c) {
+      carry[c] = first != nullptr && c < H ? to_sum(first[c]) : C(0);
     }
     for (const Buffer<O>& buffer : state_) {
       O* const state = buffer.get() + r * ld_;
@@ -118,7 +140,7 @@ private:
         // The padding is filled too: a product of pairs reads one element after H if H is odd.
         std::fill_n(state, ld_, O{});
         std::fill_n(state, H, from_sum<O>(rest_));
-      } else if (carry != nullptr && leak_->current) {
+      } else if (leak_ != nullptr && leak_->current) {
         std::fill_n(state, ld_, O{});
         for (int64_t c = 0; c < H; ++c) {
           state[c] = from_sum<O>(apply(leak_->f, carry[c]));
@@ -145,16 +167,17 @@ private:
           kernels_.widen(schedule_.at(call_.x, t, r), I_, x + n * x_ld_);
           continue;
         }
-        const S* const row = call_.table + *schedule_.at(call_.tokens, t, r) * shape_.H;
-        for (int64_t c = share.c0; c < share.c1; ++c) {
-          pre[n * pre_ld_ + c] = to_sum(row[c]) + bias_[c];
+        const S* row = call_.table + *schedule_.at(call_.tokens, t, r) * layout_.gates * shape_.H;
+        for (int64_t g = 0; g < layout_.gates; ++g, row += shape_.H) {
+          add_bias(row, g, share, pre + n * pre_ld_);
         }
       }
     }
     if (call_.tokens.data == nullptr) {
       FusedProduct<S, O> product{};
-      product.rows = n, product.K = I_, product.N = shape_.H;
-      product.col_begin = share.c0, product.col_end = share.c1;
+      const Columns columns = layout_.columns(share.c0, share.c1);
+      product.rows = n, product.K = I_, product.N = layout_.width();
+      product.col_begin = columns.begin, product.col_end = columns.end;
       product.a = x, product.a_stride = x_ld_, product.w = packs_ ? w_ih_.get() : call_.w_ih;
       product.act = Activation::kIdentity;
       product.sums_before = bias_.get(), product.sums_before_stride = 0;
@@ -172,6 +195,16 @@ private:
     }
   }
 
+  // Write gate g of `row`, a row of `table`, plus the bias to `pre`, for the units of `share`.
+  void add_bias(const S* row, int64_t g, const Share& share, C* pre) const {
+    for (int64_t c0 = share.c0; c0 < share.c1; c0 += layout_.panel) {
+      const int64_t place = layout_.place(g, c0), count = std::min(layout_.panel, share.c1 - c0);
+      for (int64_t c = 0; c < count; ++c) {
+        pre[place + c] = to_sum(row[c0 + c]) + bias_[place + c];
+      }
+    }
+  }
+
   // Run a product whose right factor is one of the matrices below.
   void multiply(const FusedProduct<S, O>& product) const {
     (packs_ ? kernels_.fused_product : kernels_.unpacked_product)(product);
@@ -183,19 +216,19 @@ private:
     for (int64_t r = 0; r < active(schedule_, share, i); ++r) {
       if (schedule_.is_reset(schedule_.time(i), share.r0 + r, call_.reverse)) {
         std::fill(state + r * ld_ + share.c0, state + r * ld_ + share.c1, from_sum<O>(rest_));
-        if (leak_ != nullptr) {
-          C* const carry = carry_.get() + (share.r0 + r) * pre_ld_;
+        if (carry_ != nullptr) {
+          C* const carry = carry_.get() + (share.r0 + r) * carry_ld_;
           std::fill(carry + share.c0, carry + share.c1, C(0));
         }
       }
     }
   }
 
-  // What is done to the sums of the rows of `share` at time step t.
+  // What is done to the sums of the rows of `share` at time step t by leaky units.
   LeakStep<S> leak_step(const Share& share, int64_t t) const {
     LeakStep<S> step{};
     step.current = leak_->current, step.f = leak_->f, step.alpha = alpha_.get();
-    step.carry = carry_.get() + share.r0 * pre_ld_, step.carry_stride = pre_ld_;
+    step.carry = carry_.get() + share.r0 * carry_ld_, step.carry_stride = carry_ld_;
     if (leak_->states.data != nullptr) {
       step.states = schedule_.at(leak_->states, t, share.r0);
       step.states_stride = leak_->states.row;
@@ -206,6 +239,36 @@ private:
     }
     return step;
   }
+
+  // What is done to the sums of the rows of `share` at time step t by gated units.
+  GateStep<S> gate_step(const Share& share, int64_t t) const {
+    GateStep<S> step{};
+    step.cell = gates_->cell, step.bias = recurrent_bias_.get();
+    step.carry = carry_.get() + share.r0 * carry_ld_, step.carry_stride = carry_ld_;
+    if (gates_->saved.data != nullptr) {
+      step.saved = schedule_.at(gates_->saved, t, share.r0);
+      step.saved_stride = gates_->saved.row;
+    }
+    return step;
+  }
+
+  // Write this thread's columns of the last state of row r, whose last output is `out`. The carried
+  // state is the more accurate one, but for an LSTM it is c.
+  void finish_row(const Share& share, int64_t r, const S* out) const {
+    const int64_t at = r * shape_.H + share.c0, count = share.c1 - share.c0;
+    const C* const carry = carry_ != nullptr ? carry_.get() + r * carry_ld_ + share.c0 : nullptr;
+    if (call_.h_n != nullptr && (carry == nullptr || has_c())) {
+      std::copy_n(out + share.c0, count, call_.h_n + at);
+    } else if (call_.h_n != nullptr) {
+      kernels_.narrow(carry, count, call_.h_n + at);
+    }
+    if (has_c() && gates_->c_n != nullptr) {
+      kernels_.narrow(carry, count, gates_->c_n + at);
+    }
+  }
+
+  // Whether the units have a state c beside h.
+  bool has_c() const { return gates_ != nullptr && gates_->cell == GatedCell::kLstm; }
 
   // Take the rows of `share` through all steps. `x` and `pre` are the buffers of this thread for a
   // block.
@@ -248,16 +311,13 @@ private:
             product.addend_stride = leak_->noise.row;
           }
         }
+        GateStep<S> gate_step;
+        if (gates_ != nullptr) {
+          gate_step = this->gate_step(share, t), product.gates = &gate_step;
+        }
         multiply(product);
-        for (int64_t r = active(schedule_, share, i + 1); call_.h_n != nullptr && r < rows; ++r) {
-          S* const h_n = call_.h_n + (share.r0 + r) * H; // this is the last step of row r
-          if (leak_ != nullptr) {
-            kernels_.narrow(leak_step.carry + r * pre_ld_ + share.c0, share.c1 - share.c0,
-                            h_n + share.c0);
-          } else {
-            const S* const last = product.out + r * product.out_stride;
-            std::copy(last + share.c0, last + share.c1, h_n + share.c0);
-          }
+        for (int64_t r = active(schedule_, share, i + 1); r < rows; ++r) {
+          finish_row(share, share.r0 + r, product.out + r * product.out_stride);
         }
         if (schedule_.has_resets() && i + 1 < T_) {
           reset_rows(share, i + 1, next);
@@ -277,20 +337,25 @@ private:
   const Shape& shape_;
   const Forward<S>& call_;
   const Leak<S>* leak_;
+  const Gates<S>* gates_;
   const ForwardLayer* below_;
   const VectorKernels<S, O>& kernels_;
   Schedule schedule_;
   int most_threads_;
-  bool packs_;                 // whether the weights are packed
-  int64_t I_;                  // the depth of the input projection; 0 with tokens
-  int64_t block_rows_;         // the rows of a block
-  int64_t x_ld_, ld_, pre_ld_; // elements from row to row in x_blocks_, state_ and pre_blocks_
-  C rest_;                     // the element of h that belongs to the state zero
-  Buffer<S> w_ih_, w_hh_;      // packed, if packs_
-  Buffer<C> bias_;             // b_ih + b_hh
-  Buffer<O> state_[2];         // [B, ld_], h before and after a step
-  // For leaky units: the state, [B, pre_ld_], and [H] in whole vectors.
-  Buffer<C> carry_, alpha_, noise_scale_;
+  UnitLayout layout_;
+  bool packs_;         // whether the weights are packed
+  int64_t I_;          // the depth of the input projection; 0 with tokens
+  int64_t block_rows_; // the rows of a block
+  // Elements from row to row in x_blocks_, state_, pre_blocks_ and carry_.
+  int64_t x_ld_, ld_, pre_ld_, carry_ld_;
+  C rest_;                   // the element of h that belongs to the state zero
+  Buffer<S> w_ih_, w_hh_;    // packed, if packs_
+  Buffer<C> bias_;           // b_ih + b_hh
+  Buffer<C> recurrent_bias_; // for a GRU: b_hn
+  Buffer<S> last_panel_;     // for pack_gates
+  Buffer<O> state_[2];       // [B, ld_], h before and after a step
+  Buffer<C> carry_; // for leaky and gated units: the state, or c of an LSTM, [B, carry_ld_]
+  Buffer<C> alpha_, noise_scale_;       // for leaky units: [H] in whole vectors
   Buffer<O> x_blocks_;                  // for each thread: the inputs of a block
   Buffer<C> pre_blocks_;                // for each thread: the input projections of a block
   std::unique_ptr<Barrier[]> barriers_; // one of the team, then one of each group
@@ -306,9 +371,9 @@ void forward_any(const Shape& shape, int64_t layers, int64_t directions, const F
       check_tokens(schedule, stack[n].tokens, stack[n].I);
     }
     const int64_t I = stack[n].tokens.data == nullptr ? stack[n].I : 0;
-    work += double(schedule.total()) * shape.H * (shape.H + I);
+    work += double(schedule.total()) * gates_in(stack[n]) * shape.H * (shape.H + I);
   }
-  const int64_t width = at_once<S>(shape, layers, directions);
+  const int64_t width = at_once<S>(shape, gates_in(stack[0]), layers, directions);
   const int wanted = threads_for(shape.threads, work * double(width) / double(layers * directions));
   const bool pipelined = directions == 1 && width > 1;
   for (int64_t first = 0; first < layers * directions; first += width) {

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../api/element.h"
+#include "../api/gated.h"
 #include "../api/leaky.h"
 #include "sparse.h"
 
@@ -52,6 +54,28 @@ template <class S> struct LeakStep {
   int64_t saved_stride;
 };
 
+// A time step of gated units, whose equations are in api/gated.h. It is applied to a FusedProduct
+// instead of an activation.
+//
+// forward   N counts units, and w and sums_before have the sums of all gates in the order of
+//           UnitLayout in work.h. carry: h of a GRU or c of an LSTM, which is replaced by the next
+//           one. `operand` and `out` of the product become h.
+// backward  The result is the gradient of h. carry: the gradient that h or c receives elementwise
+//           from the later step, which is replaced by that for the earlier step. Instead of one
+//           row of N elements, `operand` gets the gradients of the arguments of the gates one after
+//           another, N elements each; GateSlots in work.h has their order. `sums` and `out` are not
+//           written.
+template <class S> struct GateStep {
+  GatedCell cell;
+  bool backward;
+  Sum<S>* carry; // [rows, N rounded up to whole vectors]
+  int64_t carry_stride;
+  S* saved; // [rows, saved_of(cell) N]; written in a forward step unless it is nullptr, otherwise
+            // read
+  int64_t saved_stride;
+  const Sum<S>* bias; // [N rounded up to whole vectors], read in a forward step of a GRU: b_hn
+};
+
 // A matrix product together with everything that is done to its result while it is in cache:
 //
 //   result = act(a w + sums_before + addend + addend2)
@@ -67,6 +91,7 @@ template <class S, class O = S> struct FusedProduct {
   const S* w; // [K, N], packed by VectorKernels::pack unless it is given to `unpacked_product`
   Activation act;
   const LeakStep<S>* leak; // nullptr, or what is done in place of `act`; `sums` is not written then
+  const GateStep<S>* gates;   // nullptr, or what is done in place of `act` and `leak`
   const Sum<S>* sums_before;  // [rows, N], or nullptr
   int64_t sums_before_stride; // 0 adds one row, such as a bias, to all rows
   const S* addend;            // [rows, N], or nullptr
@@ -140,6 +165,10 @@ template <class S, class O = S> struct VectorKernels {
 
   int64_t packed_size(int64_t K, int64_t N) const {
     return (K + 1) / 2 * 2 * ((N + panel - 1) / panel * panel);
+  }
+  // The rows of a packed right factor. Products of pairs need an even number.
+  static int64_t packed_depth(int64_t K) {
+    return std::is_same<O, bfloat16>::value ? (K + 1) / 2 * 2 : K;
   }
 };
 

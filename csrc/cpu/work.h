@@ -143,10 +143,11 @@ template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S
 // Return how many parts of a stack to compute at the same time: both directions of a layer, or
 // several layers, each a few steps behind the layer below. It is more than one only if there are
 // too few rows for all threads and if a whole W_hh fits into the cache of each core.
-template <class T> int64_t at_once(const Shape& shape, int64_t layers, int64_t directions) {
+template <class T>
+int64_t at_once(const Shape& shape, int64_t gates, int64_t layers, int64_t directions) {
   const int64_t threads = std::max(shape.threads, 1);
   const int64_t groups = std::clamp<int64_t>(shape.B / kGroupRows, 1, threads);
-  if (groups == threads || shape.H * shape.H * int64_t(sizeof(T)) > kTogetherBytes) {
+  if (groups == threads || gates * shape.H * shape.H * int64_t(sizeof(T)) > kTogetherBytes) {
     return 1;
   }
   return directions > 1 ? directions : std::min(layers, threads / groups);
@@ -182,12 +183,12 @@ struct Share {
   int group, member, members;
   int64_t r0, r1, c0, c1;
 
-  // The share of `thread` in the computed steps [i0, i1).
-  Share(const Schedule& schedule, int64_t i0, int64_t i1, int64_t H, int64_t panel, int thread,
-        int threads) {
+  // The share of `thread` in the computed steps [i0, i1) of a layer with `gates` gates in a unit.
+  Share(const Schedule& schedule, int64_t i0, int64_t i1, int64_t H, int64_t gates, int64_t panel,
+        int thread, int threads) {
     const int64_t B = schedule.widest(i0, i1);
     const int64_t panels = (H + panel - 1) / panel;
-    const int64_t by_work = static_cast<int64_t>(double(B) * H * H / kMemberWork);
+    const int64_t by_work = static_cast<int64_t>(double(B) * H * H * gates / kMemberWork);
     const int64_t shared = std::clamp<int64_t>(B / kGroupRows, 1, threads);
     members = static_cast<int>(
         std::clamp<int64_t>(std::min(threads / shared, by_work / shared), 1, panels));

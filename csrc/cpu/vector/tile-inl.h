@@ -66,8 +66,23 @@ constexpr Epilogue<S, O> kEpilogue = {epilogue<S, O, A, true>, epilogue<S, O, A,
 
 #include "leaky-inl.h"
 
+// Fetch the left factor at once if other threads have just written a part of it (`shared`).
+template <class S, class O>
+RNNFAST_INLINE void fetch_left_factor(const FusedProduct<S, O>& product, bool shared) {
+  for (int64_t i = 0; shared && i < product.rows; ++i) {
+    for (int64_t k = 0; k < product.K; k += 64 / sizeof(O)) {
+      __builtin_prefetch(product.a + i * product.a_stride + k);
+    }
+  }
+}
+
+#include "gated-inl.h"
+
 template <class S, class O>
 static const Epilogue<S, O>& choose_epilogue(const FusedProduct<S, O>& product) {
+  if (product.gates != nullptr) {
+    return choose_gated_backward<S, O>(*product.gates);
+  }
   if (product.leak != nullptr) {
     return choose_leaky_epilogue<S, O>(*product.leak);
   }
@@ -99,6 +114,10 @@ RNNFAST_INLINE void prefetch(const FusedProduct<S, O>& product, int64_t row, int
       }
       if (product.addend != nullptr) {
         __builtin_prefetch(product.addend + i * product.addend_stride + j);
+      }
+      for (int s = 0; product.gates != nullptr && s < saved_of(product.gates->cell); ++s) {
+        __builtin_prefetch(product.gates->saved + i * product.gates->saved_stride + s * product.N +
+                           j);
       }
     }
   }
@@ -148,17 +167,14 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
 
 // See FusedProduct in isa.h.
 template <class S, class O> static void fused_product(const FusedProduct<S, O>& product) {
+  if (product.gates != nullptr && !product.gates->backward) {
+    gated_step<S, O>(product);
+    return;
+  }
   const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product);
   constexpr int64_t kWide = kPanel<Sum<S>>;
   int64_t c = product.col_begin;
-  if (product.col_end - product.col_begin < product.N) {
-    // Other threads have just written a part of `a`, so all of it is fetched at once.
-    for (int64_t i = 0; i < product.rows; ++i) {
-      for (int64_t k = 0; k < product.K; k += 64 / sizeof(O)) {
-        __builtin_prefetch(product.a + i * product.a_stride + k);
-      }
-    }
-  }
+  fetch_left_factor(product, product.col_end - product.col_begin < product.N);
   if (panels_at_once(product.rows) == 4) {
     for (; c + 4 * kWide <= product.col_end; c += 4 * kWide) {
       fused_columns<S, O, 4, 2>(product, c, epilogue);
