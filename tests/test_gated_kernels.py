@@ -103,7 +103,7 @@ def test_every_hidden_size(isa, hidden, cell):
 
 @dtypes
 @cells
-@pytest.mark.parametrize("inputs, hidden", [(1, 3), (16, 64), (17, 70), (64, 257)])
+@pytest.mark.parametrize("inputs, hidden", [(2, 5), (16, 64), (17, 70), (64, 257)])
 @pytest.mark.parametrize("rows", [1, 4, 5])
 def test_single_step(isa, rows, inputs, hidden, cell, dtype):
     layout = LAYOUTS[rows % len(LAYOUTS)]
@@ -265,8 +265,8 @@ def test_saturated_gates(isa, cell, dtype, size):
     case = Case(7, 3, 4, 17, cell=cell, dtype=dtype)
     data = gated_rule.make(case)
     with torch.no_grad():
-        for bias in data.weights[2:]:
-            bias.copy_(bias.sign() * size)
+        data.weights[2].copy_(data.weights[2].sign() * size)
+        data.weights[3].zero_()
     for name, found in gated_rule.run_kernel(case, data).items():
         assert found.isfinite().all(), name
     output = gated_rule.run_kernel(case, data)["output"]
@@ -387,7 +387,7 @@ def test_wrong_arguments(wrong, gradient, cell):
 @pytest.mark.parametrize("shape", [(1, 4, 6), (2, 3, 6), (1, 3, 7)])
 def test_wrong_cell_state(shape):
     data = gated_rule.make(Case(4, 3, 5, 6, cell="lstm"))
-    with pytest.raises(RuntimeError, match=r"hx|c0|cell"):
+    with pytest.raises(RuntimeError, match="cx must be"):
         gated_rule.KERNELS["lstm"](data.input, (data.hx, torch.zeros(shape)), data.weights)
 
 
