@@ -290,6 +290,8 @@ def _add_training(group: Group) -> None:
     add_setting(group, "accumulate", int, about)
     add_setting(group, "bf16", None, "Train with autocast to bfloat16", **flag)
     add_setting(group, "compile", None, "Compile the training step with torch.compile", **flag)
+    about = "Capture the training step on a CUDA device once as a CUDA graph, and replay it"
+    add_setting(group, "cuda_graph", None, about, **flag)
     shown = f"{DEFAULT_EPOCHS} with a text of yours"
     add_setting(
         group,
