@@ -8,6 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rnnfast.functional import _loss, _loss_chunks
+
 # Operators that wait for the device: they give numbers to Python, or outputs whose size depends on
 # the values, or they copy what Python has made (lift_fresh is torch.tensor).
 WAITING = (
@@ -119,6 +121,14 @@ class Stream:
         pass
 
 
+def run_loss_in_chunks(monkeypatch):
+    """Let the loss run on every device as it does on CUDA."""
+    # The CPU kernel of the loss reads a number, which is free there.
+    monkeypatch.setattr("rnnfast._ops.has_loss_kernel", lambda device_type, dtype: False)
+    monkeypatch.setattr(_loss, "_linear_cross_entropy_torch", _loss._in_chunks)
+    monkeypatch.setattr(_loss_chunks, "CHUNK_LOGITS", 300)
+
+
 def install(monkeypatch):
     """Let `rnnfast.lm` believe that the CPU can capture graphs.
 
@@ -138,7 +148,6 @@ def install(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr("rnnfast.lm.training.graph.CAPTURING", ("cpu",))
-    # The CPU kernel of the loss reads a number, which is free there. CUDA devices do not have it.
-    monkeypatch.setattr("rnnfast._ops.has_loss_kernel", lambda device_type, dtype: False)
+    run_loss_in_chunks(monkeypatch)
     monkeypatch.setattr(Graph, "captured", [])
     return Graph.captured, drawn_anew

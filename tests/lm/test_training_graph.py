@@ -255,6 +255,7 @@ class OneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_step_stays_on_its_device(kind, monkeypatch):
     """No tensor of the host is made or read in it, and each step gives the device the same work."""
+    capture.run_loss_in_chunks(monkeypatch)
     config = settings(**{"device": "meta", **kind})
     trainer = prepare(config, text(config))
     update = trainer.update
