@@ -6,7 +6,7 @@ import os
 import signal
 import warnings
 
-import capture
+import graph_helpers
 import pytest
 import torch
 from lm_helpers import CORPUS, WORDS, records, same_weights, small_config, zipf
@@ -57,7 +57,7 @@ def graphs(monkeypatch):
     """The graphs that the stand-in captures."""
     # oneDNN's LSTM gives outputs of a different size when its operator is run without gradients.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    return capture.install(monkeypatch)[0]
+    return graph_helpers.install(monkeypatch)[0]
 
 
 # ---- a stand-in for the GPU
@@ -187,7 +187,7 @@ def asks_where(trainer):
 
 @pytest.mark.parametrize("mistake", [reads_a_number, makes_a_tensor, asks_where])
 def test_a_step_that_waits_runs_without_a_graph(monkeypatch, mistake):
-    graphs, drawn_anew = capture.install(monkeypatch)
+    graphs, drawn_anew = graph_helpers.install(monkeypatch)
     eager = prepare(settings(), CORPUS)
     expected = [eager.train_step().loss for _ in range(12)]
     trainer = prepare(settings(), CORPUS)
@@ -242,12 +242,12 @@ class OneDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.namespace != "profiler":
-            capture.refuse_waiting(func, (args, kwargs))
+            graph_helpers.refuse_waiting(func, (args, kwargs))
             out = func(*args, **kwargs)
-            for tensor in capture.tensors((args, kwargs, out)):
+            for tensor in graph_helpers.tensors((args, kwargs, out)):
                 if tensor.device.type != "meta":
-                    raise capture.Waits(f"{func.name()} has a tensor on {tensor.device}")
-            self.calls.append((func.name(), [tuple(t.shape) for t in capture.tensors(out)]))
+                    raise graph_helpers.Waits(f"{func.name()} has a tensor on {tensor.device}")
+            self.calls.append((func.name(), [tuple(t.shape) for t in graph_helpers.tensors(out)]))
             return out
         return func(*args, **kwargs)
 
@@ -255,7 +255,7 @@ class OneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_step_stays_on_its_device(kind, monkeypatch):
     """No tensor of the host is made or read in it, and each step gives the device the same work."""
-    capture.run_loss_in_chunks(monkeypatch)
+    graph_helpers.run_loss_in_chunks(monkeypatch)
     config = settings(**{"device": "meta", **kind})
     trainer = prepare(config, text(config))
     update = trainer.update
