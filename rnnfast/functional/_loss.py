@@ -146,11 +146,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         tensors, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled() or _torch.is_batch_of_vmap(dloss):
-
-            def loss(*tensors):
-                return [_linear_cross_entropy_torch(*tensors[:4], ctx.reduction).to(dloss.dtype)]
-
-            return differentiable_gradients(ctx, loss, (*tensors, None, None, None), [dloss])
+            return differentiable_gradients(
+                ctx,
+                lambda *tensors: [_linear_cross_entropy_torch(*tensors[:4], ctx.reduction)],
+                (*tensors, None, None, None),
+                [dloss],
+            )
         if gradients:
             # Most backward passes begin at the loss with dloss = 1. Then there is nothing to
             # multiply. Reading dloss is free on the CPU only, where the kernel runs.

@@ -72,7 +72,7 @@ def test_autocast(chunk_logits, reduction):
             torch.testing.assert_close(found[name], t, rtol=0.02, atol=0.01 * float(t.abs().max()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = in_chunks(*leaves[:2], target)
-        (first,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+    (first,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
     torch.autograd.grad(first.square().sum(), leaves[1])
 
 
@@ -159,6 +159,14 @@ def test_which_calls_run_in_chunks():
 def _refused(x, w):
     assert not _loss._can_run_in_chunks(x, w)
     return x
+
+
+def test_sums_of_bfloat16_are_float32():
+    leaves, target = make(5, 7, 17, dtype=torch.bfloat16)
+    x, w, b = (t.detach() for t in leaves)
+    arguments = (x, w, target, b, None, "sum", True, True, True)
+    found = linear_cross_entropy_in_chunks(*arguments)
+    assert [t.dtype for t in found] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
 
 
 def test_waits_for_no_device():
