@@ -95,6 +95,9 @@ class Graph:
         try:
             with recorder:
                 yield
+        except Exception as error:
+            # torch ends the capture as well, and that error does not say what was wrong.
+            raise RuntimeError("CUDA error: operation failed due to a previous error") from error
         finally:
             recorder.undo()
             torch.set_rng_state(generator)

@@ -102,6 +102,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(graphs, tmp_path, stops):
     assert same_weights(whole.model, trainer.model)
     assert records(tmp_path / "whole") == records(tmp_path / "parts")
     assert graphs[-1].replays > 0
+    # The trainer that has a graph already may also go back to a checkpoint.
+    earlier = prepare(config, CORPUS)
+    losses = [earlier.train_step().loss for _ in range(8)]
+    tensors, state = earlier.checkpoint()
+    losses += [earlier.train_step().loss for _ in range(8)]
+    earlier.restore(tensors, state, {})
+    assert losses[8:] == [earlier.train_step().loss for _ in range(8)]
     again = resume(tmp_path / "parts", {"epochs": EPOCHS + 1, "cuda_graph": False}, CORPUS)
     again.run()
     assert not again.config.cuda_graph

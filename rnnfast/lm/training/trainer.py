@@ -159,7 +159,6 @@ class Trainer:
         if self.average is not None:
             state.averaged = (state.averaged or 0) + 1
             self.average.update(state.averaged)
-
         state.step += 1
         state.loss_steps += 1
         is_logged = state.step % config.log_interval == 0
@@ -442,6 +441,7 @@ class Trainer:
         self._saved_seconds = self._read_seconds = self.state.seconds
         self._read_step = self._next_reading = self.state.step
         self.update.begin_sum(self.state.loss_sum)
+        self._make_update = graphed(self.update)  # a graph would update the tensors from before
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
