@@ -26,6 +26,7 @@ using namespace rnnfast;
 int test_rnn();
 void test_stacks();
 void test_leaky();
+void test_gated();
 void test_generate();
 void test_stepper();
 void test_reservoir();
