@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rnnfast import FastRNN, bench
 from rnnfast._ops import RNNDescriptor
-from rnnfast.functional._rnn import rnn_on_kernel
+from rnnfast.functional._kernels import rnn_on_kernel
 from rnnfast.functional._segments import rnn_in_segments
 
 SHAPES = "128,16,128,128 128,64,64,64 100,32,256,256 512,1,512,512"

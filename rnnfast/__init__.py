@@ -20,9 +20,11 @@ except ImportError as error:
     ) from error
 from . import _ops, functional, parametrizations, reference
 from ._version import __version__
-from .nn import FastRNN, FastRNNCell, LeakyRNN, accelerate, restore
+from .nn import FastGRU, FastLSTM, FastRNN, FastRNNCell, LeakyRNN, accelerate, restore
 
 __all__ = [
+    "FastGRU",
+    "FastLSTM",
     "FastRNN",
     "FastRNNCell",
     "LeakyRNN",

@@ -186,11 +186,11 @@ _BUILDER = "torch._dynamo.variables.builder"
 
 
 def let_dynamo_trace(cls):
-    """Let Dynamo trace the instances of ``cls``, a subclass of ``nn.RNN`` that is one operator.
+    """Let Dynamo trace the instances of ``cls``, subclasses of ``nn.RNN`` that are one operator.
 
-    Dynamo refuses every instance of ``nn.RNN``, because tracing ``nn.RNN.forward`` would unroll its
-    time steps. ``torch._dynamo.config.allow_rnn`` is its only switch, for all modules of the
-    process. Here the switch is on only while Dynamo looks at an instance of ``cls``.
+    Dynamo refuses every ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, because tracing ``forward`` would
+    unroll its time steps. ``torch._dynamo.config.allow_rnn`` is its only switch, for all modules of
+    the process. Here the switch is on only while Dynamo looks at an instance of ``cls``.
 
     Importing Dynamo takes a second. If it is not yet imported, this function waits until it is.
     """
@@ -216,7 +216,7 @@ def _patch_builder(builder, cls):
     return True
 
 
-# cuDNN
+# cuDNN and oneDNN
 
 
 def may_run_on_cudnn(input):
@@ -224,27 +224,38 @@ def may_run_on_cudnn(input):
     return input.is_cuda and torch.backends.cudnn.enabled
 
 
+def without_cudnn():
+    """Return a context in which cuDNN is disabled."""
+    return _without(torch.backends.cudnn, _set_cudnn_enabled)
+
+
+def without_onednn():
+    """Return a context in which oneDNN is disabled."""
+    return _without(torch.backends.mkldnn, _set_onednn_enabled)
+
+
 _set_cudnn_enabled = _private("_C._set_cudnn_enabled", None)
+_set_onednn_enabled = _private("_C._set_mkldnn_enabled", None)
 
 
 @contextlib.contextmanager
-def without_cudnn():
-    """Disable cuDNN inside the ``with`` block.
+def _without(library, set_enabled):
+    """Disable a library inside the ``with`` block.
 
     An assignment to ``torch.backends.cudnn.enabled`` raises an error after
     ``torch.backends.disable_global_flags()``. ``torch.backends.cudnn.flags`` raises one if the
     program has set the precisions of convolutions and RNNs separately.
     """
-    if _set_cudnn_enabled is None:
-        with torch.backends.cudnn.flags(enabled=False):
+    if set_enabled is None:
+        with library.flags(enabled=False):
             yield
         return
-    enabled = torch.backends.cudnn.enabled
-    _set_cudnn_enabled(False)
+    enabled = library.enabled
+    set_enabled(False)
     try:
         yield
     finally:
-        _set_cudnn_enabled(enabled)
+        set_enabled(enabled)
 
 
 def constant_in_dynamo(function):
@@ -291,8 +302,9 @@ def onednn_product(a, b):
 def named_rnn_weights(module):
     """Return the names and the weights for a call of an ``nn.RNN``, in the order of its operators.
 
-    ``nn.RNN`` computes with its list ``_flat_weights``, which other code may replace. If an
-    attribute is another tensor than in the call before, it makes the list anew from the attributes.
+    An ``nn.GRU`` or ``nn.LSTM`` has them, too. These modules compute with the list
+    ``_flat_weights``, which other code may replace. If an attribute is another tensor than in the
+    call before, they make the list anew from the attributes.
     """
     attributes = module.__dict__  # each access to an attribute of a module would take 60 ns
     try:
@@ -327,6 +339,7 @@ def _refresh_rnn_weights(module, names, listed, references):
 
 def _rnn_weight_names(module):
     kinds = ("weight_ih", "weight_hh") + (("bias_ih", "bias_hh") if module.bias else ())
+    kinds += ("weight_hr",) if module.proj_size else ()
     return [
         f"{kind}_l{layer}{suffix}"
         for layer in range(module.num_layers)

@@ -41,6 +41,7 @@ class Case:
     memory: str = "contiguous"  # or "strided", "transposed", "expanded"; gradients included
     gradients_of: str = "both"  # or "output", "h_n"
     dtype: torch.dtype = torch.float32
+    gates = 1  # the number of rows of a weight for each unit
 
     @property
     def options(self):
@@ -129,10 +130,11 @@ def make(case, device="cpu", seed=0):
     for layer in range(case.num_layers):
         below = directions * case.H if layer else case.inputs
         for _ in range(directions):
-            weights.append(draw(case.H, below, scale=below**-0.5, memory=case.memory))
-            weights.append(draw(case.H, case.H, scale=case.H**-0.5, memory=case.memory))
+            rows_of_w = case.gates * case.H
+            weights.append(draw(rows_of_w, below, scale=below**-0.5, memory=case.memory))
+            weights.append(draw(rows_of_w, case.H, scale=case.H**-0.5, memory=case.memory))
             if case.bias:
-                weights += [draw(case.H), draw(case.H)]
+                weights += [draw(rows_of_w), draw(rows_of_w)]
     states = (case.num_layers * directions, case.B, case.H)
     leaf = {"memory": case.memory}
     return Data(

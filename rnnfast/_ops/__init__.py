@@ -3,7 +3,7 @@
 - ``schema.py``: the definitions of the operators and their fakes, which infer shapes.
 - ``cpu.py`` and ``cuda.py``: the implementations for each type of device.
 - ``dispatch.py``: which implementation runs a call.
-- ``padded.py``: the operator for sequences of variable lengths in graphs of ``torch.export``.
+- ``padded.py``: the operators for sequences of variable lengths in graphs of ``torch.export``.
 - ``flops.py``: the number of floating-point operations of each operator.
 
 The operators have no gradient of their own. The autograd Functions are in `rnnfast.functional`.
@@ -13,7 +13,10 @@ from . import flops
 from .cpu import glove_epoch, reservoir, run_reservoir, sampler, stepper
 from .dispatch import (
     dropout,
+    gated_rnn,
+    gated_rnn_backward,
     has_dropout_kernel,
+    has_gated_kernel,
     has_leaky_kernel,
     has_loss_kernel,
     has_rnn_kernel,
@@ -25,16 +28,21 @@ from .dispatch import (
     rnn_backward,
     rnn_forward,
 )
-from .padded import rnn_padded
-from .schema import LeakyDescriptor, RNNDescriptor, is_one_hot, shape_of_rows
+from .padded import gated_rnn_padded, rnn_padded
+from .schema import GatedDescriptor, LeakyDescriptor, RNNDescriptor, is_one_hot, shape_of_rows
 
 __all__ = [
+    "GatedDescriptor",
     "LeakyDescriptor",
     "RNNDescriptor",
     "dropout",
     "flops",
+    "gated_rnn",
+    "gated_rnn_backward",
+    "gated_rnn_padded",
     "glove_epoch",
     "has_dropout_kernel",
+    "has_gated_kernel",
     "has_leaky_kernel",
     "has_loss_kernel",
     "has_rnn_kernel",

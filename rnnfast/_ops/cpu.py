@@ -41,9 +41,10 @@ def new_outputs(x, weights, batch_sizes, descriptor):
     num_layers, directions, batch_first, *_ = descriptor
     rows = shape_of_rows(x, batch_sizes)
     like = weights[1]
-    H = like.shape[-1]
-    if like.shape[0] != H:  # the kernels take H from here, and would blame weight_ih
-        raise RuntimeError(f"weight_hh must be (H, H), got {tuple(like.shape)}")
+    H, gates = like.shape[-1], descriptor.gates
+    if like.shape[0] != gates * H:  # the kernels take H from here, and would blame weight_ih
+        wanted = "(H, H)" if gates == 1 else f"({gates} * H, H)"
+        raise RuntimeError(f"weight_hh must be {wanted}, got {tuple(like.shape)}")
     B = rows[not batch_first] if batch_sizes is None else int(batch_sizes[0])
     shape = (*rows, directions * H)
     outs = [_C.empty(shape, like) for _ in range(num_layers)]
@@ -59,6 +60,24 @@ def rnn_cpu(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     return outs if keep else outs[-1:], h_n
 
 
+def _buffers_between(outs, descriptor):
+    """Return what the backward pass needs between the layers.
+
+    A bidirectional layer reads the gradient of its whole output and writes that of its whole input,
+    so two buffers are enough.
+    """
+    count = min(2, descriptor.num_layers - 1) if descriptor.directions == 2 else 0
+    return [_C.empty(outs[0].shape, outs[0]) for _ in range(count)]
+
+
+def _as_given(dw, x, descriptor):
+    """Return the gradients of the weights, with those of tables as gradients of W_ih."""
+    if dw and is_one_hot(x):
+        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
+            dw[n] = dw[n].t()
+    return dw
+
+
 def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
     """Run ``rnn_backward`` on the CPU kernels.
 
@@ -71,18 +90,56 @@ def rnn_backward_cpu(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, ne
     x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
     wanted = [x if need_dx else None, h0 if need_dh0 else None, *(weights if need_dw else ())]
     dx, dh0, *dw = _C.empty_like(wanted)
-    # A bidirectional layer reads the gradient of its whole output and writes that of its whole
-    # input, so two buffers between layers are enough.
-    count = min(2, descriptor.num_layers - 1) if descriptor.directions == 2 else 0
-    between = [_C.empty(outs[0].shape, outs[0]) for _ in range(count)]
+    between = _buffers_between(outs, descriptor)
     gradients = (torch.get_num_threads(), dx, dh0, dw, between)
     outs, dy = [_rows(out) for out in outs], _rows(dy)
     inputs = (outs, x, h0, weights, batch_sizes)
     _C.backward(dy, _contiguous(dh_n), *inputs, *descriptor.options, *gradients, reset)
-    if dw and is_one_hot(x):
-        for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
-            dw[n] = dw[n].t()
-    return dx, dh0, dw
+    return dx, dh0, _as_given(dw, x, descriptor)
+
+
+def gated_rnn_cpu(x, h0, c0, weights, batch_sizes, descriptor, keep, reset=None):
+    """Run ``gated_rnn`` on the CPU kernels, as `rnn_cpu` runs ``rnn``.
+
+    Returns:
+        ``(outs, h_n, c_n, saved)``, where ``c_n`` is None for a GRU.
+    """
+    outs, h_n = new_outputs(x, weights, batch_sizes, descriptor)
+    c_n = _C.empty(h_n.shape, h_n) if descriptor.is_lstm else None
+    width = descriptor.saved_per_row * h_n.shape[-1]
+    saved = [_C.empty((*out.shape[:-1], width), out) for out in outs] if keep else []
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
+    inputs = (x, h0, _contiguous(c0), weights, batch_sizes)
+    results = (torch.get_num_threads(), outs, h_n, c_n, saved)
+    _C.gated_forward(*inputs, *descriptor.options, *results, reset)
+    return outs if keep else outs[-1:], h_n, c_n, saved
+
+
+def gated_rnn_backward_cpu(
+    gradients, outs, saved, x, h0, c0, weights, batch_sizes, descriptor, needs, reset=None
+):
+    """Run ``gated_rnn_backward`` on the CPU kernels.
+
+    Args:
+        gradients: ``(dy, dh_n, dc_n)``.
+        outs, saved: as `gated_rnn_cpu` returned them.
+        needs: ``(need_dx, need_dh0, need_dc0, need_dw)``.
+
+    Returns:
+        ``(dx, dh0, dc0, dw)``. A gradient that is not needed is None, and ``dw`` an empty list.
+    """
+    dy, dh_n, dc_n = gradients
+    need_dx, need_dh0, need_dc0, need_dw = needs
+    x, h0, weights, batch_sizes = prepare(x, h0, weights, batch_sizes, descriptor)
+    c0 = _contiguous(c0)
+    wanted = [x if need_dx else None, h0 if need_dh0 else None, c0 if need_dc0 else None]
+    dx, dh0, dc0, *dw = _C.empty_like([*wanted, *(weights if need_dw else ())])
+    given = (_rows(dy), _contiguous(dh_n), _contiguous(dc_n))
+    kept = ([_rows(out) for out in outs], [_contiguous(s) for s in saved])
+    inputs = (*given, *kept, x, h0, c0, weights, batch_sizes, *descriptor.options)
+    between = _buffers_between(outs, descriptor)
+    _C.gated_backward(*inputs, torch.get_num_threads(), dx, dh0, dc0, dw, between, reset)
+    return dx, dh0, dc0, _as_given(dw, x, descriptor)
 
 
 def leaky_rnn_cpu(

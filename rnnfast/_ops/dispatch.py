@@ -10,6 +10,8 @@ from .._torch import disable_dynamo, is_dispatcher_observed
 from . import cpu, cuda
 from .cpu import (
     dropout_cpu,
+    gated_rnn_backward_cpu,
+    gated_rnn_cpu,
     leaky_rnn_backward_cpu,
     leaky_rnn_cpu,
     linear_cross_entropy_cpu,
@@ -18,7 +20,7 @@ from .cpu import (
     rnn_cpu,
 )
 from .cuda import rnn_backward_cuda, rnn_cuda
-from .schema import LeakyDescriptor, RNNDescriptor, library
+from .schema import GatedDescriptor, LeakyDescriptor, RNNDescriptor, library
 
 
 def has_rnn_kernel(device_type, dtype):
@@ -31,6 +33,11 @@ def has_rnn_kernel(device_type, dtype):
 def is_torch_faster(x, weights, batch_sizes, descriptor):
     """Return whether torch's own path is faster than the kernel that ``rnn`` has for ``x``."""
     return x.is_cuda and cuda.is_torch_faster(x, weights, batch_sizes, descriptor)
+
+
+def has_gated_kernel(device_type, dtype):
+    """Return whether ``gated_rnn`` has a kernel for ``dtype`` on devices of this type."""
+    return device_type == "cpu" and dtype in cpu.DTYPES
 
 
 def has_leaky_kernel(device_type, dtype):
@@ -81,6 +88,24 @@ def _or_empty(like, t):
     return like.new_empty(0) if t is None else t
 
 
+def _gated_rnn_operator(x, h0, c0, weights, batch_sizes, *options_and_keep, reset=None):
+    *options, keep = options_and_keep
+    descriptor = GatedDescriptor.of_operator(weights, *options)
+    call = (x, h0, c0, weights, batch_sizes, descriptor, keep, reset)
+    outs, h_n, c_n, saved = gated_rnn_cpu(*call)
+    return outs, h_n, _or_empty(h_n, c_n), saved
+
+
+def _gated_rnn_backward_operator(
+    dy, dh_n, dc_n, outs, saved, x, h0, c0, weights, batch_sizes, *options_and_needs, reset=None
+):
+    descriptor = GatedDescriptor.of_operator(weights, *options_and_needs[:-4])
+    tensors = ((dy, dh_n, dc_n), outs, saved, x, h0, c0, weights, batch_sizes)
+    needs = options_and_needs[-4:]
+    *results, dw = gated_rnn_backward_cpu(*tensors, descriptor, needs, reset)
+    return *(_or_empty(outs[0], g) for g in results), dw
+
+
 def _leaky_rnn_operator(*args, reset=None):
     *tensors, batch_first, current, nonlinearity, keep_states, keep_saved = args
     descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
@@ -103,6 +128,8 @@ for _name, _device, _implementation in (
     ("rnn", "CUDA", _rnn_operator(rnn_cuda)),
     ("rnn_backward", "CPU", _rnn_backward_operator(rnn_backward_cpu)),
     ("rnn_backward", "CUDA", _rnn_backward_operator(rnn_backward_cuda)),
+    ("gated_rnn", "CPU", _gated_rnn_operator),
+    ("gated_rnn_backward", "CPU", _gated_rnn_backward_operator),
     ("leaky_rnn", "CPU", _leaky_rnn_operator),
     ("leaky_rnn_backward", "CPU", _leaky_rnn_backward_operator),
     ("normal", "CPU", normal_cpu),
@@ -115,6 +142,8 @@ for _name, _device, _implementation in (
 _rnn_op = torch.ops.rnnfast.rnn.default
 _rnn_backward_op = torch.ops.rnnfast.rnn_backward.default
 _linear_cross_entropy_op = torch.ops.rnnfast.linear_cross_entropy.default
+_gated_rnn_op = torch.ops.rnnfast.gated_rnn.default
+_gated_rnn_backward_op = torch.ops.rnnfast.gated_rnn_backward.default
 _leaky_rnn_op = torch.ops.rnnfast.leaky_rnn.default
 _leaky_rnn_backward_op = torch.ops.rnnfast.leaky_rnn_backward.default
 _normal_op = torch.ops.rnnfast.normal.default
@@ -152,6 +181,33 @@ def rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs,
         return _rnn_backward_op(*tensors, *descriptor.options, *needs, reset=reset)
     run = rnn_backward_cpu if x.is_cpu else rnn_backward_cuda
     return run(*tensors, descriptor, needs, reset)
+
+
+def gated_rnn(x, h0, c0, weights, batch_sizes, descriptor, keep, reset=None):
+    """Run the operator ``gated_rnn``.
+
+    Returns:
+        ``(outs, h_n, c_n, saved)``. For a GRU ``c_n`` is None or empty.
+    """
+    if _can_call_directly(weights, x, h0, c0):
+        return gated_rnn_cpu(x, h0, c0, weights, batch_sizes, descriptor, keep, reset)
+    options = (*descriptor.options, keep)
+    return _gated_rnn_op(x, h0, c0, weights, batch_sizes, *options, reset=reset)
+
+
+def gated_rnn_backward(gradients, outs, saved, x, h0, c0, weights, batch_sizes, *rest):
+    """Run the operator ``gated_rnn_backward`` for ``rest``: ``(descriptor, needs, reset)``.
+
+    The other arguments are those of `gated_rnn_backward_cpu`.
+
+    Returns:
+        ``(dx, dh0, dc0, dw)``. A gradient that is not needed is None or empty.
+    """
+    tensors = (outs, saved, x, h0, c0, weights, batch_sizes)
+    if _can_call_directly(weights, x, h0, c0, *gradients):
+        return gated_rnn_backward_cpu(gradients, *tensors, *rest)
+    descriptor, needs, reset = rest
+    return _gated_rnn_backward_op(*gradients, *tensors, *descriptor.options, *needs, reset=reset)
 
 
 def leaky_rnn(x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, *rest):

@@ -2,13 +2,13 @@
 
 ``torch.utils.flop_counter.FlopCounterMode`` asks for them. Like torch's own formulas, those here
 count the multiplications and additions of matrix products, and nothing else. The sum of a call is
-that of ``nn.RNN``. Resets change nothing.
+that of torch's own module. Resets change nothing.
 """
 
 import torch
 
 from .._torch import when_imported
-from .schema import RNNDescriptor, is_one_hot
+from .schema import GatedDescriptor, RNNDescriptor, is_one_hot
 
 
 def _directions(x, weights, batch_sizes, descriptor):
@@ -30,25 +30,47 @@ def _directions(x, weights, batch_sizes, descriptor):
             yield layer, product, 2 * rows * w_hh.numel(), 2 * first * w_hh.numel()
 
 
-def rnn_flops(x, h0, weights, batch_sizes, *options_and_keep, reset=None, out_val=None):
-    """Return the FLOPs of the operator ``rnn``."""
-    *options, _ = options_and_keep
-    descriptor = RNNDescriptor.of_operator(weights, *options)
+def _forward_flops(x, weights, batch_sizes, descriptor):
     sizes = _directions(x, weights, batch_sizes, descriptor)
     return sum(product + recurrent for _, product, recurrent, _ in sizes)
+
+
+def _backward_flops(x, weights, batch_sizes, descriptor, need_dx, need_dh0, need_dw):
+    flops = 0
+    for layer, product, recurrent, first in _directions(x, weights, batch_sizes, descriptor):
+        flops += product * ((need_dx or layer > 0) + need_dw)
+        flops += recurrent * (1 + need_dw) - (0 if need_dh0 else first)
+    return flops
+
+
+def rnn_flops(x, h0, weights, batch_sizes, *options_and_keep, reset=None, out_val=None):
+    """Return the FLOPs of the operator ``rnn``."""
+    descriptor = RNNDescriptor.of_operator(weights, *options_and_keep[:-1])
+    return _forward_flops(x, weights, batch_sizes, descriptor)
 
 
 def rnn_backward_flops(
     dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None, out_val=None
 ):
     """Return the FLOPs of the operator ``rnn_backward``."""
-    *options, need_dx, need_dh0, need_dw = options_and_needs
-    descriptor = RNNDescriptor.of_operator(weights, *options)
-    flops = 0
-    for layer, product, recurrent, first in _directions(x, weights, batch_sizes, descriptor):
-        flops += product * ((need_dx or layer > 0) + need_dw)
-        flops += recurrent * (1 + need_dw) - (0 if need_dh0 else first)
-    return flops
+    descriptor = RNNDescriptor.of_operator(weights, *options_and_needs[:-3])
+    return _backward_flops(x, weights, batch_sizes, descriptor, *options_and_needs[-3:])
+
+
+def gated_rnn_flops(x, h0, c0, weights, batch_sizes, *options_and_keep, reset=None, out_val=None):
+    """Return the FLOPs of the operator ``gated_rnn``."""
+    descriptor = GatedDescriptor.of_operator(weights, *options_and_keep[:-1])
+    return _forward_flops(x, weights, batch_sizes, descriptor)
+
+
+def gated_rnn_backward_flops(
+    dy, dh_n, dc_n, outs, saved, x, h0, c0, weights, batch_sizes, *options_and_needs,
+    reset=None, out_val=None,
+):  # fmt: skip
+    """Return the FLOPs of the operator ``gated_rnn_backward``."""
+    descriptor = GatedDescriptor.of_operator(weights, *options_and_needs[:-4])
+    need_dx, need_dh0, _, need_dw = options_and_needs[-4:]
+    return _backward_flops(x, weights, batch_sizes, descriptor, need_dx, need_dh0, need_dw)
 
 
 def _leaky_products(x, weights):
@@ -87,6 +109,8 @@ def _register(flop_counter):
     for op, formula in (
         (ops.rnn, rnn_flops),
         (ops.rnn_backward, rnn_backward_flops),
+        (ops.gated_rnn, gated_rnn_flops),
+        (ops.gated_rnn_backward, gated_rnn_backward_flops),
         (ops.leaky_rnn, leaky_rnn_flops),
         (ops.leaky_rnn_backward, leaky_rnn_backward_flops),
         (ops.linear_cross_entropy, linear_cross_entropy_flops),

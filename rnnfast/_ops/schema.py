@@ -1,4 +1,4 @@
-"""The definitions of the operators ``torch.ops.rnnfast.*``, their fakes, and `RNNDescriptor`.
+"""The operators ``torch.ops.rnnfast.*``: definitions, fakes and the descriptions of calls.
 
 Letters: T time steps, B sequences, I inputs, H hidden units, L layers, D directions, N rows of a
 packed batch.
@@ -19,6 +19,16 @@ packed batch.
 ``rnn_padded`` is ``rnn`` for a padded batch of sequences that end after ``lengths``, int64 (B) of
 values in [0, T]. Steps past the end of a sequence are zero in ``output``, and ``h_n`` has the state
 at its last step. It is for the graphs of ``torch.export``.
+
+``gated_rnn``, ``gated_rnn_backward`` and ``gated_rnn_padded`` are the same for the ``cell`` "gru"
+or "lstm", which has G = 3 or 4 gates. ``w_ih`` is (G * H, I), ``w_hh`` (G * H, H), and a bias has
+G * H elements, in the order of ``nn.GRU`` and ``nn.LSTM``.
+
+- ``c0`` and ``c_n`` are the cell states of an LSTM, with the shape of ``h0``. For a GRU ``c0`` is
+  None and ``c_n`` is empty. An LSTM has both initial states or neither.
+- ``saved`` is what ``gated_rnn_backward`` needs beside ``outs``: one tensor for each layer if
+  ``keep`` is true, and otherwise none. It has S numbers for each unit and row: 5 for a GRU and 6
+  for an LSTM. Only the kernel knows what they mean.
 
 ``leaky_rnn`` runs one layer of leaky units forward in time; csrc/api/leaky.h describes it.
 
@@ -65,6 +75,25 @@ library.define(
     tags=_tags,
 )
 library.define(
+    "gated_rnn(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, "
+    "int num_layers, bool batch_first, bool bias, bool keep, *, Tensor? reset=None) "
+    "-> (Tensor[] outs, Tensor h_n, Tensor c_n, Tensor[] saved)",
+    tags=_tags,
+)
+library.define(
+    "gated_rnn_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor[] outs, Tensor[] saved, "
+    "Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, str cell, "
+    "int num_layers, bool batch_first, bool bias, bool need_dx, bool need_dh0, bool need_dc0, "
+    "bool need_dw, *, Tensor? reset=None) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dw)",
+    tags=_tags,
+)
+library.define(
+    "gated_rnn_padded(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor lengths, "
+    "str cell, int num_layers, bool batch_first, bool bias, *, Tensor? reset=None) "
+    "-> (Tensor output, Tensor h_n, Tensor c_n)",
+    tags=_tags,
+)
+library.define(
     "leaky_rnn(Tensor x, Tensor? h0, Tensor[] weights, Tensor alpha, Tensor? noise, "
     "Tensor? noise_scale, Tensor? seed, Tensor? batch_sizes, bool batch_first, bool current, "
     "str nonlinearity, bool keep_states, bool keep_saved, *, Tensor? reset=None) "
@@ -93,29 +122,26 @@ def _weights_per_direction(bias):
     return 4 if bias else 2
 
 
-class RNNDescriptor(NamedTuple):
-    """The description of a call of the RNN: everything except its tensors.
-
-    It has every number that the shapes of the weights and the states depend on. It is immutable, so
-    one description may be handed on from the module to the kernels.
-    """
-
+class _RNNFields(NamedTuple):
     num_layers: int
     directions: int
     batch_first: bool
     nonlinearity: str  # "tanh" or "relu"
     bias: bool
 
-    @classmethod
-    def of_operator(cls, weights, num_layers, batch_first, relu, bias):
-        """Return the description that belongs to the arguments of an operator."""
-        directions = len(weights) // (num_layers * _weights_per_direction(bias))
-        return cls(num_layers, directions, batch_first, "relu" if relu else "tanh", bias)
 
-    @property
-    def options(self):
-        """The arguments ``(num_layers, batch_first, relu, bias)`` of the operators."""
-        return self.num_layers, self.batch_first, self.nonlinearity == "relu", self.bias
+class _GatedFields(NamedTuple):
+    num_layers: int
+    directions: int
+    batch_first: bool
+    cell: str  # "gru" or "lstm"
+    bias: bool
+
+
+class _Layers:
+    """What the descriptions of all cells have in common: the numbers of weights and states."""
+
+    __slots__ = ()
 
     @property
     def one_layer(self):
@@ -139,9 +165,68 @@ class RNNDescriptor(NamedTuple):
 
     def weights_of(self, weights, layer, direction=0):
         """Return the part of ``weights`` that belongs to one direction of one layer."""
-        count = self.weights_per_direction
+        count = len(weights) // self.num_states  # also right with the projections of torch's LSTM
         first = (layer * self.directions + direction) * count
         return weights[first : first + count]
+
+
+class RNNDescriptor(_RNNFields, _Layers):
+    """The description of a call of the RNN: everything except its tensors.
+
+    It has every number that the shapes of the weights and the states depend on. It is immutable, so
+    one description may be handed on from the module to the kernels.
+    """
+
+    __slots__ = ()
+    gates = 1  # the number of products with W_ih and with W_hh for each unit
+
+    @classmethod
+    def of_operator(cls, weights, num_layers, batch_first, relu, bias):
+        """Return the description that belongs to the arguments of an operator."""
+        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        return cls(num_layers, directions, batch_first, "relu" if relu else "tanh", bias)
+
+    @property
+    def options(self):
+        """The arguments ``(num_layers, batch_first, relu, bias)`` of the operators."""
+        return self.num_layers, self.batch_first, self.nonlinearity == "relu", self.bias
+
+    @property
+    def cell(self):
+        """The name of the cell, which is that of its nonlinearity."""
+        return self.nonlinearity
+
+
+class GatedDescriptor(_GatedFields, _Layers):
+    """The description of a call of a GRU or an LSTM, like `RNNDescriptor`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of_operator(cls, weights, cell, num_layers, batch_first, bias):
+        """Return the description that belongs to the arguments of an operator."""
+        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        return cls(num_layers, directions, batch_first, cell, bias)
+
+    @property
+    def options(self):
+        """The arguments ``(cell, num_layers, batch_first, bias)`` of the operators."""
+        return self.cell, self.num_layers, self.batch_first, self.bias
+
+    @property
+    def is_lstm(self):
+        """Whether there is a cell state."""
+        return self.cell == "lstm"
+
+    @property
+    def gates(self):
+        """G, the number of gates."""
+        return 4 if self.is_lstm else 3
+
+    @property
+    def saved_per_row(self):
+        """D * S, what the kernel saves for the backward pass of a layer, as multiples of H."""
+        return self.directions * (6 if self.is_lstm else 5)
 
 
 class LeakyDescriptor(NamedTuple):
@@ -173,10 +258,8 @@ def shape_of_rows(x, batch_sizes):
     return rows
 
 
-@torch.library.register_fake("rnnfast::rnn", lib=library)
-def _(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
-    *options, keep = options_and_keep
-    descriptor = RNNDescriptor.of_operator(weights, *options)
+def _fake_outputs(x, h0, weights, batch_sizes, descriptor, keep):
+    """Return fakes of ``outs`` and ``h_n``."""
     H = weights[1].shape[-1]
     rows = x.shape if is_one_hot(x) else x.shape[:-1]
     if batch_sizes is None:
@@ -186,6 +269,23 @@ def _(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
     shape = (*rows, descriptor.directions * H)
     outs = [weights[1].new_empty(shape) for _ in range(descriptor.num_layers if keep else 1)]
     return outs, weights[1].new_empty((descriptor.num_states, B, H))
+
+
+@torch.library.register_fake("rnnfast::rnn", lib=library)
+def _(x, h0, weights, batch_sizes, *options_and_keep, reset=None):
+    *options, keep = options_and_keep
+    descriptor = RNNDescriptor.of_operator(weights, *options)
+    return _fake_outputs(x, h0, weights, batch_sizes, descriptor, keep)
+
+
+@torch.library.register_fake("rnnfast::gated_rnn", lib=library)
+def _(x, h0, c0, weights, batch_sizes, *options_and_keep, reset=None):
+    *options, keep = options_and_keep
+    descriptor = GatedDescriptor.of_operator(weights, *options)
+    outs, h_n = _fake_outputs(x, h0, weights, batch_sizes, descriptor, keep)
+    width = descriptor.saved_per_row * weights[1].shape[-1]
+    saved = [out.new_empty((*out.shape[:-1], width)) for out in outs] if keep else []
+    return outs, h_n, h_n.new_empty(h_n.shape if descriptor.is_lstm else 0), saved
 
 
 @torch.library.register_fake("rnnfast::leaky_rnn", lib=library)
@@ -219,26 +319,51 @@ def _(seed, like, rows, columns):
     return like.new_empty((rows, columns))
 
 
-@torch.library.register_fake("rnnfast::rnn_padded", lib=library)
-def _(x, h0, weights, lengths, *options, reset=None):
-    descriptor = RNNDescriptor.of_operator(weights, *options)
+def _fake_padded(x, weights, descriptor):
+    """Return fakes of ``output`` and ``h_n`` for a padded batch."""
     H = weights[1].shape[-1]
     output = weights[1].new_empty((*x.shape[:2], descriptor.directions * H))
     B = x.shape[0 if descriptor.batch_first else 1]
     return output, weights[1].new_empty((descriptor.num_states, B, H))
 
 
-@torch.library.register_fake("rnnfast::rnn_backward", lib=library)
-def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None):
-    *options, need_dx, need_dh0, need_dw = options_and_needs
-    descriptor = RNNDescriptor.of_operator(weights, *options)
-    dx = outs[0].new_empty(x.shape if need_dx else 0)
-    dh0 = outs[0].new_empty(h0.shape if need_dh0 else 0)
-    dw = [w.new_empty(w.shape) for w in weights] if need_dw else []
+@torch.library.register_fake("rnnfast::rnn_padded", lib=library)
+def _(x, h0, weights, lengths, *options, reset=None):
+    return _fake_padded(x, weights, RNNDescriptor.of_operator(weights, *options))
+
+
+@torch.library.register_fake("rnnfast::gated_rnn_padded", lib=library)
+def _(x, h0, c0, weights, lengths, *options, reset=None):
+    descriptor = GatedDescriptor.of_operator(weights, *options)
+    output, h_n = _fake_padded(x, weights, descriptor)
+    return output, h_n, h_n.new_empty(h_n.shape if descriptor.is_lstm else 0)
+
+
+def _fake_gradients(new, x, states, weights, descriptor, needs):
+    """Return fakes of ``dx``, of the gradients of the initial ``states``, and of ``dw``."""
+    need_dx, *need_states, need_dw = needs
+    gradients = [new(t.shape if n else 0) for t, n in zip(states, need_states, strict=True)]
+    dw = [new(w.shape) for w in weights] if need_dw else []
     if is_one_hot(x) and need_dw:  # the kernel makes these gradients column by column
         for n in range(0, descriptor.weights_per_layer, descriptor.weights_per_direction):
-            dw[n] = weights[n].new_empty(weights[n].shape[::-1]).t()
-    return dx, dh0, dw
+            dw[n] = new(weights[n].shape[::-1]).t()
+    return new(x.shape if need_dx else 0), *gradients, dw
+
+
+@torch.library.register_fake("rnnfast::rnn_backward", lib=library)
+def _(dy, dh_n, outs, x, h0, weights, batch_sizes, *options_and_needs, reset=None):
+    descriptor = RNNDescriptor.of_operator(weights, *options_and_needs[:-3])
+    needs = options_and_needs[-3:]
+    return _fake_gradients(outs[0].new_empty, x, (h0,), weights, descriptor, needs)
+
+
+@torch.library.register_fake("rnnfast::gated_rnn_backward", lib=library)
+def _(
+    dy, dh_n, dc_n, outs, saved, x, h0, c0, weights, batch_sizes, *options_and_needs, reset=None
+):  # fmt: skip
+    descriptor = GatedDescriptor.of_operator(weights, *options_and_needs[:-4])
+    needs = options_and_needs[-4:]
+    return _fake_gradients(outs[0].new_empty, x, (h0, c0), weights, descriptor, needs)
 
 
 def new_loss_gradients(empty, x, w, need_dx, need_dw, need_db):

@@ -8,8 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
-from ._rnn import autocast_dtype, cast, check_reset
-from ._shared import can_run_kernel, differentiable_gradients, has_own_torch_function
+from ._shared import (
+    autocast_dtype,
+    can_run_kernel,
+    cast,
+    check_reset,
+    differentiable_gradients,
+    has_own_torch_function,
+)
 
 NONLINEARITIES = {
     "tanh": torch.tanh,

@@ -1,4 +1,4 @@
-"""Resets inside of sequences, for implementations of the RNN that have none.
+"""Resets inside of sequences, for implementations of a cell that have none.
 
 A reset divides a sequence into segments that do not depend on one another. Here each segment
 becomes a sequence of a packed batch of its own.
@@ -7,6 +7,8 @@ becomes a sequence of a packed batch of its own.
 from typing import NamedTuple
 
 import torch
+
+from ._shared import as_hx, each_state, state_widths, states_of
 
 
 class _Segments(NamedTuple):
@@ -45,16 +47,16 @@ def _find_segments(reset, sizes):
 
 
 def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
-    """Run an RNN with resets by ``run``, which has no resets.
+    """Run a cell with resets by ``run``, which has no resets.
 
     Args:
         run: a function like `rnn_torch`.
-        x, h0, weights, batch_sizes, reset: as described in rnnfast/_ops/schema.py. ``h0`` may be
-            None.
-        descriptor: the `RNNDescriptor` of the call.
+        x, weights, batch_sizes, reset: as described in rnnfast/_ops/schema.py.
+        h0: the initial state, or a pair of them for an LSTM, or None.
+        descriptor: the description of the call.
 
     Returns:
-        ``(output, h_n)``, as the operator ``rnn`` returns them.
+        ``(output, h_n)``, as ``run`` returns them.
     """
     L, D, batch_first = descriptor.num_layers, descriptor.directions, descriptor.batch_first
     if batch_sizes is None:
@@ -68,25 +70,33 @@ def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
     reset = reset.cpu()
     segments = _find_segments(reset, sizes)
     rows, first, last = (t.to(x.device) for t in (segments.rows, segments.first, segments.last))
-    hx = None
-    if h0 is not None:
-        B, H = len(first), weights[1].shape[-1]
-        if h0.shape != (L * D, B, H):
-            raise RuntimeError(f"hx must be {(L * D, B, H)}, got {tuple(h0.shape)}")
+    B = len(first)
+    kept = ~reset[:B].to(x.device)[:, None]
+
+    def begin(state, H):
+        """Return the states at the beginnings of the segments, for those of the sequences."""
+        if state.shape != (L * D, B, H):
+            raise RuntimeError(f"hx must be {(L * D, B, H)}, got {tuple(state.shape)}")
         # A forward direction begins with the first segment, a reverse direction with the last.
-        h0 = h0.view(L, D, B, H).unbind(1)
-        kept = ~reset[:B].to(x.device)[:, None]
-        start = h0[0].new_zeros(L, int(segments.batch_sizes[0]), H)
-        starts = [start.index_copy(1, first, torch.where(kept, h0[0], 0.0))]
+        state = state.view(L, D, B, H).unbind(1)
+        start = state[0].new_zeros(L, int(segments.batch_sizes[0]), H)
+        starts = [start.index_copy(1, first, torch.where(kept, state[0], 0.0))]
         if D == 2:
-            starts.append(start.index_copy(1, last, h0[1]))
-        hx = torch.stack(starts, 1).flatten(0, 1)
+            starts.append(start.index_copy(1, last, state[1]))
+        return torch.stack(starts, 1).flatten(0, 1)
+
+    def end(state):
+        """Return the states at the ends of the sequences, for those of the segments."""
+        state = state.unflatten(0, (L, D)).unbind(1)
+        ends = [state[0].index_select(1, last), *(h.index_select(1, first) for h in state[1:])]
+        return torch.stack(ends, 1).flatten(0, 1)
+
+    widths = state_widths(weights, descriptor)
+    hx = [begin(state, H) for state, H in zip(states_of(h0), widths, strict=False)]
     packed = descriptor._replace(batch_first=False)
-    output, h_n = run(x[rows], hx, weights, segments.batch_sizes, packed)
-    h_n = h_n.unflatten(0, (L, D)).unbind(1)
-    ends = [h_n[0].index_select(1, last), *(h.index_select(1, first) for h in h_n[1:])]
+    output, h_n = run(x[rows], as_hx(hx), weights, segments.batch_sizes, packed)
     output = output[rows.argsort()]
     if batch_sizes is None:
         output = output.unflatten(0, steps)
         output = output.transpose(0, 1).contiguous() if batch_first else output
-    return output, torch.stack(ends, 1).flatten(0, 1)
+    return output, each_state(end, h_n)

@@ -41,6 +41,67 @@ def has_own_torch_function(t):
     return function is not disabled and getattr(function, "__func__", function) is not inherited
 
 
+def check_reset(reset, shape):
+    """Return ``reset``, or raise ValueError if it is not a bool tensor of this shape."""
+    if not isinstance(reset, torch.Tensor):
+        raise ValueError(f"reset must be a bool tensor, got {type(reset).__name__}")
+    if reset.dtype is not torch.bool or reset.shape != shape:
+        raise ValueError(
+            f"reset must be bool {tuple(shape)}, one element for each time step of each sequence, "
+            f"got {reset.dtype} {tuple(reset.shape)}"
+        )
+    return reset
+
+
+def autocast_dtype(device_type):
+    """Return the dtype in which autocast computes on that type of device, or None if it is off."""
+    # The first line decides under torch.compile: Dynamo of torch 2.11 cannot trace the second.
+    if (
+        _torch.is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device_type)
+        and torch.is_autocast_enabled(device_type)
+    ):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def cast(t, dtype):
+    """Convert ``t`` as autocast does: float64 and integers stay what they are."""
+    if t is None or not t.is_floating_point() or t.dtype is torch.float64:
+        return t
+    return t.to(dtype)
+
+
+def states_of(hx):
+    """Return the tensors of an initial state: none, one, or h and c of an LSTM."""
+    if isinstance(hx, tuple):
+        return hx
+    return () if hx is None else (hx,)
+
+
+def as_hx(states):
+    """Do the inverse of `states_of`."""
+    if len(states) == 2:
+        return tuple(states)
+    return states[0] if states else None
+
+
+def each_state(function, hx):
+    """Return ``function`` of a state, or of both states of an LSTM. None stays None."""
+    if isinstance(hx, tuple):
+        return tuple([function(state) for state in hx])
+    return None if hx is None else function(hx)
+
+
+def state_widths(weights, descriptor):
+    """Return the number of elements of each state of one sequence and layer.
+
+    It is H. With the projections of torch's LSTM, h has fewer elements than c.
+    """
+    rows, columns = weights[1].shape
+    return (columns, rows // 4) if descriptor.cell == "lstm" else (columns,)
+
+
 def differentiable_gradients(ctx, call, inputs, gradients_of_outputs):
     """Return the gradients of ``inputs``, for use in the backward pass of an autograd Function.
 

@@ -1,13 +1,26 @@
-"""The modules :class:`FastRNN`, :class:`FastRNNCell`, :class:`LeakyRNN` and :class:`Dropout`.
+"""The modules of rnnfast.
 
-:func:`accelerate` swaps :class:`FastRNN` into an existing model. :func:`restore` is the way back.
-:class:`Stepper` runs a :class:`FastRNN` one time step at a time.
+They are :class:`FastRNN`, :class:`FastGRU`, :class:`FastLSTM`, :class:`FastRNNCell`,
+:class:`LeakyRNN` and :class:`Dropout`. :func:`accelerate` swaps the first three into an existing
+model. :func:`restore` is the way back. :class:`Stepper` runs a :class:`FastRNN` one time step at a
+time.
 """
 
 from ._dropout import Dropout
+from ._gated import FastGRU, FastLSTM
 from ._leaky import LeakyRNN
 from ._rnn import FastRNN, FastRNNCell
 from ._stepper import Stepper
 from ._swap import accelerate, restore
 
-__all__ = ["Dropout", "FastRNN", "FastRNNCell", "LeakyRNN", "Stepper", "accelerate", "restore"]
+__all__ = [
+    "Dropout",
+    "FastGRU",
+    "FastLSTM",
+    "FastRNN",
+    "FastRNNCell",
+    "LeakyRNN",
+    "Stepper",
+    "accelerate",
+    "restore",
+]

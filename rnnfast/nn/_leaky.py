@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .. import functional
 from .._ops import LeakyDescriptor, is_one_hot
 from ..functional._leaky import check_kind
-from ..functional._rnn import check_reset
+from ..functional._shared import check_reset
 from ._checks import checked_lengths, packed_like
 from ._stepper import Stepper, native_stepper
 

@@ -1,13 +1,23 @@
-"""Swap :class:`FastRNN` into an existing model, and back."""
+"""Swap the modules of rnnfast into an existing model, and back."""
 
 from typing import TypeVar
 
 from torch import nn
 
 from ._dropout import Dropout
-from ._rnn import _REGULARISERS, FastRNN, FastRNNCell
+from ._gated import FastGRU, FastLSTM
+from ._recurrent import REGULARISERS
+from ._rnn import FastRNN, FastRNNCell
 
 _Model = TypeVar("_Model", bound=nn.Module)
+
+_FAST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: FastRNN,
+    nn.GRU: FastGRU,
+    nn.LSTM: FastLSTM,
+}
+_TORCH = {fast: torchs for torchs, fast in _FAST.items()}
+_TORCH |= {FastRNNCell: nn.RNNCell, Dropout: nn.Dropout}
 
 
 def _modules(model):
@@ -18,12 +28,14 @@ def _modules(model):
 
 
 def accelerate(model: _Model) -> _Model:
-    """Turn every ``nn.RNN`` inside ``model`` into a :class:`FastRNN`, in place.
+    """Turn the recurrent modules of torch inside ``model`` into those of rnnfast, in place.
 
-    The modules stay the same objects with the same parameters, buffers and hooks. Only their class
-    changes, so optimizers and other references stay valid. Subclasses of ``nn.RNN`` are left alone,
-    because they may have changed ``forward``. An ``nn.RNNCell`` is left alone, because its single
-    steps would not be faster. :func:`restore` is the way back.
+    Every ``nn.RNN`` becomes a :class:`FastRNN`, every ``nn.GRU`` a :class:`FastGRU` and every
+    ``nn.LSTM`` a :class:`FastLSTM`. The modules stay the same objects with the same parameters,
+    buffers and hooks. Only their class changes, so optimizers and other references stay valid.
+    Subclasses are left alone, because they may have changed ``forward``. ``nn.RNNCell``,
+    ``nn.GRUCell`` and ``nn.LSTMCell`` are left alone, because their single steps would not be
+    faster. :func:`restore` is the way back.
 
     Args:
         model: any ``nn.Module``; it may itself be an ``nn.RNN``.
@@ -43,8 +55,8 @@ def accelerate(model: _Model) -> _Model:
         )
     """
     for module in _modules(model).values():
-        if type(module) is nn.RNN:
-            module.__class__ = FastRNN
+        if type(module) in _FAST:
+            module.__class__ = _FAST[type(module)]
     return model
 
 
@@ -53,9 +65,10 @@ def restore(model: _Model) -> _Model:
 
     This undoes :func:`accelerate`. Tools that look for the exact classes of ``torch.nn`` need it,
     for example ``torch.jit.script``, ``torch.ao.quantization.quantize_dynamic`` and counters of
-    operations such as ptflops and thop. :class:`FastRNN`, :class:`FastRNNCell` and :class:`Dropout`
-    become ``nn.RNN``, ``nn.RNNCell`` and ``nn.Dropout``. The modules stay the same objects with the
-    same parameters, buffers and hooks. Subclasses are left alone.
+    operations such as ptflops and thop. :class:`FastRNN`, :class:`FastGRU`, :class:`FastLSTM`,
+    :class:`FastRNNCell` and :class:`Dropout` become ``nn.RNN``, ``nn.GRU``, ``nn.LSTM``,
+    ``nn.RNNCell`` and ``nn.Dropout``. The modules stay the same objects with the same parameters,
+    buffers and hooks. Subclasses are left alone.
 
     Args:
         model: any ``nn.Module``; it may itself be a :class:`FastRNN`.
@@ -65,7 +78,7 @@ def restore(model: _Model) -> _Model:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a :class:`FastRNN` has a regulariser that ``nn.RNN`` does not have. Nothing is
+        ValueError: a module has a regulariser that torch's module does not have. Nothing is
             changed then.
 
     Example:
@@ -75,15 +88,16 @@ def restore(model: _Model) -> _Model:
     """
     modules = _modules(model)
     for name, module in modules.items():
-        for regulariser in _REGULARISERS if type(module) is FastRNN else ():
+        torchs = _TORCH.get(type(module))
+        for regulariser in REGULARISERS if torchs in _FAST else ():
             if p := getattr(module, regulariser):
                 raise ValueError(
-                    f"nn.RNN has no {regulariser}, but module {name!r} has {regulariser}={p}: "
-                    "set it to 0 first"
+                    f"nn.{torchs.__name__} has no {regulariser}, but module {name!r} has "
+                    f"{regulariser}={p}: set it to 0 first"
                 )
     for module in modules.values():
-        if type(module) in (FastRNN, FastRNNCell, Dropout):
-            for regulariser in _REGULARISERS:
+        if type(module) in _TORCH:
+            for regulariser in REGULARISERS:
                 vars(module).pop(regulariser, None)
-            module.__class__ = type(module).__base__
+            module.__class__ = _TORCH[type(module)]
     return model

@@ -6,26 +6,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
+import rnnfast
 from rnnfast import FastRNN
 
 INPUT_SIZE, HIDDEN_SIZE = 5, 6
 
 
 class Reader(nn.Module):
-    """A FastRNN that reads a padded batch in one of several ways, and a linear layer.
+    """A recurrent module that reads a padded batch in one of several ways, and a linear layer.
 
     Args:
         reading: ``"whole"`` if all sequences have T time steps. For sequences of variable lengths
             ``"packed"``, ``"sorted"`` (packed, and the lengths never increase) or ``"lengths"``
-            (the argument of FastRNN).
+            (the argument of our modules).
         tokens, with_hx: whether the input is one-hot tokens, and whether there is an ``hx``.
-        options: the arguments of FastRNN.
+        cls: the class of the recurrent module.
+        options: its arguments.
     """
 
-    def __init__(self, reading="whole", tokens=False, with_hx=True, **options):
+    def __init__(self, reading="whole", tokens=False, with_hx=True, cls=FastRNN, **options):
         super().__init__()
-        self.rnn = FastRNN(INPUT_SIZE, HIDDEN_SIZE, **options)
+        self.rnn = cls(INPUT_SIZE, HIDDEN_SIZE, **options)
         self.head = nn.Linear(HIDDEN_SIZE * (1 + self.rnn.bidirectional), 4)
         self.reading, self.tokens, self.with_hx = reading, tokens, with_hx
 
@@ -51,28 +54,33 @@ class Reader(nn.Module):
         arguments = {"x": x}
         if self.with_hx:
             states = self.rnn.num_layers * (1 + self.rnn.bidirectional)
-            arguments["hx"] = torch.randn(states, B, HIDDEN_SIZE)
+            hx = [torch.randn(states, B, HIDDEN_SIZE) for _ in range(1 + self.is_lstm)]
+            arguments["hx"] = tuple(hx) if self.is_lstm else hx[0]
         if self.reading != "whole":
             lengths = torch.randint(1, T + 1, (B,))
             is_sorted = self.reading == "sorted"
             arguments["lengths"] = lengths.sort(descending=True).values if is_sorted else lengths
         return arguments
 
+    @property
+    def is_lstm(self):
+        return isinstance(self.rnn, nn.LSTM)
+
     def dynamic(self, dim):
         """Return the dimensions T and B of each argument, as ``{axis: dim}``."""
-        every = {"x": {0: dim, 1: dim}, "hx": {1: dim}, "lengths": {0: dim}}
+        hx = ({1: dim}, {1: dim}) if self.is_lstm else {1: dim}
+        every = {"x": {0: dim, 1: dim}, "hx": hx, "lengths": {0: dim}}
         return {name: every[name] for name in self.example(2, 2)}
 
     def with_torch(self):
-        """Return the same model with an ``nn.RNN``, which has the same weights."""
-        model = copy.deepcopy(self)
-        model.rnn.__class__ = nn.RNN
+        """Return the same model with a module of torch, which has the same weights."""
+        model = rnnfast.restore(copy.deepcopy(self))
         if self.reading == "lengths":
             model.reading = "packed"
         return model
 
     def expected(self, x, hx=None, lengths=None):
-        """Return the result of ``nn.RNN``."""
+        """Return the result of torch's module."""
         x = F.one_hot(x, INPUT_SIZE).float() if self.tokens else x
         return self.with_torch()(x, hx, lengths)
 
@@ -86,7 +94,9 @@ def load_onnx(file):
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
 
     def run(**arguments):
-        feed = {name: tensor.numpy() for name, tensor in arguments.items()}
+        leaves = [t for value in arguments.values() for t in tree_leaves(value)]
+        names = [value.name for value in session.get_inputs()]
+        feed = {name: tensor.numpy() for name, tensor in zip(names, leaves, strict=True)}
         return tuple(map(torch.from_numpy, session.run(None, feed)))
 
     return run

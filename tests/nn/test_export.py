@@ -9,8 +9,9 @@ from exported import Reader, load_onnx
 from torch import nn
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 
-from rnnfast import FastRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN
 
 CONFIGURATIONS = {
     "plain": {},
@@ -19,10 +20,18 @@ CONFIGURATIONS = {
         "num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu",
     },
     "one-hot": {"tokens": True, "with_hx": False},
+    "gru": {"cls": FastGRU, "num_layers": 2, "bidirectional": True, "batch_first": True},
+    "gru, one-hot": {"cls": FastGRU, "bias": False, "tokens": True, "with_hx": False},
+    "lstm": {"cls": FastLSTM, "num_layers": 2, "bidirectional": True, "batch_first": True},
+    "lstm, one-hot": {"cls": FastLSTM, "bias": False, "tokens": True, "with_hx": False},
 }  # fmt: skip
 OPERATORS = {
     "whole": torch.ops.rnnfast.rnn.default,
     "lengths": torch.ops.rnnfast.rnn_padded.default,
+}
+GATED_OPERATORS = {
+    "whole": torch.ops.rnnfast.gated_rnn.default,
+    "lengths": torch.ops.rnnfast.gated_rnn_padded.default,
 }
 SIZES = [(1, 1), (9, 2), (30, 7)]
 
@@ -45,17 +54,20 @@ def test_export(options, reading):
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
-    assert operators(program).count(OPERATORS[reading]) == 1, "one operator, not T steps"
+    operator = (GATED_OPERATORS if "cls" in options else OPERATORS)[reading]
+    assert operators(program).count(operator) == 1, "one operator, not T steps"
     for T, B in SIZES[1:]:  # torch.export treats a size of 1 as a constant
         arguments = model.example(T, B)
         torch.testing.assert_close(loaded(**arguments), model.expected(**arguments))
 
 
-def test_export_of_a_single_step():
-    """A graph of one time step has the operator as well; without a graph, nn.RNN's code runs it."""
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU, FastLSTM])
+def test_export_of_a_single_step(cls):
+    """A graph of one time step has the operator as well; without a graph, torch's code runs it."""
     shapes = {"input": {1: Dim.DYNAMIC}}
-    program = torch.export.export(FastRNN(5, 6), (torch.randn(1, 3, 5),), dynamic_shapes=shapes)
-    assert operators(program).count(torch.ops.rnnfast.rnn.default) == 1
+    program = torch.export.export(cls(5, 6), (torch.randn(1, 3, 5),), dynamic_shapes=shapes)
+    operator = (OPERATORS if cls is FastRNN else GATED_OPERATORS)["whole"]
+    assert operators(program).count(operator) == 1
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -123,12 +135,41 @@ def test_opcheck_of_rnn_padded(batch_first, tokens, h0):
     torch.library.opcheck(OPERATORS["lengths"], (x, hx, weights, lengths, *options))
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("h0", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_opcheck_of_gated_rnn_padded(batch_first, tokens, h0, cell):
+    rows = (3, 4) if batch_first else (4, 3)
+    x = torch.randint(5, rows) if tokens else torch.randn(*rows, 5)
+    module = (FastGRU if cell == "gru" else FastLSTM)(5, 6, bidirectional=True)
+    weights = [w.detach() for w in module.parameters()]
+    states = [torch.randn(3, 2, 6).transpose(0, 1) if h0 else None for _ in range(2)]
+    states = states if cell == "lstm" else [states[0], None]
+    lengths = torch.tensor([2, 0, 4])
+    options = (cell, 1, batch_first, True)
+    torch.library.opcheck(GATED_OPERATORS["lengths"], (x, *states, weights, lengths, *options))
+
+
+@pytest.mark.parametrize("cls", [FastGRU, FastLSTM])
+def test_export_of_lengths_of_empty_sequences_of_gated_cells(cls):
+    """They have outputs of zero and keep their states."""
+    model = Reader("lengths", cls=cls, bidirectional=True)
+    program = export(model, model.example(4, 3)).module()
+    arguments = model.example(6, 4) | {"lengths": torch.tensor([0, 6, 0, 2])}
+    output, h_n = program(**arguments)
+    torch.testing.assert_close(output[:, [0, 2]], model.head.bias.expand(6, 2, 4))
+    for last, first in zip(tree_leaves(h_n), tree_leaves(arguments["hx"]), strict=True):
+        torch.testing.assert_close(last[:, [0, 2]], first[:, [0, 2]])
+    torch.testing.assert_close((output, h_n), model(**arguments))
+
+
 class Packed(nn.Module):
     """A model whose input is the data and the batch sizes of a PackedSequence."""
 
-    def __init__(self, **options):
+    def __init__(self, cls=FastRNN, **options):
         super().__init__()
-        self.rnn = FastRNN(5, 6, **options)
+        self.rnn = cls(5, 6, **options)
 
     def forward(self, data, batch_sizes, hx=None):
         output, h_n = self.rnn(PackedSequence(data, batch_sizes), hx)
@@ -148,9 +189,10 @@ class Packed(nn.Module):
 PACKED_LENGTHS = [(4, 2, 1), (1,), (9, 9, 9, 2), (30, 7, 7, 7, 1)]
 
 
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_export_of_a_packed_input(with_hx):
-    model = Packed(num_layers=2, bidirectional=True)
+def test_export_of_a_packed_input(with_hx, cls):
+    model = Packed(cls, num_layers=2, bidirectional=True)
     arguments = model.example(4, 2, 1, with_hx=with_hx)
     shapes = {name: model.dynamic(Dim.DYNAMIC)[name] for name in arguments}
     program = torch.export.export(model, (), arguments, dynamic_shapes=shapes).module()
@@ -181,8 +223,9 @@ def run_onnx(model, arguments, shapes, path):
 
 
 def sequence_lens(nodes):
-    """Return that input of each node RNN, or None where a node has no such input."""
-    return [dict(enumerate(n.inputs)).get(4) for n in nodes if n.op_type == "RNN"]
+    """Return that input of each recurrent node, or None where a node has no such input."""
+    recurrent = ("RNN", "GRU", "LSTM")
+    return [dict(enumerate(n.inputs)).get(4) for n in nodes if n.op_type in recurrent]
 
 
 # The exporter itself uses functions that Python and PyTorch have deprecated.
@@ -204,18 +247,20 @@ def test_onnx(options, reading, tmp_path):
     assert not {"Loop", "Scan", "SequenceAt"} & {node.op_type for node in nodes}
     for T, B in SIZES:
         arguments = model.example(T, B)
-        expected = model.expected(**arguments)
+        expected = tuple(tree_leaves(model.expected(**arguments)))
         torch.testing.assert_close(run(**arguments), expected, rtol=1e-5, atol=1e-5)
     if reading == "lengths" and model.with_hx:  # an empty sequence keeps its state
         arguments["lengths"][2] = 0
-        _, h_n = run(**arguments)
-        torch.testing.assert_close(h_n[:, 2], arguments["hx"][:, 2])
+        _, *final = run(**arguments)
+        for last, first in zip(final, tree_leaves(arguments["hx"]), strict=True):
+            torch.testing.assert_close(last[:, 2], first[:, 2])
 
 
 @ignore_deprecations
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_onnx_of_a_packed_input(with_hx, tmp_path):
-    model = Packed(num_layers=2, bidirectional=True)
+def test_onnx_of_a_packed_input(with_hx, cls, tmp_path):
+    model = Packed(cls, num_layers=2, bidirectional=True)
     arguments = model.example(4, 2, 1, with_hx=with_hx)
     shapes = {name: model.dynamic(Dim.DYNAMIC)[name] for name in arguments}
     nodes, run = run_onnx(model, arguments, shapes, tmp_path / "model.onnx")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
-from rnnfast import FastRNN, FastRNNCell
+from rnnfast import FastGRU, FastLSTM, FastRNN, FastRNNCell
 
 
 def pair(*args, seed=0, classes=(nn.RNN, FastRNN), **kwargs):
@@ -37,19 +37,21 @@ def flat(output):
     return [tensor for part in output for tensor in flat(part)]
 
 
+def each(function, input):
+    """Return ``function`` of the tensors of an input: a tensor, packed data or a pair of states."""
+    if isinstance(input, PackedSequence):
+        return PackedSequence(function(input.data), *input[1:])
+    return tuple(map(function, input)) if isinstance(input, tuple) else function(input)
+
+
 def differentiate(module, *inputs, seed=1):
     """Return outputs and gradients by name, for a random gradient of each output."""
-    inputs = [
-        PackedSequence(i.data.clone().requires_grad_(), *i[1:])
-        if isinstance(i, PackedSequence)
-        else i.clone().requires_grad_()
-        for i in inputs
-    ]
+    inputs = [each(lambda t: t.clone().requires_grad_(), i) for i in inputs]
     outputs = flat(module(*inputs))
     generator = torch.Generator().manual_seed(seed)
     # These numbers are exact in every dtype, also in bfloat16.
     seeds = [torch.randint(-64, 65, o.shape, generator=generator).to(o) / 64 for o in outputs]
-    named = {f"input {i}": flat(tensor)[0] for i, tensor in enumerate(inputs)}
+    named = {f"input {i}": tensor for i, tensor in enumerate(flat(inputs))}
     named |= dict(module.named_parameters())
     gradients = torch.autograd.grad(outputs, list(named.values()), seeds)
     results = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
@@ -57,24 +59,19 @@ def differentiate(module, *inputs, seed=1):
 
 
 def check(theirs, ours, *inputs):
-    """Compare FastRNN with nn.RNN by the rule; the reference is nn.RNN in float64.
+    """Compare our module with that of torch by the rule; the reference is torch's in float64.
 
     In float64 the two may differ as much as sums of the same terms in different orders.
     """
     dtype = next(theirs.parameters()).dtype
-
-    def double(tensor):
-        if isinstance(tensor, PackedSequence):
-            return PackedSequence(tensor.data.double(), *tensor[1:])
-        return tensor.double()
-
     expected, found = differentiate(theirs, *inputs), differentiate(ours, *inputs)
     if dtype == torch.float64:
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-13, msg=name)
     else:
-        wide = differentiate(copy.deepcopy(theirs).double(), *map(double, inputs))
+        wide = [each(torch.Tensor.double, i) for i in inputs]
+        wide = differentiate(copy.deepcopy(theirs).double(), *wide)
         truth = {name: tensor.cpu().numpy() for name, tensor in wide.items()}
         rule.check(found, expected, truth, dtype)
 
@@ -705,7 +702,7 @@ def test_accelerate_swaps_in_place():
     assert rnnfast.accelerate(model) is model
     assert type(model.blocks[0][0]) is FastRNN and model.shared is model.blocks[0][0]
     assert type(model.cell) is nn.RNNCell, "single steps would not be faster"
-    assert type(model.gru) is nn.GRU and type(model.blocks[1]["lstm"]) is nn.LSTM
+    assert type(model.gru) is FastGRU and type(model.blocks[1]["lstm"]) is FastLSTM
     after = dict(model.named_parameters())
     assert after.keys() == parameters.keys()
     assert all(after[name] is p for name, p in parameters.items())

@@ -1,20 +1,21 @@
-"""All samples that PyTorch's database of modules has for ``nn.RNN`` and ``nn.RNNCell``.
+"""All samples that PyTorch's database of modules has for the parents of our recurrent modules.
 
-``FastRNN`` and ``FastRNNCell`` are checked as PyTorch's test_modules.py checks their parents:
-against the reference, by gradcheck, by gradgradcheck, with strides and with wrong inputs. In
-addition 16 bits are checked by the rule of `rule`.
+Our modules are checked as PyTorch's test_modules.py checks their parents: against the reference, by
+gradcheck, by gradgradcheck, with strides and with wrong inputs. In addition 16 bits are checked by
+the rule of `rule`.
 """
 
 import pytest
 import torch
-from test_module import check, differentiate
+from test_module import check, differentiate, each, flat
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from rnnfast import FastRNN, FastRNNCell
+from rnnfast import FastGRU, FastLSTM, FastRNN, FastRNNCell
 
-FAST = {nn.RNN: FastRNN, nn.RNNCell: FastRNNCell}
+FAST = {nn.RNN: FastRNN, nn.GRU: FastGRU, nn.LSTM: FastLSTM, nn.RNNCell: FastRNNCell}
 
 INFOS_OF = {info.module_cls: info for info in module_db if info.module_cls in FAST}
 INFOS = list(INFOS_OF.values())
@@ -24,7 +25,8 @@ ids = {"ids": lambda info: info.module_cls.__name__}
 def samples(info, dtype, device="cpu", training=True):
     """Return (our module, its parent class with the same weights, arguments, the sample)."""
     options = {"device": device, "dtype": dtype, "requires_grad": True, "training": training}
-    packed = {"with_packed_sequence": True} if info.module_cls is nn.RNN else {}
+    # PyTorch has packed samples of nn.RNN and nn.GRU only.
+    packed = {"with_packed_sequence": True} if info.module_cls in (nn.RNN, nn.GRU) else {}
     torch.manual_seed(0)
     for sample in info.module_inputs_func(info, **options, **packed):
         made = sample.constructor_input
@@ -36,18 +38,16 @@ def samples(info, dtype, device="cpu", training=True):
 
 
 def detached(arguments):
-    return [
-        PackedSequence(a.data.detach(), *a[1:]) if isinstance(a, PackedSequence) else a.detach()
-        for a in arguments
-    ]
+    return [each(torch.Tensor.detach, argument) for argument in arguments]
 
 
-def test_the_database_has_both():
+def test_the_database_has_them():
     assert {info.module_cls for info in INFOS} == set(FAST)
     assert all(set(info.dtypes) == {torch.float32, torch.float64} for info in INFOS)
-    rnn = [arguments for _, _, arguments, _ in samples(INFOS_OF[nn.RNN], torch.float32)]
-    packed = sum(isinstance(arguments[0], PackedSequence) for arguments in rnn)
-    assert packed >= 32 and len(rnn) - packed >= 32
+    for cls, count in ((nn.RNN, 32), (nn.GRU, 16), (nn.LSTM, 0)):
+        of_cls = [arguments for _, _, arguments, _ in samples(INFOS_OF[cls], torch.float32)]
+        packed = sum(isinstance(arguments[0], PackedSequence) for arguments in of_cls)
+        assert packed >= count and len(of_cls) - packed >= max(count, 16)
     assert len(list(samples(INFOS_OF[nn.RNNCell], torch.float32))) >= 3
 
 
@@ -76,21 +76,19 @@ def test_16_bits(device, info, dtype):
 @pytest.mark.parametrize("info", INFOS, **ids)
 def test_gradcheck(info):
     for ours, _, arguments, _ in samples(info, torch.float64):
-        tensors = [a.data if isinstance(a, PackedSequence) else a for a in arguments]
+        arguments = detached(arguments)
+        first, states = flat(arguments[0])[0], tree_flatten(arguments[1:])
         names = [name for name, _ in ours.named_parameters()]
 
-        def run(*values, ours=ours, arguments=arguments, tensors=tensors, names=names):
-            inputs, weights = values[: len(tensors)], values[len(tensors) :]
+        def run(x, *values, ours=ours, arguments=arguments, states=states, names=names):
+            count = len(states[0])
             if isinstance(arguments[0], PackedSequence):
-                inputs = (PackedSequence(inputs[0], *arguments[0][1:]), *inputs[1:])
-            weights = dict(zip(names, weights, strict=True))
-            output = torch.func.functional_call(ours, weights, inputs)
-            if isinstance(output, torch.Tensor):
-                return output
-            output, h_n = output
-            return output.data if isinstance(output, PackedSequence) else output, h_n
+                x = PackedSequence(x, *arguments[0][1:])
+            inputs = (x, *tree_unflatten(values[:count], states[1]))
+            weights = dict(zip(names, values[count:], strict=True))
+            return tuple(flat(torch.func.functional_call(ours, weights, inputs)))
 
-        values = [t.detach().requires_grad_() for t in (*tensors, *ours.parameters())]
+        values = [t.detach().requires_grad_() for t in (first, *states[0], *ours.parameters())]
         assert torch.autograd.gradcheck(run, values, fast_mode=True)
         assert torch.autograd.gradgradcheck(run, values, fast_mode=True)
 
@@ -104,10 +102,7 @@ def test_strides(info):
 
     for ours, _, arguments, _ in samples(info, torch.float32):
         arguments = detached(arguments)
-        strided = [
-            PackedSequence(spread(a.data), *a[1:]) if isinstance(a, PackedSequence) else spread(a)
-            for a in arguments
-        ]
+        strided = [each(spread, argument) for argument in arguments]
         expected = differentiate(ours, *arguments)
         for name, tensor in differentiate(ours, *strided).items():
             assert torch.equal(tensor, expected[name]), name

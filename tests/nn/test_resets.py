@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 import rnnfast
 from rnnfast import FastRNN, reference
 from rnnfast.functional import rnn
-from rnnfast.functional._rnn import rnn_torch
+from rnnfast.functional._operators import rnn_torch
 from rnnfast.functional._segments import rnn_in_segments
 from rnnfast.functional._stepwise import rnn_stepwise
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from rnnfast import FastRNN
-from rnnfast.functional import _rnn
+from rnnfast.functional import _run
 
 OPTIONS = [
     {},
@@ -34,13 +34,13 @@ def inputs(module, rows):
 @pytest.fixture
 def kernel_calls(monkeypatch):
     """The number of time steps of each call of the kernel."""
-    calls, run = [], _rnn.rnn_on_kernel
+    calls, run = [], _run.rnn_on_kernel
 
     def counting(x, *arguments, **options):
         calls.append(x.shape[1 if arguments[3].batch_first else 0])
         return run(x, *arguments, **options)
 
-    monkeypatch.setattr(_rnn, "rnn_on_kernel", counting)
+    monkeypatch.setattr(_run, "rnn_on_kernel", counting)
     return calls
 
 

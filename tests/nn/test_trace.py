@@ -7,8 +7,9 @@ import pytest
 import torch
 from exported import Reader, load_onnx
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from rnnfast import FastRNN, functional
+from rnnfast import FastGRU, FastLSTM, FastRNN, functional
 from rnnfast.nn import Dropout
 
 CONFIGURATIONS = {
@@ -18,6 +19,10 @@ CONFIGURATIONS = {
         "num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu",
     },
     "one-hot": {"tokens": True, "with_hx": False},
+    "gru": {"cls": FastGRU, "num_layers": 2, "bidirectional": True, "batch_first": True},
+    "gru, one-hot": {"cls": FastGRU, "bias": False, "tokens": True, "with_hx": False},
+    "lstm": {"cls": FastLSTM, "num_layers": 2, "bidirectional": True, "batch_first": True},
+    "lstm, one-hot": {"cls": FastLSTM, "bias": False, "tokens": True, "with_hx": False},
 }  # fmt: skip
 READINGS = ["whole", "packed", "sorted", "lengths"]
 SIZES = [(4, 3), (1, 1), (9, 2), (30, 7)]
@@ -36,7 +41,7 @@ def test_trace(options, reading):
         arguments = model.example(T, B)
         found, expected = trace(**arguments), model.expected(**arguments)
         torch.testing.assert_close(found, expected)
-        sum(t.square().sum() for t in found).backward()
+        sum(t.square().sum() for t in tree_leaves(found)).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -52,9 +57,10 @@ def test_trace_gives_the_gradients_of_torch():
         torch.testing.assert_close(found.grad, expected.grad)
 
 
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU, FastLSTM])
 @pytest.mark.parametrize("rows", [(), (3,)])
-def test_trace_of_a_single_sequence_and_of_a_single_step(rows):
-    rnn = FastRNN(5, 6)
+def test_trace_of_a_single_sequence_and_of_a_single_step(rows, cls):
+    rnn = cls(5, 6)
     trace = torch.jit.trace(rnn, torch.randn(1, *rows, 5))
     x = torch.randn(8, *rows, 5)
     torch.testing.assert_close(trace(x), rnn(x))
@@ -96,30 +102,32 @@ def test_graph_of_tensorboard(tmp_path):
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_older_exporter_of_onnx(options, reading):
-    """The operators and the values are those of nn.RNN, which that exporter knows."""
+    """The operators and the values are those of torch's modules, which that exporter knows."""
     onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
     pytest.importorskip("onnxruntime", reason="needs the onnx extra")
     model, file = Reader(reading, **options).eval(), io.BytesIO()
     arguments = model.example(4, 3)
 
     def export():
-        axes = {
-            name: {axis: f"{name}{axis}" for axis in dims}
-            for name, dims in model.dynamic(None).items()
-        }
-        torch.onnx.export(model, (arguments,), file, dynamo=False, input_names=list(arguments),
+        names, axes = [], {}
+        for name, dims in model.dynamic(None).items():
+            for n, of_one in enumerate(dims if isinstance(dims, tuple) else (dims,)):
+                names.append(f"{name}{n}")
+                axes[names[-1]] = {axis: f"{names[-1]}{axis}" for axis in of_one}
+        torch.onnx.export(model, (arguments,), file, dynamo=False, input_names=names,
                           dynamic_axes=axes)  # fmt: skip
 
     if model.tokens and reading in ("packed", "sorted"):
-        with pytest.raises(RuntimeError, match=r"give FastRNN the padded tokens"):
+        with pytest.raises(RuntimeError, match=r"give the module the padded tokens"):
             export()
         return
     export()
-    nodes = [n for n in onnx.load_from_string(file.getvalue()).graph.node if n.op_type == "RNN"]
+    kind = model.rnn.mode.partition("_")[0]
+    nodes = [n for n in onnx.load_from_string(file.getvalue()).graph.node if n.op_type == kind]
     assert len(nodes) == model.rnn.num_layers
     assert all(bool(node.input[4]) is (reading != "whole") for node in nodes), "sequence_lens"
     run = load_onnx(file.getvalue())
     for T, B in SIZES:
         arguments = model.example(T, B)
-        expected = model.expected(**arguments)
+        expected = tuple(tree_leaves(model.expected(**arguments)))
         torch.testing.assert_close(run(**arguments), expected, rtol=1e-5, atol=1e-5)

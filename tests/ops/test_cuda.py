@@ -24,7 +24,7 @@ from wrong_arguments import WRONG, check_message
 import rnnfast
 from rnnfast import _C, _torch, functional
 from rnnfast._ops import RNNDescriptor, cuda, dispatch
-from rnnfast.functional import _rnn
+from rnnfast.functional import _kernels, _run
 
 CASES = [
     Case(1, 1, 1, 1),
@@ -122,7 +122,7 @@ def test_torchs_forward_is_one_with_a_backward(monkeypatch, gradients):
         return call(*arguments)
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
-    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_run, "can_run_kernel", lambda *_: False)
     monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
     with torch.set_grad_enabled(gradients):
         functional.rnn(data.input, data.hx, data.weights)
@@ -143,7 +143,7 @@ def refuse_what_cudnn_refuses(monkeypatch):
         return call(*arguments)
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
-    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_run, "can_run_kernel", lambda *_: False)
     monkeypatch.setattr(_torch, "may_run_on_cudnn", lambda input: True)
 
 
@@ -171,7 +171,7 @@ def test_torchs_path_copies_nothing_where_cudnn_does_not_run(monkeypatch, layout
         return call(*arguments)
 
     monkeypatch.setattr(torch, "rnn_tanh", rnn_tanh)
-    monkeypatch.setattr(_rnn, "can_run_kernel", lambda *_: False)
+    monkeypatch.setattr(_run, "can_run_kernel", lambda *_: False)
     found = rule.run(functional.rnn, case, data)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
@@ -190,9 +190,9 @@ def test_second_derivatives_do_without_cudnn(on_cpu, monkeypatch):
     """cuDNN has no second derivatives. It is disabled for them and enabled again."""
     data = rule.make(Case(2, 3, 4, 5))
     seen = []
-    call = _rnn.rnn_torch
+    call = _kernels.rnn_torch
     monkeypatch.setattr(
-        _rnn, "rnn_torch", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
+        _kernels, "rnn_torch", lambda *a: seen.append(torch.backends.cudnn.enabled) or call(*a)
     )
     output, _ = functional.rnn(data.input, data.hx, data.weights)
     torch.autograd.grad(output.sum(), data.input, create_graph=True)

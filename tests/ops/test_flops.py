@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnfast import FastRNN, LeakyRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN, LeakyRNN
 from rnnfast.functional import linear_cross_entropy
 
 OPTIONS = [{}, {"num_layers": 2}, {"num_layers": 3, "bidirectional": True, "bias": False}]
@@ -54,17 +54,22 @@ def test_size_of_a_real_model():
 @pytest.mark.parametrize("gradients", ["weights", "input", "both"])
 @pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_as_nn_rnn(options, input, gradients, hx):
+@pytest.mark.parametrize(
+    "classes", [(nn.RNN, FastRNN), (nn.GRU, FastGRU), (nn.LSTM, FastLSTM)], ids=str
+)
+def test_as_nn_rnn(classes, options, input, gradients, hx):
     x = INPUTS[input]()
     states = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     h0 = torch.randn(states, *([] if input == "unbatched" else [4]), 7)
     h0.requires_grad_(hx == "gradient")
+    h0 = (h0, h0) if nn.LSTM in classes else h0
     if gradients != "weights":
         (x.data if input == "packed" else x).requires_grad_()
     counts = []
-    for cls in (nn.RNN, FastRNN):
+    for cls in classes:
         module = cls(5, 7, **options).requires_grad_(gradients != "input")
-        counts.append(count(module, x, *([] if hx is None else [h0])))
+        with torch.backends.mkldnn.flags(enabled=False):  # its operators are not counted
+            counts.append(count(module, x, *([] if hx is None else [h0])))
     assert counts[1] == counts[0]
 
 

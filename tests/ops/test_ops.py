@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gated_rule
 import pytest
 import rule
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
 from wrong_arguments import WRONG, check_message
 
-from rnnfast import FastRNN
-from rnnfast._ops import RNNDescriptor
+from rnnfast import FastGRU, FastLSTM, FastRNN
+from rnnfast._ops import GatedDescriptor, RNNDescriptor
 from rnnfast.functional import rnn
 
 CASES = [
@@ -99,6 +101,42 @@ def test_descriptor():
         descriptor.bias = False
 
 
+def test_gated_descriptor():
+    descriptor = GatedDescriptor(3, 2, batch_first=True, cell="lstm", bias=False)
+    weights = [f"{n} {kind}" for n in range(6) for kind in ("w_ih", "w_hh")]
+    assert GatedDescriptor.of_operator(weights, *descriptor.options) == descriptor
+    assert descriptor.weights_of(weights, 2, 1) == ["5 w_ih", "5 w_hh"]
+    projected = [f"{n} {kind}" for n in range(6) for kind in ("w_ih", "w_hh", "w_hr")]
+    assert descriptor.weights_of(projected, 2, 1) == ["5 w_ih", "5 w_hh", "5 w_hr"]
+    assert descriptor.gates == 4 and descriptor._replace(cell="gru").gates == 3
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.layout}-{c.memory}-{c.dtype}-{c.num_layers}"
+)
+def test_opcheck_of_gated_cells(case, cell):
+    """They write nothing that they were given, too."""
+    options = {name: getattr(case, name) for name in Case.__dataclass_fields__}
+    case = gated_rule.Case(**options, cell=cell)
+    data = gated_rule.make(case)
+    hx, c0 = (None if t is None else t.detach() for t in (data.hx, data.c0))
+    weights = [w.detach() for w in data.weights]
+    layout = (cell, case.num_layers, case.layout == "batch", case.bias)
+    arguments = (data.input.detach(), hx, c0, weights, data.batch_sizes, *layout)
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.rnnfast.gated_rnn.default, (*arguments, keep))
+    outs, _, _, saved = torch.ops.rnnfast.gated_rnn(*arguments, True)
+    has_c0 = c0 is not None
+    for dy, dh_n, dc_n, needs in (
+        (data.dy, data.dh_n, data.dc_n, (True, case.with_hx, has_c0, True)),
+        (data.dy, None, None, (False, False, False, True)),
+        (None, data.dh_n, None, (True, False, False, False)),
+    ):
+        given = (dy, dh_n, dc_n, outs, saved, *arguments, *needs)
+        torch.library.opcheck(torch.ops.rnnfast.gated_rnn_backward.default, given)
+
+
 # torch.compile
 
 
@@ -160,7 +198,16 @@ class Tagger(nn.Module):
         return self.head(output), h_n
 
 
-@pytest.mark.parametrize("make", [lambda: FastRNN(5, 6, bidirectional=True), Tagger])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FastRNN(5, 6, bidirectional=True),
+        lambda: FastGRU(5, 6, bidirectional=True),
+        lambda: FastLSTM(5, 6, bidirectional=True),
+        Tagger,
+    ],
+    ids=["FastRNN", "FastGRU", "FastLSTM", "Tagger"],
+)
 def test_compile_module(make):
     """Forward and backward pass are one graph each, compiled once for every T and B."""
     torch.compiler.reset()
@@ -171,16 +218,17 @@ def test_compile_module(make):
         x = torch.randn(T, B, 5, requires_grad=True)
         results = []
         for call in (compiled, module):
-            output, h_n = call(x)
-            loss = output.square().sum() + h_n.sum()
-            results.append([output, h_n, *torch.autograd.grad(loss, [x, *module.parameters()])])
+            output, *final = tree_leaves(call(x))
+            loss = output.square().sum() + sum(t.sum() for t in final)
+            results.append([output, *final, *torch.autograd.grad(loss, [x, *module.parameters()])])
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
         compilations.append(counter.frame_count)
     assert len(set(compilations)) == 1
 
 
-def test_compiled_graph_does_not_grow_with_length():
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU, FastLSTM])
+def test_compiled_graph_does_not_grow_with_length(cls):
     """The graphs of forward and backward pass have the same size for any T in the backend too."""
     sizes = []
     for T in (3, 300):
@@ -192,7 +240,7 @@ def test_compiled_graph_does_not_grow_with_length():
             return make_boxed_func(graph.forward)
 
         backend = aot_autograd(fw_compiler=count)
-        compiled = torch.compile(FastRNN(5, 6), fullgraph=True, dynamic=False, backend=backend)
+        compiled = torch.compile(cls(5, 6), fullgraph=True, dynamic=False, backend=backend)
         compiled(torch.randn(T, 2, 5))[0].sum().backward()
         sizes.append(graphs)
     assert len(sizes[0]) == 2
@@ -222,12 +270,12 @@ torch.compile(rnnfast.FastRNN(5, 6), fullgraph=True, backend="eager")(torch.rand
 def test_compile_packed():
     """Graph breaks do not change the results, and the kernels are not traced."""
     torch.compiler.reset()
-    module = FastRNN(5, 6, 2)
     x = pack_sequence([torch.randn(n, 5) for n in (4, 2, 1)])
-    output, h_n = torch.compile(module, backend="aot_eager")(x)
-    expected, expected_h_n = module(x)
-    torch.testing.assert_close(output.data, expected.data)
-    torch.testing.assert_close(h_n, expected_h_n)
+    for module in (FastRNN(5, 6, 2), FastGRU(5, 6, 2), FastLSTM(5, 6, 2)):
+        output, h_n = torch.compile(module, backend="aot_eager")(x)
+        expected, expected_h_n = module(x)
+        torch.testing.assert_close(output.data, expected.data)
+        torch.testing.assert_close(h_n, expected_h_n)
 
 
 # Errors that are raised before native code runs
