@@ -208,10 +208,10 @@ class Sampler:
     def __init__(
         self,
         table: Tensor,
-        layers: list[tuple[Tensor, Tensor]],
+        layers: list[tuple[Tensor, Tensor | None, Tensor, Tensor]],
         decoder_w: Tensor,
         decoder_b: Tensor,
-        relu: bool,
+        cell: str,
         temperature: float,
         top_k: int,
         top_p: float,

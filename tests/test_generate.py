@@ -12,6 +12,7 @@ import rnnfast
 from rnnfast import _ops
 
 SIZES = [(1, 1, 1), (2, 7, 2), (65, 65, 1), (257, 200, 3), (65, 7, 3), (2, 65, 2), (257, 1, 1)]
+GATES = {"gru": 3, "lstm": 4}
 ALL = {"temperature": 1.0, "top_k": 1 << 40, "top_p": 1.0, "stop": None, "seed": 0}
 
 
@@ -19,44 +20,64 @@ ALL = {"temperature": 1.0, "top_k": 1 << 40, "top_p": 1.0, "stop": None, "seed":
 class Model:
     """Weights as `_ops.sampler` takes them, and the logits they give by plain NumPy in float64."""
 
-    table: torch.Tensor  # (V, H)
-    layers: list  # (W_hh or [W_hh W_ih], bias)
+    table: torch.Tensor  # (V, G * H)
+    layers: list  # (W_hh, W_ih or None, b_ih, b_hh)
     decoder: tuple  # (V, H), (V)
-    relu: bool = False
+    cell: str = "tanh"
 
     @classmethod
-    def random(cls, V, H, L, relu=False):
+    def random(cls, V, H, L, cell="tanh"):
         """States of order 1 that forget, lest a rounding grow; all tokens about as probable."""
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape, scale):
             return scale * (2 * torch.rand(shape, generator=generator) - 1)
 
-        widths = [H] + [2 * H] * (L - 1)
-        layers = [(draw(H, K, scale=1.5 * K**-0.5), draw(H, scale=0.2)) for K in widths]
+        G = GATES.get(cell, 1)
+
+        def draw_layer(k):
+            scale = 1.5 * ((1 + bool(k)) * H) ** -0.5
+            w_ih = draw(G * H, H, scale=scale) if k else None
+            biases = (draw(G * H, scale=0.1) for _ in range(2))
+            return draw(G * H, H, scale=scale), w_ih, *biases
+
+        layers = [draw_layer(k) for k in range(L)]
         decoder = draw(V, H, scale=3 * H**-0.5), draw(V, scale=0.2)
-        model = cls(draw(V, H, scale=2), layers, decoder, relu)
+        model = cls(draw(V, G * H, scale=2), layers, decoder, cell)
         mean = model.logits(np.random.default_rng(0).integers(V, size=50)).mean(0)
         model.decoder = decoder[0], torch.from_numpy(decoder[1].numpy() - mean).float()
         return model
 
     def sampler(self, **options):
-        return _ops.sampler(self.table, self.layers, self.decoder, self.relu, **ALL | options)
+        return _ops.sampler(self.table, self.layers, self.decoder, self.cell, **ALL | options)
 
     def logits(self, tokens):
         """After each of `tokens`, from the state zero: (n, V)."""
-        H = self.table.shape[1]
-        states = [np.zeros(H) for _ in self.layers]
+        H = self.layers[0][0].shape[1]
+        states = [(np.zeros(H), np.zeros(H)) for _ in self.layers]  # h and c
         weight, bias = (t.double().numpy() for t in self.decoder)
         rows = []
         for token in tokens:
-            for k, (w, b) in enumerate(self.layers):
-                w, b = w.double().numpy(), b.double().numpy()
-                below = w[:, H:] @ states[k - 1] if k else self.table[token].double().numpy()
-                pre = w[:, :H] @ states[k] + below + b
-                states[k] = np.maximum(pre, 0) if self.relu else np.tanh(pre)
-            rows.append(weight @ states[-1] + bias)
+            for k, layer in enumerate(self.layers):
+                w_hh, w_ih, b_ih, b_hh = (t if t is None else t.double().numpy() for t in layer)
+                x = w_ih @ states[k - 1][0] if k else self.table[token].double().numpy()
+                states[k] = step(self.cell, x + b_ih, w_hh @ states[k][0] + b_hh, *states[k])
+            rows.append(weight @ states[-1][0] + bias)
         return np.array(rows)
+
+
+def step(cell, x, z, h, c):
+    """Return the next h and c for the parts of the gates that come from the input and from h."""
+    if cell in ("tanh", "relu"):
+        return np.tanh(x + z) if cell == "tanh" else np.maximum(x + z, 0), c
+    x, z = (np.split(part, GATES[cell]) for part in (x, z))
+    sigmoids = [1 / (1 + np.exp(-a - b)) for a, b in zip(x, z, strict=True)]
+    if cell == "gru":
+        r, u, _ = sigmoids
+        return (1 - u) * np.tanh(x[2] + r * z[2]) + u * h, c
+    i, f, _, o = sigmoids
+    c = f * c + i * np.tanh(x[2] + z[2])
+    return o * np.tanh(c), c
 
 
 def bigram(logits, **options):
@@ -65,9 +86,9 @@ def bigram(logits, **options):
     H = V, W_hh = 0, ReLU: the state after v is the unit vector v.
     """
     V = len(logits)
-    layers = [(torch.zeros(V, V), torch.zeros(V))]
+    layers = [(torch.zeros(V, V), None, torch.zeros(V), torch.zeros(V))]
     decoder = (torch.tensor(logits, dtype=torch.float32).T, torch.zeros(V))
-    return Model(torch.eye(V), layers, decoder, relu=True).sampler(**options)
+    return Model(torch.eye(V), layers, decoder, "relu").sampler(**options)
 
 
 def probabilities(logits, temperature=1.0, top_k=1 << 40, top_p=1.0):
@@ -81,11 +102,11 @@ def probabilities(logits, temperature=1.0, top_k=1 << 40, top_p=1.0):
     return p / p.sum()
 
 
-@pytest.mark.parametrize("relu", [False, True], ids=["tanh", "relu"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_greedy_tokens_are_the_most_probable(isa, size, relu):
+def test_greedy_tokens_are_the_most_probable(isa, size, cell):
     """Given tokens between its own keep it from running in circles; the state spans all calls."""
-    model = Model.random(*size, relu)
+    model = Model.random(*size, cell)
     V = size[0]
     sampler = model.sampler(temperature=0)
     given = np.random.default_rng(1)
@@ -182,7 +203,7 @@ def support_of_bias(bias, **options):
 def constant(bias):
     """A model that gives every token these logits whatever came before."""
     V = len(bias)
-    layers = [(torch.zeros(1, 1), torch.zeros(1))]
+    layers = [(torch.zeros(1, 1), None, torch.zeros(1), torch.zeros(1))]
     return Model(torch.zeros(V, 1), layers, (torch.zeros(V, 1), torch.tensor(bias)))
 
 
@@ -215,10 +236,11 @@ def test_blocks_and_seeds(isa, size, options):
         assert text([60], seed=8) != whole
 
 
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("size", [(65, 512, 1), (700, 300, 2)], ids=str)
-def test_threads_change_no_token(num_threads, size):
+def test_threads_change_no_token(num_threads, size, cell):
     """Each call after the first is by one thread or by all, whatever was faster."""
-    model = Model.random(*size)
+    model = Model.random(*size, cell)
     texts = []
     for threads in (1, 2, 3, 8):
         num_threads(threads)
@@ -251,10 +273,10 @@ def test_no_probabilities():
                     constant(bias).sampler(**options).generate(1)
     # 0 -> 1 -> 2 -> 3, whose input overflows: what came before is not lost with the block.
     chain = np.roll(np.eye(4), 1, axis=1)
-    layers = [(torch.zeros(4, 4), torch.zeros(4))]
+    layers = [(torch.zeros(4, 4), None, torch.zeros(4), torch.zeros(4))]
     table = torch.eye(4)
     table[3] = math.inf
-    model = Model(table, layers, (torch.tensor(chain.T).float(), torch.zeros(4)), relu=True)
+    model = Model(table, layers, (torch.tensor(chain.T).float(), torch.zeros(4)), "relu")
     sampler = model.sampler(temperature=0)
     sampler.feed([0])
     assert sampler.generate(10) == [1, 2, 3]
@@ -278,13 +300,14 @@ def test_weights_are_copied_and_may_be_strided(isa):
     strided = Model(
         model.table.t().contiguous().t(),
         [
-            (torch.stack([w, w], -1)[..., 0], torch.stack([b, b], -1)[..., 0])
-            for w, b in model.layers
+            tuple(t if t is None else torch.stack([t, t], -1)[..., 0] for t in layer)
+            for layer in model.layers
         ],
         tuple(torch.stack([t, t], -1)[..., 0] for t in model.decoder),
     )
     sampler = strided.sampler()
-    for tensor in (strided.table, *itertools.chain(*strided.layers), *strided.decoder):
+    tensors = (strided.table, *itertools.chain(*strided.layers), *strided.decoder)
+    for tensor in filter(lambda t: t is not None, tensors):
         assert not tensor.is_contiguous()
         tensor.zero_()
     assert sampler.generate(50) == expected
@@ -298,7 +321,9 @@ def test_a_sampler_keeps_its_instruction_set(isa):
     assert sampler.generate(50) == expected
 
 
-PARTS = ["table", "weight of layer 0", "weight of layer 1", "bias of layer 1", "decoder bias"]
+WEIGHTS = ("weight_hh", "weight_ih", "bias_ih", "bias_hh")
+PARTS = ["table", "weight_hh of layer 0", "weight_ih of layer 1", "bias_hh of layer 1"]
+PARTS += ["decoder bias"]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -312,8 +337,8 @@ def test_wrong_tensors_are_refused(part, wrong):
     model = Model.random(5, 7, 2)
     model.table = damage("table", model.table)
     model.layers = [
-        (damage(f"weight of layer {k}", w), damage(f"bias of layer {k}", b))
-        for k, (w, b) in enumerate(model.layers)
+        tuple(damage(f"{name} of layer {k}", t) for name, t in zip(WEIGHTS, layer, strict=True))
+        for k, layer in enumerate(model.layers)
     ]
     model.decoder = model.decoder[0], damage("decoder bias", model.decoder[1])
     # The table's own shape says what V and H are: others are wrong then.

@@ -1,10 +1,12 @@
 // The contract of text generation with an RNN language model: the loop from token to token, and how
 // the next token is drawn.
 //
-//   h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) in every layer,   f = tanh or ReLU
+//   h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) in every layer,   f = tanh or ReLU, or the
+//         equations of a GRU or LSTM in gated.h
 //   p(next token) = softmax((W_out h_t + b_out) / temperature)
 //
-// Letters: H hidden size, L layers, V vocabulary. Notation and checks are those of rnn.h.
+// Letters: H hidden size, G gates (1 for plain units), L layers, V vocabulary. Notation and checks
+// are those of rnn.h.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +16,16 @@
 namespace rnnfast {
 
 struct LanguageModel {
+  enum class Cell { kTanh, kRelu, kGru, kLstm };
   struct LayerWeights {
-    const float* w; // layer 0: W_hh, [H, H]. Other layers: [H, 2 H], whose row j is row j of W_hh
-                    // followed by row j of W_ih
-    const float* b; // [H]: b_ih + b_hh
+    const float* w_hh; // [G H, H]
+    const float* w_ih; // [G H, H]; nullptr in layer 0, which has `table`
+    const float* b_ih; // [G H]
+    const float* b_hh; // [G H]
   };
-  int64_t V, H;                     // each at least 1
-  bool relu;                        // true: f is ReLU; false: f is tanh
-  const float* table;               // [V, H]: W_ih x of layer 0 for every token
+  int64_t V, H; // each at least 1
+  Cell cell;
+  const float* table;               // [V, G H]: W_ih x of layer 0 for every token
   const float* decoder_w;           // [V, H]: W_out
   const float* decoder_b;           // [V]: b_out; minus infinity excludes a token
   std::vector<LayerWeights> layers; // [L], L at least 1
@@ -39,12 +43,12 @@ struct Sampling {
   uint64_t seed;      // every value is valid
 };
 
-// Generates text with one model, and keeps the hidden state from call to call. Only one call may
+// Generates text with one model, and keeps the state from call to call. Only one call may
 // run at a time.
 class Sampler {
 public:
   // Copies the weights, in the layout of the instruction set that is in use at that moment; the
-  // pointers are not used after the constructor. The hidden state begins as zeros. `generate` runs
+  // pointers are not used after the constructor. The state begins as zeros. `generate` runs
   // on up to `threads` threads, or on fewer where that is faster. The tokens do not depend on the
   // number of threads.
   //

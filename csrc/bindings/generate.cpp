@@ -7,9 +7,11 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "../api/gated.h"
 #include "../api/generate.h"
 #include "bindings.h"
 
@@ -18,19 +20,38 @@ using namespace rnnfast;
 
 namespace {
 
-// table: [V, H]. layers: for each layer a pair of a weight, [H, H] in layer 0 and [H, 2H] in the
-// layers above, and a bias, [H]. decoder_w: [V, H]. decoder_b: [V].
+LanguageModel::Cell cell_of(const std::string& name) {
+  using Cell = LanguageModel::Cell;
+  for (const auto& [known, cell] : {std::pair{"tanh", Cell::kTanh},
+                                    {"relu", Cell::kRelu},
+                                    {"gru", Cell::kGru},
+                                    {"lstm", Cell::kLstm}}) {
+    if (name == known) {
+      return cell;
+    }
+  }
+  throw std::invalid_argument("cell must be 'tanh', 'relu', 'gru' or 'lstm', got '" + name + "'");
+}
+
+// With G gates, table: [V, G H]. layers: for each layer W_hh, [G H, H], W_ih, [G H, H] or None in
+// layer 0, b_ih and b_hh, [G H]. decoder_w: [V, H]. decoder_b: [V].
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
-                                    py::handle decoder_w_, py::handle decoder_b_, bool relu,
-                                    double temperature, int64_t top_k, double top_p, int64_t stop,
-                                    uint64_t seed, int threads) {
+                                    py::handle decoder_w_, py::handle decoder_b_,
+                                    const std::string& cell_name, double temperature, int64_t top_k,
+                                    double top_p, int64_t stop, uint64_t seed, int threads) {
   const TensorView table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
-  if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1) {
-    table.refuse("(V, H) with V and H at least 1");
+  const LanguageModel::Cell cell = cell_of(cell_name);
+  const int64_t G = cell == LanguageModel::Cell::kGru    ? gates_of(GatedCell::kGru)
+                    : cell == LanguageModel::Cell::kLstm ? gates_of(GatedCell::kLstm)
+                                                         : 1;
+  if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1 || table.size(1) % G != 0) {
+    table.refuse(G == 1 ? "(V, H) with V and H at least 1"
+                        : "(V, G H) with V and H at least 1 and G = 3 gates of a GRU or 4 of an "
+                          "LSTM");
   }
-  const int64_t V = table.size(0), H = table.size(1);
-  table.expect_contiguous(Dtype::kFloat32, {V, H});
+  const int64_t V = table.size(0), H = table.size(1) / G;
+  table.expect_contiguous(Dtype::kFloat32, {V, G * H});
   decoder_w.expect_contiguous(Dtype::kFloat32, {V, H});
   decoder_b.expect_contiguous(Dtype::kFloat32, {V});
   require(!layers.empty(), "layers must have at least 1 layer", layers.size());
@@ -43,19 +64,31 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
   require(stop >= -1 && stop < V, wanted.c_str(), stop);
   LanguageModel model{V,
                       H,
-                      relu,
+                      cell,
                       table.data<const float>(),
                       decoder_w.data<const float>(),
                       decoder_b.data<const float>(),
                       {}};
-  for (py::handle pair : layers) {
-    const auto [w_, b_] = pair.cast<std::pair<py::object, py::object>>();
+  for (py::handle tensors : layers) {
+    const auto [w_hh_, w_ih_, b_ih_, b_hh_] =
+        tensors.cast<std::tuple<py::object, py::object, py::object, py::object>>();
     const std::string layer = " of layer " + std::to_string(model.layers.size());
-    const std::string w_name = "weight" + layer, b_name = "bias" + layer;
-    const TensorView w(w_name.c_str(), w_), b(b_name.c_str(), b_);
-    w.expect_contiguous(Dtype::kFloat32, {H, model.layers.empty() ? H : 2 * H});
-    b.expect_contiguous(Dtype::kFloat32, {H});
-    model.layers.push_back({w.data<const float>(), b.data<const float>()});
+    const std::string names[] = {"weight_hh" + layer, "weight_ih" + layer, "bias_ih" + layer,
+                                 "bias_hh" + layer};
+    const TensorView w_hh(names[0].c_str(), w_hh_), w_ih(names[1].c_str(), w_ih_),
+        b_ih(names[2].c_str(), b_ih_), b_hh(names[3].c_str(), b_hh_);
+    w_hh.expect_contiguous(Dtype::kFloat32, {G * H, H});
+    if (bool(w_ih) == model.layers.empty()) {
+      throw std::invalid_argument(names[1] + (w_ih ? " must be None: layer 0 has the table"
+                                                   : " must be a tensor, got None"));
+    }
+    if (w_ih) {
+      w_ih.expect_contiguous(Dtype::kFloat32, {G * H, H});
+    }
+    b_ih.expect_contiguous(Dtype::kFloat32, {G * H});
+    b_hh.expect_contiguous(Dtype::kFloat32, {G * H});
+    model.layers.push_back({w_hh.data<const float>(), w_ih.data<const float>(),
+                            b_ih.data<const float>(), b_hh.data<const float>()});
   }
   py::gil_scoped_release release;
   return std::make_unique<Sampler>(model, Sampling{temperature, top_k, top_p, stop, seed},

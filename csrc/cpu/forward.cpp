@@ -75,7 +75,7 @@ public:
     barriers_.reset(new Barrier[most_threads + 1]);
     done_.reset(new Progress[most_threads]);
     if (gates_ != nullptr) {
-      bias_ = gate_biases(layout_, call);
+      bias_ = gate_biases(layout_, gates_->cell, call.b_ih, call.b_hh);
       if (gates_->cell == GatedCell::kGru) {
         const S* const b_hn = call.b_hh != nullptr ? call.b_hh + 2 * H : nullptr;
         recurrent_bias_ = widened(b_hn, b_hn != nullptr ? H : 0, width);

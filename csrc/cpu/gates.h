@@ -77,15 +77,17 @@ void pack_gates(const VectorKernels<S, O>& kernels, const S* w, const UnitLayout
 }
 
 // Return what is added to W_ih x of all gates: b_ih + b_hh, but only b_ih for the gate n of a GRU.
-template <class S> Buffer<Sum<S>> gate_biases(const UnitLayout& layout, const Forward<S>& call) {
+// A bias that is nullptr is zero.
+template <class S>
+Buffer<Sum<S>> gate_biases(const UnitLayout& layout, GatedCell cell, const S* b_ih, const S* b_hh) {
   Buffer<Sum<S>> sum = allocate<Sum<S>>(layout.width());
   std::fill_n(sum.get(), layout.width(), Sum<S>(0));
   for (int64_t g = 0; g < layout.gates; ++g) {
-    const bool apart = call.gates->cell == GatedCell::kGru && g == 2;
+    const bool apart = cell == GatedCell::kGru && g == 2;
     for (int64_t c = 0; c < layout.H; ++c) {
       const int64_t n = g * layout.H + c;
-      sum[layout.place(g, c)] = (call.b_ih != nullptr ? to_sum(call.b_ih[n]) : Sum<S>(0)) +
-                                (call.b_hh != nullptr && !apart ? to_sum(call.b_hh[n]) : Sum<S>(0));
+      sum[layout.place(g, c)] = (b_ih != nullptr ? to_sum(b_ih[n]) : Sum<S>(0)) +
+                                (b_hh != nullptr && !apart ? to_sum(b_hh[n]) : Sum<S>(0));
     }
   }
   return sum;

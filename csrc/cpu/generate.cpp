@@ -1,7 +1,5 @@
-// Text generation. A token takes L + 1 products of a single row, and a draw. The time of a product
-// is the time in which its weights come out of the cache. So the threads divide the columns, and
-// the part of each thread stays in the cache of its core. They must meet after every product, which
-// is quick unless one of the threads waits for a core.
+// Text generation. A token takes the products of the layers in token_rnn.h, one product for the
+// logits, and a draw.
 #include "../api/generate.h"
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include <random>
 
 #include "parallel.h"
+#include "token_rnn.h"
 #include "work.h"
 
 namespace rnnfast {
@@ -18,32 +17,6 @@ namespace {
 
 // The number of multiply-adds per token that makes an additional thread worth its barriers.
 constexpr int64_t kTokenWork = 1 << 16;
-
-Buffer<float> copy(const float* from, int64_t count) {
-  Buffer<float> to = allocate<float>(count);
-  std::copy_n(from, count, to.get());
-  return to;
-}
-
-// A matrix [N, K], packed as the right factor of a product.
-struct PackedMatrix {
-  int64_t N, K;
-  Buffer<float> packed;
-
-  PackedMatrix(const VectorKernels<float>& kernels, const float* w, int64_t N, int64_t K)
-      : N(N), K(K), packed(allocate<float>(kernels.packed_size(K, N))) {
-    kernels.pack(w, true, K, N, 0, N, packed.get());
-  }
-};
-
-struct SamplerLayer {
-  PackedMatrix w;
-  Buffer<float> b; // [H]
-  // What `w` multiplies: the last hidden state of this layer, [H], followed, except in layer 0, by
-  // the new state of the layer below, [H]. Two buffers take turns, because a step must not
-  // overwrite a state that other threads still read.
-  Buffer<float> input[2];
-};
 
 struct Candidate {
   float logit, weight;
@@ -66,21 +39,11 @@ class Sampler::Impl {
 public:
   Impl(const LanguageModel& model, const Sampling& sampling, int threads)
       : sampling_(sampling), kernels_(current_kernels<float>()), V_(model.V), H_(model.H),
-        act_(model.relu ? Activation::kRelu : Activation::kTanh),
-        table_(copy(model.table, V_ * H_)), decoder_w_(kernels_, model.decoder_w, V_, H_),
-        decoder_b_(copy(model.decoder_b, V_)), top_(state(0)),
+        rnn_(model, kernels_), decoder_w_(kernels_, model.decoder_w, V_, H_),
+        decoder_b_(widened(model.decoder_b, V_, V_)),
         logits_(allocate<float>(round_up(V_, kernels_.vector))), weights_(V_), candidates_(V_),
         random_(sampling.seed) {
-    for (const LanguageModel::LayerWeights& layer : model.layers) {
-      const int64_t below = layers_.empty() ? 0 : H_;
-      layers_.push_back({PackedMatrix(kernels_, layer.w, H_, H_ + below),
-                         copy(layer.b, H_),
-                         {state(below), state(below)}});
-    }
-    int64_t work = V_ * H_;
-    for (const SamplerLayer& layer : layers_) {
-      work += layer.w.N * layer.w.K;
-    }
+    const int64_t work = V_ * H_ + rnn_.multiply_adds();
     most_threads_ = int(std::clamp<int64_t>(work / kTokenWork, 1, std::max(threads, 1)));
   }
 
@@ -92,7 +55,8 @@ public:
                                 "), the range of the vocabulary of this model");
       }
     }
-    std::for_each(tokens, tokens + n, [this](int64_t token) { now_ = read(token, now_, 0, 1); });
+    std::for_each(tokens, tokens + n,
+                  [this](int64_t token) { now_ = rnn_.read(token, now_, 0, 1, barrier_); });
   }
 
   int64_t generate(int64_t n, int64_t* tokens) {
@@ -109,7 +73,7 @@ public:
         if (token < 0) {
           break;
         }
-        now = read(token, now, thread, threads);
+        now = rnn_.read(token, now, thread, threads, barrier_);
         if (thread == 0) {
           tokens[i] = token, now_ = now, count = i + 1;
         }
@@ -132,46 +96,9 @@ public:
   }
 
 private:
-  // Return a buffer of zeros that has room for `before` elements and then for the operand that a
-  // product writes.
-  Buffer<float> state(int64_t before) const {
-    const int64_t size = before + round_up(H_, kernels_.vector);
-    Buffer<float> buffer = allocate<float>(size);
-    std::fill_n(buffer.get(), size, 0.0f);
-    return buffer;
-  }
-
-  // Return the product of row `a` with the columns of `w` that belong to this thread.
-  FusedProduct<float> thread_product(const PackedMatrix& w, const float* a, int thread,
-                                     int threads) const {
-    const Columns columns = columns_of(thread, threads, w.N, kernels_.panel);
-    FusedProduct<float> product{};
-    product.rows = 1, product.K = w.K, product.N = w.N;
-    product.col_begin = columns.begin, product.col_end = columns.end;
-    product.a = a, product.w = w.packed.get();
-    return product;
-  }
-
-  // This thread's part of one time step of every layer. The layers read `input[now]`. Returns the
-  // `now` of the next step.
-  int read(int64_t token, int now, int thread, int threads) {
-    for (size_t l = 0; l < layers_.size(); ++l) {
-      FusedProduct<float> product =
-          thread_product(layers_[l].w, layers_[l].input[now].get(), thread, threads);
-      product.act = act_;
-      product.sums_before = layers_[l].b.get();
-      product.addend = l == 0 ? table_.get() + token * H_ : nullptr;
-      product.out = layers_[l].input[1 - now].get();
-      product.operand = l + 1 < layers_.size() ? layers_[l + 1].input[now].get() + H_ : top_.get();
-      kernels_.fused_product(product);
-      barrier_.wait(threads);
-    }
-    return 1 - now;
-  }
-
   // This thread's part of the logits of the next token.
   void logits(int thread, int threads) {
-    FusedProduct<float> product = thread_product(decoder_w_, top_.get(), thread, threads);
+    FusedProduct<float> product = decoder_w_.product(kernels_, rnn_.top(), thread, threads);
     product.act = Activation::kIdentity;
     product.sums_before = decoder_b_.get();
     product.operand = logits_.get();
@@ -256,16 +183,13 @@ private:
   const Sampling sampling_;
   const VectorKernels<float>& kernels_;
   const int64_t V_, H_;
-  const Activation act_;
-  const Buffer<float> table_; // [V, H]
+  TokenRnn rnn_;
   const PackedMatrix decoder_w_;
   const Buffer<float> decoder_b_; // [V]
-  std::vector<SamplerLayer> layers_;
   int most_threads_;
   Barrier barrier_;
   int64_t token_ = 0; // the token that was drawn last
-  int now_ = 0;       // the index of the `input` that the next step reads
-  Buffer<float> top_; // the state of the last layer
+  int now_ = 0;       // what the next `read` of rnn_ gets
   Buffer<float> logits_;
   std::vector<float> weights_; // [V], proportional to the probabilities
   std::vector<Candidate> candidates_;

@@ -221,18 +221,18 @@ def dropout_cpu(x, seed, p):
     return out
 
 
-def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, seed):
+def sampler(table, layers, decoder, cell, *, temperature, top_k, top_p, stop, seed):
     """Return a native sampler, which draws tokens from a recurrent language model.
 
-    With V tokens and H hidden units:
+    With V tokens, H hidden units and G gates, 3 of a GRU, 4 of an LSTM and otherwise 1:
 
     Args:
-        table: (V, H), the product W_ih x of the first layer for each token x.
-        layers: for each layer a pair of the matrix W_hh (H, H), above the first layer
-            [W_hh W_ih] (H, 2H), and the vector b_ih + b_hh (H).
+        table: (V, G * H), the product W_ih x of the first layer for each token x.
+        layers: for each layer W_hh (G * H, H), W_ih (G * H, H), which is None in the first layer,
+            b_ih (G * H) and b_hh (G * H).
         decoder: the weight (V, H) and the bias (V) of the output layer. A bias of -inf bans a
             token.
-        relu: whether the nonlinearity is ReLU instead of tanh.
+        cell: "tanh", "relu", "gru" or "lstm".
         temperature: divides the logits, at least 0. With 0 the most probable token is taken.
         top_k: how many of the most probable tokens may be drawn, at least 1.
         top_p: in (0, 1]. Of these, only the fewest tokens whose share of their probability reaches
@@ -254,10 +254,10 @@ def sampler(table, layers, decoder, relu, *, temperature, top_k, top_p, stop, se
     ``feed`` raises IndexError for a token that is not in [0, V). ``generate`` raises OverflowError
     if the logits of the next token are not finite.
     """
-    layers = [(weight.contiguous(), bias.contiguous()) for weight, bias in layers]
+    layers = [tuple(map(_contiguous, weights)) for weights in layers]
     tensors = (table.contiguous(), layers, *(t.contiguous() for t in decoder))
     stop = -1 if stop is None else stop
-    options = (relu, temperature, top_k, top_p, stop, seed, torch.get_num_threads())
+    options = (cell, temperature, top_k, top_p, stop, seed, torch.get_num_threads())
     return _C.Sampler(*tensors, *options)
 
 

@@ -115,9 +115,19 @@ RNNFAST_INLINE void prefetch(const FusedProduct<S, O>& product, int64_t row, int
       if (product.addend != nullptr) {
         __builtin_prefetch(product.addend + i * product.addend_stride + j);
       }
-      for (int s = 0; product.gates != nullptr && s < saved_of(product.gates->cell); ++s) {
-        __builtin_prefetch(product.gates->saved + i * product.gates->saved_stride + s * product.N +
-                           j);
+    }
+  }
+}
+
+// Fetch what the epilogue of a backward step of gated units will read.
+template <class S, class O>
+static void prefetch_saved(const FusedProduct<S, O>& product, int64_t row, int64_t rows,
+                           int64_t col, int64_t width) {
+  const GateStep<S>& step = *product.gates;
+  for (int64_t i = row; i < row + rows; ++i) {
+    for (int s = 0; s < saved_of(step.cell); ++s) {
+      for (int64_t j = col; j < col + width; j += 64 / sizeof(S)) {
+        __builtin_prefetch(step.saved + i * step.saved_stride + s * product.N + j);
       }
     }
   }
@@ -155,6 +165,9 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t rows = (product.rows - row) / (blocks - block);
     prefetch(product, row, rows, col, kWidth);
+    if (product.gates != nullptr) {
+      prefetch_saved(product, row, rows, col, kWidth);
+    }
     if (product.far) {
       prefetch_far(product, row, rows, col, kWidth, block, blocks);
     }

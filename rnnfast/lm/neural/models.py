@@ -343,9 +343,9 @@ class RNNLM(NeuralLM):
     def sampler(self, **options: Any) -> tuple[TokenSampler, int]:
         """Return a sampler; see `LanguageModel.sampler`.
 
-        It is a native one, except for gated cells and an adaptive decoder.
+        It is a native one, except for an adaptive decoder.
         """
-        if not isinstance(self.rnn, FastRNN) or isinstance(self.decoder, AdaptiveDecoder):
+        if isinstance(self.decoder, AdaptiveDecoder):
             # The copy keeps the weights of this moment while the model may be trained further.
             model = copy.deepcopy(self, {id(self.vocab): self.vocab})
             return RecurrentSampler(model.to("cpu", torch.float32).eval(), **options), 1
@@ -357,14 +357,14 @@ class RNNLM(NeuralLM):
         layers = []
         for k in range(0, len(rnn), 4):
             w_ih, w_hh, b_ih, b_hh = rnn[k : k + 4]
-            layers.append((torch.cat([w_hh, w_ih], 1) if k else w_hh, b_ih + b_hh))
+            layers.append((w_hh, w_ih if k else None, b_ih, b_hh))
         if self.vocab.unk is not None:
             decoder_b = decoder_b.index_fill(0, torch.tensor(self.vocab.unk), -math.inf)
-        relu = self.rnn.nonlinearity == "relu"
+        cell = self.rnn.mode.removeprefix("RNN_").lower()
         block = max(
             1, min(SAMPLED_TOKENS, SAMPLED_WEIGHTS // sum(p.numel() for p in self.parameters()))
         )
-        return _ops.sampler(table, layers, (decoder_w, decoder_b), relu, **options), block
+        return _ops.sampler(table, layers, (decoder_w, decoder_b), cell, **options), block
 
 
 class WindowLM(NeuralLM):

@@ -12,23 +12,53 @@
 
 namespace {
 
+using Cell = LanguageModel::Cell;
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// Replace h and c of a unit by the next ones. x and z are the parts of the gates that come from the
+// input and from h, G of each.
+void step(Cell cell, const std::vector<double>& x, const std::vector<double>& z, double& h,
+          double& c) {
+  switch (cell) {
+  case Cell::kTanh:
+    h = std::tanh(x[0] + z[0]);
+    break;
+  case Cell::kRelu:
+    h = std::max(x[0] + z[0], 0.0);
+    break;
+  case Cell::kGru: {
+    const double r = sigmoid(x[0] + z[0]), u = sigmoid(x[1] + z[1]);
+    h = (1 - u) * std::tanh(x[2] + r * z[2]) + u * h;
+    break;
+  }
+  case Cell::kLstm:
+    c = sigmoid(x[1] + z[1]) * c + sigmoid(x[0] + z[0]) * std::tanh(x[2] + z[2]);
+    h = sigmoid(x[3] + z[3]) * std::tanh(c);
+  }
+}
+
 // Compare greedy tokens with nested loops, and draw tokens with every kind of filter.
-void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
+void check_generate(int64_t V, int64_t H, int64_t L, Cell cell) {
   Random random;
-  const std::vector<float> table = random.array<float>(V * H, 2), b = random.array<float>(H, 0.2);
-  const std::vector<float> w = random.array<float>(H * H, 1 / std::sqrt(double(H)));
-  const std::vector<float> w2 = random.array<float>(H * 2 * H, 1 / std::sqrt(double(H)));
+  const int64_t G = cell == Cell::kGru ? 3 : cell == Cell::kLstm ? 4 : 1, N = G * H;
+  const double scale = 1 / std::sqrt(double(H));
+  const std::vector<float> table = random.array<float>(V * N, 2);
+  const std::vector<float> w_hh = random.array<float>(N * H, scale),
+                           w_ih = random.array<float>(N * H, scale),
+                           b_ih = random.array<float>(N, 0.2), b_hh = random.array<float>(N, 0.2);
   const std::vector<float> decoder_w = random.array<float>(V * H);
   std::vector<float> decoder_b = random.array<float>(V, 0.2);
-  LanguageModel model{V, H, relu, table.data(), decoder_w.data(), decoder_b.data(), {}};
+  LanguageModel model{V, H, cell, table.data(), decoder_w.data(), decoder_b.data(), {}};
   for (int64_t l = 0; l < L; ++l) {
-    model.layers.push_back({l == 0 ? w.data() : w2.data(), b.data()});
+    model.layers.push_back({w_hh.data(), l == 0 ? nullptr : w_ih.data(), b_ih.data(), b_hh.data()});
   }
   const std::vector<int64_t> prompt{0, V - 1, V / 2};
   for (const Isa* isa : available_isas()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " generate V=" + std::to_string(V) +
-                             " H=" + std::to_string(H) + " L=" + std::to_string(L);
+                             " H=" + std::to_string(H) + " L=" + std::to_string(L) + " cell " +
+                             std::to_string(int(cell));
     Sampler greedy(model, {0, V, 1, -1, 0}, 3);
     std::vector<int64_t> tokens = prompt, drawn(30);
     greedy.feed(prompt.data(), int64_t(prompt.size()));
@@ -39,17 +69,21 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
       }
     }
     tokens.insert(tokens.end(), drawn.begin(), drawn.end());
-    std::vector<std::vector<double>> states(L, std::vector<double>(H));
+    std::vector<std::vector<double>> states(L, std::vector<double>(H)), cs = states;
     for (size_t i = 0; i + 1 < tokens.size(); ++i) {
       for (int64_t l = 0; l < L; ++l) {
-        std::vector<double> next(b.begin(), b.end());
+        std::vector<double> next = states[l];
         for (int64_t j = 0; j < H; ++j) {
-          next[j] += l == 0 ? double(table[tokens[i] * H + j]) : 0;
-          for (int64_t k = 0; k < H; ++k) {
-            next[j] += double(l == 0 ? w[j * H + k] : w2[j * 2 * H + k]) * states[l][k];
-            next[j] += l == 0 ? 0 : double(w2[j * 2 * H + H + k]) * states[l - 1][k];
+          std::vector<double> x(G), z(G);
+          for (int64_t g = 0; g < G; ++g) {
+            const int64_t n = g * H + j;
+            x[g] = b_ih[n] + (l == 0 ? double(table[tokens[i] * N + n]) : 0), z[g] = b_hh[n];
+            for (int64_t k = 0; k < H; ++k) {
+              x[g] += l == 0 ? 0 : double(w_ih[n * H + k]) * states[l - 1][k];
+              z[g] += double(w_hh[n * H + k]) * states[l][k];
+            }
           }
-          next[j] = relu ? std::max(next[j], 0.0) : std::tanh(next[j]);
+          step(cell, x, z, next[j], cs[l][j]);
         }
         states[l] = next;
       }
@@ -110,8 +144,13 @@ void check_generate(int64_t V, int64_t H, int64_t L, bool relu) {
 } // namespace
 
 void test_generate() {
-  check_generate(1, 1, 1, false);
-  check_generate(65, 33, 1, true);
-  check_generate(17, 7, 3, false);
-  check_generate(300, 261, 2, false); // large enough for several threads
+  check_generate(1, 1, 1, Cell::kTanh);
+  check_generate(65, 33, 1, Cell::kRelu);
+  check_generate(17, 7, 3, Cell::kTanh);
+  check_generate(300, 261, 2, Cell::kTanh); // large enough for several threads
+  for (const Cell cell : {Cell::kGru, Cell::kLstm}) {
+    check_generate(1, 1, 1, cell);
+    check_generate(17, 7, 3, cell);
+    check_generate(100, 131, 2, cell);
+  }
 }
