@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from .. import _ops, _torch
 from ._loss_chunks import DTYPES, IGNORED, linear_cross_entropy_in_chunks
-from ._rnn import autocast_dtype, cast
-from ._shared import can_run_kernel, differentiable_gradients
+from ._shared import autocast_dtype, can_run_kernel, cast, differentiable_gradients
 
 
 def linear_cross_entropy(
