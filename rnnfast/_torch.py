@@ -367,3 +367,13 @@ def has_readable_values(t):
         and not is_in_transform()
         and not (t.is_cuda and torch.cuda.is_current_stream_capturing())
     )
+
+
+def skips_updates_where(optimizer, flag):
+    """Let ``optimizer.step()`` change nothing where ``flag``, a float32 tensor (), is 1.
+
+    The fused optimizers can do that, without reading the flag on the host; torch.amp.GradScaler
+    asks them in this way. Return whether this one can.
+    """
+    optimizer.found_inf = flag
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -202,6 +202,7 @@ private:
       for (int64_t c = 0; c < count; ++c) {
         pre[place + c] = to_sum(row[c0 + c]) + bias_[place + c];
       }
+      std::fill(pre + place + count, pre + place + layout_.panel, C(0)); // for whole vectors
     }
   }
 

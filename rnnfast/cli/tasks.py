@@ -19,7 +19,7 @@ from ..tasks import SequenceClassifier, SequenceTagger
 from ..tasks.base import SequenceEstimator
 from ..tasks.data import read_columns, read_labelled, read_tagged, read_texts
 from ..tasks.labels import LabelEstimator
-from ..tasks.network import POOLINGS
+from ..tasks.network import CELLS, POOLINGS
 from ..tasks.storage import new_folder
 from .options import Commands, Group, add_command, add_option, add_out_options
 from .output import Output
@@ -264,7 +264,8 @@ def _add_settings(sub: argparse.ArgumentParser, cls: type[SequenceEstimator]) ->
     add("seed", int, about)
     about = "Initialise the embeddings of words with the vectors of this file (see rnnfast embed)"
     add("embeddings", str, about, "FILE")
-    add("nonlinearity", None, "Nonlinearity of the RNN", choices=("tanh", "relu"))
+    about = "Recurrent layers: tanh or relu for an Elman RNN, or gru or lstm"
+    add("cell", None, about, choices=CELLS)
     about = "Use an RNN in each direction"
     add("bidirectional", None, about, action=argparse.BooleanOptionalAction)
     about = "Weight classes in the loss by the inverse of their frequency"

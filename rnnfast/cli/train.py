@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .. import lm
+from .. import build_info, lm
 from .._common import progress
 from .._common.runtime import rank
 from .._common.text import counted
@@ -21,6 +21,7 @@ from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
 from ..lm.training.distributed import joined
 from ..lm.training.state import TrainingStep
+from .doctor import bf16_advice
 from .options import (
     TEXTS,
     Commands,
@@ -67,6 +68,8 @@ def _train(args: argparse.Namespace, output: Output) -> int:
         f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters"
     )
     output.text.print(escape(about))
+    if not args.resume and (advice := _bf16_advice(config)):
+        output.text.print(escape(advice))
     if coverage is not None:
         output.text.print(f"embeddings: {coverage}")
     try:
@@ -192,6 +195,13 @@ def model_name(config: lm.Config) -> str:
     return config.cell.upper() if config.cell in GATED else "RNN"
 
 
+def _bf16_advice(config: lm.Config) -> str | None:
+    """Return advice to use bfloat16 if the run is on a GPU that is good at it."""
+    if config.bf16 or not config.device.startswith("cuda"):
+        return None
+    return bf16_advice(config.device, build_info())
+
+
 def _kind(config: lm.Config) -> str:
     name = model_name(config)
     return name if config.cell in GATED else f"{config.cell} {name}"
@@ -290,6 +300,8 @@ def _add_training(group: Group) -> None:
     add_setting(group, "accumulate", int, about)
     add_setting(group, "bf16", None, "Train with autocast to bfloat16", **flag)
     add_setting(group, "compile", None, "Compile the training step with torch.compile", **flag)
+    about = "Capture the training step on a CUDA device once as a CUDA graph, and replay it"
+    add_setting(group, "cuda_graph", None, about, **flag)
     shown = f"{DEFAULT_EPOCHS} with a text of yours"
     add_setting(
         group,

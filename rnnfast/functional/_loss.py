@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
-from ._shared import can_run_kernel, differentiable_gradients
+from ._loss_chunks import DTYPES, IGNORED, linear_cross_entropy_in_chunks
+from ._shared import autocast_dtype, can_run_kernel, cast, differentiable_gradients
 
 
 def linear_cross_entropy(
@@ -35,10 +36,14 @@ def linear_cross_entropy(
     Returns:
         The losses in nats: their mean () or sum (), or with ``"none"`` each of them, (N).
 
-    float32 and float64 on the CPU run on rnnfast's kernel. Other dtypes and devices, empty input,
-    autocast, transforms of torch.func and forward-mode AD run on torch's own operators, with the
-    same results. The gradients are computed in the forward pass, except with ``"none"``, where the
-    backward pass computes the logits again. The result can be differentiated twice.
+    float32 and float64 on the CPU run on rnnfast's kernel. float32, float64 and bfloat16 on CUDA,
+    and autocast to bfloat16 there, run on torch's operators for one chunk of rows at a time. The
+    gradients are computed in the forward pass, except with ``"none"``, where the backward pass
+    computes the logits again. The result can be differentiated twice.
+
+    Other dtypes and devices, empty input, autocast on the CPU, transforms of torch.func and
+    forward-mode AD run on torch's own operators for all rows at once, with the same results. So
+    does ``torch.compile`` on CUDA.
 
     Raises:
         ValueError: ``reduction`` is unknown.
@@ -61,45 +66,78 @@ def linear_cross_entropy(
             f"{tuple(target.shape)}"
         )
     tensors = (input, linear_weight, target, linear_bias)
-    if not can_run_kernel(input, input.dtype, _ops.has_loss_kernel):
-        return _linear_cross_entropy_torch(*tensors, reduction)
-    for name, t in zip(("linear_weight", "target", "linear_bias"), tensors[1:], strict=True):
-        if t is not None and not t.is_cpu:
-            raise RuntimeError(f"{name} must be on cpu like the input, got {t.device}")
-    needs = [
-        t is not None and t.requires_grad and torch.is_grad_enabled()
-        for t in (input, linear_weight, linear_bias)
-    ]
-    if True in needs:
-        return _LinearCrossEntropy.apply(*tensors, reduction, needs)
-    return _ops.linear_cross_entropy(*tensors, None, reduction, *needs)[0]
-
-
-def _linear_cross_entropy_torch(input, linear_weight, target, linear_bias, reduction):
-    """Return the same on torch's operators, which support every dtype, device and derivative."""
+    if can_run_kernel(input, input.dtype, _ops.has_loss_kernel):
+        for name, t in zip(("linear_weight", "target", "linear_bias"), tensors[1:], strict=True):
+            if t is not None and not t.is_cpu:
+                raise RuntimeError(f"{name} must be on cpu like the input, got {t.device}")
+        return _linear_cross_entropy(*tensors, reduction, in_chunks=False)
     if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
         # F.linear would broadcast the bias.
         raise RuntimeError(
             f"linear_bias must be ({len(linear_weight)},) to fit linear_weight, "
             f"got {tuple(linear_bias.shape)}"
         )
+    if input.is_cuda and _can_run_in_chunks(input, linear_weight):
+        return _in_chunks(*tensors, reduction)
+    return _linear_cross_entropy_torch(*tensors, reduction)
+
+
+def _can_run_in_chunks(input, linear_weight):
+    return (
+        (autocast_dtype(input.device.type) or input.dtype) in DTYPES
+        and input.numel() > 0
+        and linear_weight.numel() > 0
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not _torch.is_in_transform_or_forward_ad()
+    )
+
+
+def _in_chunks(input, linear_weight, target, linear_bias, reduction):
+    """Run the call for one chunk of rows at a time, in the dtype of autocast if that is enabled."""
+    dtype = autocast_dtype(input.device.type)
+    if dtype is None:
+        tensors = (input, linear_weight, target, linear_bias)
+        return _linear_cross_entropy(*tensors, reduction, in_chunks=True).to(input.dtype)
+    input, linear_weight, linear_bias = (
+        cast(t, dtype) for t in (input, linear_weight, linear_bias)
+    )
+    tensors = (input, linear_weight, target, linear_bias)
+    return _linear_cross_entropy(*tensors, reduction, in_chunks=True)
+
+
+def _linear_cross_entropy(input, linear_weight, target, linear_bias, reduction, in_chunks):
+    """Return the loss that the kernel computes, or with ``in_chunks`` torch's operators."""
+    tensors = (input, linear_weight, target, linear_bias)
+    needs = [
+        t is not None and t.requires_grad and torch.is_grad_enabled()
+        for t in (input, linear_weight, linear_bias)
+    ]
+    if True in needs:
+        return _LinearCrossEntropy.apply(*tensors, reduction, needs, in_chunks)
+    return _run(in_chunks)(*tensors, None, reduction, *needs)[0]
+
+
+def _run(in_chunks):
+    return linear_cross_entropy_in_chunks if in_chunks else _ops.linear_cross_entropy
+
+
+def _linear_cross_entropy_torch(input, linear_weight, target, linear_bias, reduction):
+    """Return the same on torch's operators, which support every dtype, device and derivative."""
     logits = F.linear(input, linear_weight, linear_bias)
-    # The kernel ignores no target. F.cross_entropy must ignore one value; its default, -100, or V
-    # may be in `target` by mistake and would then go unnoticed.
-    ignored = torch.iinfo(torch.int64).min
-    return F.cross_entropy(logits, target, reduction=reduction, ignore_index=ignored)
+    return F.cross_entropy(logits, target, reduction=reduction, ignore_index=IGNORED)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     # There is no setup_context, for the reason given in _kernels.py.
     @staticmethod
-    def forward(ctx, input, linear_weight, target, linear_bias, reduction, needs):
+    def forward(ctx, input, linear_weight, target, linear_bias, reduction, needs, in_chunks):
         tensors = (input, linear_weight, target, linear_bias)
-        ctx.reduction, ctx.needs = reduction, needs
+        ctx.reduction, ctx.needs, ctx.in_chunks = reduction, needs, in_chunks
         if reduction == "none":  # the gradient of each loss is known in the backward pass only
             ctx.save_for_backward(*tensors)
-            return _ops.linear_cross_entropy(*tensors, None, reduction, False, False, False)[0]
-        loss, *gradients = _ops.linear_cross_entropy(*tensors, None, reduction, *needs)
+            return _run(in_chunks)(*tensors, None, reduction, False, False, False)[0]
+        loss, *gradients = _run(in_chunks)(*tensors, None, reduction, *needs)
         ctx.save_for_backward(*tensors, *gradients)
         return loss
 
@@ -110,16 +148,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return differentiable_gradients(
                 ctx,
                 lambda *tensors: [_linear_cross_entropy_torch(*tensors[:4], ctx.reduction)],
-                (*tensors, None, None),
+                (*tensors, None, None, None),
                 [dloss],
             )
         if gradients:
             # Most backward passes begin at the loss with dloss = 1. Then there is nothing to
-            # multiply. Reading dloss is free on the CPU only.
-            reading = not torch.compiler.is_compiling() and dloss.device.type == "cpu"
+            # multiply. Reading dloss is free on the CPU only, where the kernel runs.
+            reading = not torch.compiler.is_compiling() and not ctx.in_chunks
             if not (reading and dloss.item() == 1):
-                gradients = [g * dloss for g in gradients]
+                gradients = [g if g is None else g * dloss for g in gradients]
         else:
-            _, *gradients = _ops.linear_cross_entropy(*tensors, dloss, ctx.reduction, *ctx.needs)
+            _, *gradients = _run(ctx.in_chunks)(*tensors, dloss, ctx.reduction, *ctx.needs)
         dx, dw, db = (g if need else None for g, need in zip(gradients, ctx.needs, strict=True))
-        return dx, dw, None, db, None, None
+        return dx, dw, None, db, None, None, None

@@ -109,6 +109,8 @@ class Config:
         accumulate: The number of parts of a batch that run one after the other, to save memory.
         bf16: Use autocast to bfloat16.
         compile: Use `torch.compile` for the training step.
+        cuda_graph: On a CUDA device, capture the training step once as a CUDA graph and replay it.
+            An adaptive softmax and several processes run without one.
         epochs: The number of passes over the training text.
         max_seconds: The time for training and validation, in seconds.
         seed: The seed of the weights, of dropout and of the sample.
@@ -157,6 +159,7 @@ class Config:
     accumulate: int = 1
     bf16: bool = False
     compile: bool = False
+    cuda_graph: bool = True
     epochs: int | None = None
     max_seconds: float | None = None
     seed: int = 1

@@ -64,7 +64,7 @@ class Recurrent(nn.RNNBase, Generic[_State]):
             self.zoneout or (self.training and (self.variational_dropout or self.weight_dropout))
         )
 
-    def _weights(self):
+    def _weights(self) -> list[Tensor]:
         """Return the weights for one call, in the order that torch's module uses.
 
         In training, DropConnect is applied to the recurrent weights.

@@ -243,7 +243,7 @@ class SequenceEstimator(Settings, ABC):
             int(self.hidden_size),  # a grid search over a NumPy array gives an int64 of NumPy
             int(self.num_layers),
             bool(self.bidirectional),
-            self.nonlinearity,
+            self.cell,
             self.dropout,
             None if self._every_step else self.pooling,
             self._outputs,

@@ -16,11 +16,11 @@ from .storage import plain
 
 @dataclass(kw_only=True, eq=False)
 class SequenceClassifier(LabelEstimator):
-    """Classifier of sequences: an Elman RNN reads a sequence and predicts one label for it.
+    """Classifier of sequences: an RNN reads a sequence and predicts one label for it.
 
-    The RNN is a `rnnfast.FastRNN`. Its hidden states (T, D * H), with D directions and H hidden
-    units, are pooled over the time steps. A linear layer turns the result into class scores.
-    `fit` takes N sequences X and N labels y. `score` returns the accuracy.
+    The RNN is a `FastRNN`, `FastGRU` or `FastLSTM` of `rnnfast`. Its hidden states (T, D * H), with
+    D directions and H hidden units, are pooled over the time steps. A linear layer turns the result
+    into class scores. `fit` takes N sequences X and N labels y. `score` returns the accuracy.
 
     Args:
         pooling: The pooling of the hidden states: "last" takes the last state of each direction,

@@ -1,8 +1,9 @@
-"""The network of every estimator: embeddings, FastRNN, pooling and a linear layer."""
+"""The network of every estimator: embeddings, an RNN, pooling and a linear layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..embeddings import Vectors
-from ..nn import Dropout, FastRNN
+from ..nn import Dropout, FastGRU, FastLSTM, FastRNN
 from .inputs import Tokens
 
-NONLINEARITIES = ("tanh", "relu")
+GATED: dict[str, type[FastGRU] | type[FastLSTM]] = {"gru": FastGRU, "lstm": FastLSTM}
+CELLS = ("tanh", "relu", *GATED)
 POOLINGS = ("last", "mean", "max")
 # The standard deviation of what the input adds to a hidden unit before training.
 INPUT_STD = 0.25
@@ -58,7 +60,7 @@ class Embedding(nn.Module):
 
 
 class SequenceNetwork(nn.Module):
-    """An Elman RNN with a linear layer, for a sequence or for each of its time steps.
+    """An RNN with a linear layer, for a sequence or for each of its time steps.
 
     Args:
         embedding: The embeddings of the tokens, or None if the input is vectors.
@@ -66,7 +68,7 @@ class SequenceNetwork(nn.Module):
         hidden_size: The number of hidden units of each layer and direction.
         num_layers: The number of recurrent layers.
         bidirectional: Whether a second RNN reads the sequence backwards.
-        nonlinearity: The activation function, "tanh" or "relu".
+        cell: "tanh" or "relu" for an Elman RNN, "gru" or "lstm".
         dropout: The probability of dropout on the vectors, between layers and before the linear
             layer.
         pooling: What the linear layer reads: "last" is the last state of each direction, "mean" and
@@ -82,18 +84,18 @@ class SequenceNetwork(nn.Module):
         hidden_size: int,
         num_layers: int,
         bidirectional: bool,
-        nonlinearity: str,
+        cell: str,
         dropout: float,
         pooling: str | None,
         outputs: int,
     ):
         super().__init__()
         self.embedding = embedding
-        self.rnn = FastRNN(
+        cls = GATED[cell] if cell in GATED else partial(FastRNN, nonlinearity=cell)
+        self.rnn: FastRNN | FastGRU | FastLSTM = cls(
             input_size,
             hidden_size,
             num_layers,
-            nonlinearity=nonlinearity,
             bidirectional=bidirectional,
             dropout=dropout if num_layers > 1 else 0.0,
         )
@@ -102,7 +104,8 @@ class SequenceNetwork(nn.Module):
         self.head = nn.Linear(hidden_size * (1 + bidirectional), outputs)
         for name, parameter in self.rnn.named_parameters():
             if name.startswith("weight_hh"):
-                nn.init.orthogonal_(parameter)
+                for gate in parameter.split(hidden_size):
+                    nn.init.orthogonal_(gate)
             elif name.startswith("weight_ih_l0"):
                 scale = (1.0 if embedding is None else EMBEDDING_STD) * input_size**0.5
                 nn.init.normal_(parameter, std=INPUT_STD / scale)
@@ -124,6 +127,8 @@ class SequenceNetwork(nn.Module):
         if self.embedding is not None:
             x = self.embedding(x)
         states, h_n = self.rnn(self.dropout(x), lengths=lengths)
+        if isinstance(h_n, tuple):  # h and c of an LSTM
+            h_n, _ = h_n
         if self.pooling == "last":
             D = 1 + self.rnn.bidirectional
             states = torch.cat(tuple(h_n[-D:]), -1)

@@ -16,12 +16,13 @@ from .settings import Flag, Pooling
 
 @dataclass(kw_only=True, eq=False)
 class SequenceRegressor(SequenceEstimator):
-    """Regressor of sequences: an Elman RNN predicts numbers for a sequence or for its time steps.
+    """Regressor of sequences: an RNN predicts numbers for a sequence or for its time steps.
 
-    The RNN is a `rnnfast.FastRNN`, and a linear layer turns its hidden states into numbers. The
-    loss is the mean squared error of targets that are scaled to mean 0 and variance 1. `fit` takes
-    N sequences X and targets y of shape (N,) or (N, K), or with `every_step` a list of N arrays
-    (T,). `score` returns the coefficient of determination R², which is averaged over the K numbers.
+    The RNN is a `FastRNN`, `FastGRU` or `FastLSTM` of `rnnfast`, and a linear layer turns its
+    hidden states into numbers. The loss is the mean squared error of targets that are scaled to
+    mean 0 and variance 1. `fit` takes N sequences X and targets y of shape (N,) or (N, K), or with
+    `every_step` a list of N arrays (T,). `score` returns the coefficient of determination R², which
+    is averaged over the K numbers.
 
     Args:
         pooling: The pooling of the hidden states, if there is one target for a sequence: "last"

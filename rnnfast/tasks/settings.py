@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import numpy as np
 
 from .._common.errors import ArgumentError, UserError
-from .network import NONLINEARITIES, POOLINGS
+from .network import CELLS, POOLINGS
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ NonNegativeNumber = Annotated[
 ]
 Flag = Annotated[bool, Constraint((bool, np.bool_), "True or False")]
 FileName = Annotated[str | Path | None, Constraint((str, Path, type(None)), "the name of a file")]
-Nonlinearity = Annotated[str, _one_of(NONLINEARITIES)]
+Cell = Annotated[str, _one_of(CELLS)]
 ReservoirNonlinearity = Annotated[str, _one_of(("tanh", "relu", "sigmoid", "softplus", "linear"))]
 FloatType = Annotated[str, _one_of(("float32", "float64"))]
 Pooling = Annotated[str, _one_of(POOLINGS)]
@@ -140,7 +140,7 @@ class Settings(Parameters):
             rarer than `min_count` or occur only in the file. A saved model does not need the file.
         hidden_size: The number of hidden units of each layer and direction.
         num_layers: The number of recurrent layers.
-        nonlinearity: The activation function, "tanh" or "relu".
+        cell: The recurrent layers: "tanh" or "relu" for an Elman RNN, "gru" or "lstm".
         bidirectional: Whether a second RNN reads the sequence backwards.
         dropout: The probability of dropout on embeddings, between layers and before the output.
         word_dropout: The probability that training replaces the value of a feature by "unknown".
@@ -166,7 +166,7 @@ class Settings(Parameters):
     embeddings: FileName = None
     hidden_size: PositiveInteger = 64
     num_layers: PositiveInteger = 1
-    nonlinearity: Nonlinearity = "tanh"
+    cell: Cell = "tanh"
     bidirectional: Flag = True
     dropout: Probability = 0.3
     word_dropout: Probability = 0.1

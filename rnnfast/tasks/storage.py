@@ -130,8 +130,13 @@ def params_to_json(params: dict) -> dict:
 
 
 def params_from_json(params: dict) -> dict:
-    """Return the settings of an estimator from what `params_to_json` made of them."""
+    """Return the settings of an estimator from what `params_to_json` made of them.
+
+    Estimators of version 0.1 called `cell` `nonlinearity`.
+    """
     params = {**params, "features": tuple(params["features"])}
+    if "nonlinearity" in params:
+        params["cell"] = params.pop("nonlinearity")
     if isinstance(params.get("class_weight"), list):
         params["class_weight"] = dict(params["class_weight"])
     return params

@@ -19,14 +19,15 @@ from .storage import plain
 
 @dataclass(kw_only=True, eq=False)
 class SequenceTagger(LabelEstimator):
-    """Tagger of sequences: an Elman RNN predicts one label for each time step.
+    """Tagger of sequences: an RNN predicts one label for each time step.
 
-    The RNN is a `rnnfast.FastRNN`. A linear layer turns its hidden state at each time step into
-    class scores. `fit` takes N sequences X and a list y of N lists of labels, one for each time
-    step. `score` returns the F1 of the chunks, as conlleval and seqeval compute it, if all labels
-    are tags of one scheme: IOB, IOE, IOBES (BIOES) or BILOU, with the type of the chunk after the
-    letter ("B-NP"), before it ("NP-B") or without types ("B"). Otherwise it returns the accuracy
-    over all time steps. If the labels look like tags, a warning says why they get no F1.
+    The RNN is a `FastRNN`, `FastGRU` or `FastLSTM` of `rnnfast`. A linear layer turns its hidden
+    state at each time step into class scores. `fit` takes N sequences X and a list y of N lists of
+    labels, one for each time step. `score` returns the F1 of the chunks, as conlleval and seqeval
+    compute it, if all labels are tags of one scheme: IOB, IOE, IOBES (BIOES) or BILOU, with the
+    type of the chunk after the letter ("B-NP"), before it ("NP-B") or without types ("B").
+    Otherwise it returns the accuracy over all time steps. If the labels look like tags, a warning
+    says why they get no F1.
 
     `scores` returns the keys "accuracy" and, for tags of a scheme, "chunk F1" and "strict chunk
     F1". The strict F1 counts only the chunks that begin and end as the scheme says. These are the

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from cli_helpers import process
 from lm_helpers import ROOT
 
 import rnnfast
+from rnnfast import lm
 from rnnfast._common import doctor as program
-from rnnfast.cli import doctor
+from rnnfast.cli import doctor, train
 
 
 def test_the_process_reports_that_all_is_well():
@@ -27,6 +29,7 @@ def test_the_process_reports_that_all_is_well():
     assert report["build"]["isas"] == rnnfast.build_info()["isas"]
     assert report["torch"]["dlpack_exchange_api"] and report["cuda"]["kernels"]
     assert 0 < report["self_test"]["cpu"] < doctor.TOLERANCE
+    assert report["bf16"].keys() == {"cpu", "cuda"}
     if sys.platform == "linux":
         assert len(report["openmp_runtimes"]) == rnnfast.build_info()["openmp"]
 
@@ -136,6 +139,28 @@ def test_why_the_cuda_kernels_do_not_run(monkeypatch):
     assert doctor.cuda_kernels(build) == "off: RNNFAST_CUDA_KERNEL=torch"
     build["cuda_kernel"] = "auto"
     assert doctor.cuda_kernels(build) == "on: auto"
+
+
+def test_bf16_is_suggested_where_it_is_multiplied(monkeypatch):
+    assert "--bf16 may be faster" in doctor.bf16_advice("cpu", {"isa": "avx512_bf16"})
+    assert doctor.bf16_advice("cpu", {"isa": "avx2"}) is None
+    build = {"cuda": True, "cuda_kernel": "auto"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.bf16_advice("cuda", build) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert doctor.bf16_advice("cuda", build) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert doctor.bf16_advice("cuda", build).endswith("--bf16 may be faster")
+    build["cuda_kernel"] = None
+    assert "RNNFAST_CUDA_KERNEL=auto" in doctor.bf16_advice("cuda:1", build)
+    build["cuda"] = False
+    assert "for large models" in doctor.bf16_advice("cuda", build)
+    # Training says so, except on a CPU and if it is done.
+    config = lm.Config.defaults("word", device="cuda", epochs=1)
+    assert "--bf16 may be faster" in train._bf16_advice(config)
+    for change in ({"device": "cpu"}, {"bf16": True}):
+        assert train._bf16_advice(replace(config, **change)) is None
 
 
 def test_a_machine_without_proc(monkeypatch):

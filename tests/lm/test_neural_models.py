@@ -234,9 +234,11 @@ def test_regularisers_act_in_training_only(cell):
     assert plain.generate(length=20, seed=1) == model.generate(length=20, seed=1)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"nlayers": 2, "cell": "relu"}, {"nlayers": 2, "weight_dropout": 0.5}], ids=str
-)
+TABLES = [{}, {"nlayers": 2, "cell": "relu"}, {"nlayers": 2, "weight_dropout": 0.5}]
+TABLES += [{"cell": "gru"}, {"nlayers": 2, "cell": "lstm"}]
+
+
+@pytest.mark.parametrize("changes", TABLES, ids=str)
 def test_characters_by_table_are_embeddings(changes):
     """The input product taken once a character changes neither the logits nor a gradient."""
     model = small_model(dropout=0.0, **changes).double().train()

@@ -18,18 +18,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max", None])
 @pytest.mark.parametrize("bidirectional, layers", [(True, 2), (False, 1)])
-def test_network_is_that_of_each_sequence_alone(pooling, bidirectional, layers):
+@pytest.mark.parametrize("cell, kind", [("tanh", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_network_is_that_of_each_sequence_alone(pooling, bidirectional, layers, cell, kind):
     torch.manual_seed(0)
     network = SequenceNetwork(
-        None, 3, 7, layers, bidirectional, "tanh", dropout=0.0, pooling=pooling, outputs=5
+        None, 3, 7, layers, bidirectional, cell, dropout=0.0, pooling=pooling, outputs=5
     ).double()
-    reference = nn.RNN(3, 7, layers, bidirectional=bidirectional).double()
+    reference = kind(3, 7, layers, bidirectional=bidirectional).double()
     reference.load_state_dict(network.rnn.state_dict())
     lengths = torch.tensor([4, 1, 6, 5])
     x = torch.randn(6, 4, 3, dtype=torch.double)
     got = network(x, lengths)
     for b, n in enumerate(lengths):
         states, h_n = reference(x[:n, b])
+        h_n = h_n[0] if cell == "lstm" else h_n
         if pooling == "last":
             pooled = torch.cat(tuple(h_n[-(1 + bidirectional) :]))
         elif pooling is None:

@@ -20,7 +20,7 @@ WRONG = {
     "embeddings": [5, True, b"v.bin"],
     "hidden_size": [0, 1.5, True, "1", None],
     "num_layers": [0, 1.5, True, "1", None],
-    "nonlinearity": ["elu", 1, None],
+    "cell": ["elu", 1, None],
     "bidirectional": [1, "yes", None],
     "dropout": [-0.1, 1.0, np.nan, True, "0", None],
     "word_dropout": [-0.1, 1.0, np.nan, True, "0", None],

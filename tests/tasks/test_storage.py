@@ -25,7 +25,10 @@ def estimators(classifier):
         (classifier, TEXTS),
         (SequenceTagger(**quick, class_weight={"O": 0.5}, ensemble=2).fit(words, tags), words),
         (SequenceRegressor(**quick).fit(numbers, [1.0, 4.0]), numbers),
-        (SequenceClassifier(**quick, num_layers=2).fit(numbers, [False, True]), numbers),
+        (
+            SequenceClassifier(**quick, num_layers=2, cell="lstm").fit(numbers, [False, True]),
+            numbers,
+        ),
     ]
 
 
@@ -44,6 +47,14 @@ def test_save_and_load(classifier, tmp_path):
         other = SequenceTagger if type(model) is not SequenceTagger else SequenceRegressor
         with pytest.raises(UserError, match=f"holds a {type(model).__name__}, not a"):
             other.load(tmp_path / str(k))
+
+
+def test_a_model_of_version_0_1_is_loaded(classifier, tmp_path):
+    classifier.save(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["params"]["nonlinearity"] = config["params"].pop("cell")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    assert tasks.load(tmp_path / "m").get_params() == classifier.get_params()
 
 
 def test_a_subclass_of_the_same_name_does_not_take_the_place_of_its_base(classifier, tmp_path):

@@ -65,6 +65,12 @@ class Batches:
         """Return the number of chunks."""
         return -(-self.shape[0] // self.bptt)
 
+    def tokens(self, steps: int) -> int:
+        """Return the number of tokens in `steps` chunks, the text being read again and again."""
+        epochs, rest = divmod(steps, len(self))
+        length, batch_size = self.shape
+        return (epochs * length + min(rest * self.bptt, length)) * batch_size
+
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= i < len(self):
             raise IndexError(i)

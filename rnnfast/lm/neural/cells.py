@@ -1,75 +1,52 @@
-"""torch's LSTM and GRU with the interface of FastRNN and some of its regularisers."""
+"""The recurrent layers of a language model, with one tensor as their state."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from ... import functional
+from ...nn import FastGRU, FastLSTM, FastRNN
 
 
-class _Gated(nn.RNNBase):
-    """The base class that stands before nn.LSTM or nn.GRU in the bases of a class.
+class LSTM(FastLSTM):
+    """A `FastLSTM` for unpacked input whose state is one tensor: h_n and then c_n, (2L, B, H)."""
 
-    It adds variational dropout and DropConnect on the recurrent weights; see `FastRNN`. The state
-    is one tensor: h_n, (L, B, H), for a GRU; h_n and then c_n, (2L, B, H), for an LSTM.
-    """
-
-    weight_ih_l0: torch.Tensor
-
-    def __init__(
-        self,
-        *args: Any,
-        variational_dropout: float = 0.0,
-        weight_dropout: float = 0.0,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
-        self.variational_dropout, self.weight_dropout = variational_dropout, weight_dropout
-
-    def forward(
+    def forward(  # type: ignore[override]  # the state is one tensor
         self, input: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the output, (T, B, H), for an input (T, B, I), and the last state."""
-        if self.training and (self.variational_dropout or self.weight_dropout):
-            return self._layer_by_layer(input, state)
-        is_lstm = isinstance(self, nn.LSTM)
-        hx = state.chunk(2) if is_lstm and state is not None else state
-        output, last = super().forward(input, hx)
-        return output, torch.cat(last) if is_lstm else last
-
-    def _layer_by_layer(
-        self, x: torch.Tensor, state: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        is_lstm = isinstance(self, nn.LSTM)
-        if state is None:
-            shape = ((1 + is_lstm) * self.num_layers, x.shape[1], self.hidden_size)
-            state = x.new_zeros(shape)
-        options = (True, 1, 0.0, True, False, False)  # those of this module, for a single layer
-        states = []
-        for layer, (w_ih, w_hh, *biases) in enumerate(self.all_weights):
-            if layer:
-                x = functional.dropout(x, self.dropout)
-                x = x * F.dropout(x.new_ones(x.shape[1:]), self.variational_dropout)
-            weights = [w_ih, functional.dropout(w_hh, self.weight_dropout), *biases]
-            h, *c = (part.contiguous() for part in state[layer :: self.num_layers].split(1))
-            if is_lstm:
-                x, *new = torch.lstm(x, (h, *c), weights, *options)
-            else:
-                x, *new = torch.gru(x, h, weights, *options)
-            states.append(torch.cat(new))  # (1, B, H) for a GRU, (2, B, H) for an LSTM
-        return x, torch.stack(states, 1).flatten(0, 1)
+        output, last = super().forward(input, _pair(state))
+        return output, torch.cat(last)
 
 
-class LSTM(_Gated, nn.LSTM):  # type: ignore[misc]  # the state of forward is one tensor
-    """nn.LSTM with variational dropout and DropConnect."""
+GATED: dict[str, type[LSTM] | type[FastGRU]] = {"lstm": LSTM, "gru": FastGRU}
 
 
-class GRU(_Gated, nn.GRU):  # type: ignore[misc]  # the state of forward is one tensor
-    """nn.GRU with variational dropout and DropConnect."""
+def run_on_tokens(
+    rnn: FastRNN | FastGRU | LSTM,
+    ids: torch.Tensor,
+    state: torch.Tensor | None,
+    weights: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the layers of `rnn`, with these weights, on one-hot vectors given as tokens, (T, B)."""
+    options: dict[str, Any] = {
+        "num_layers": rnn.num_layers,
+        "dropout": rnn.dropout,
+        "training": rnn.training,
+    }
+    if isinstance(rnn, LSTM):
+        output, last = functional.lstm(ids, _pair(state), weights, **options)
+        return output, torch.cat(last)
+    if isinstance(rnn, FastGRU):
+        return functional.gru(ids, state, weights, **options)
+    return functional.rnn(ids, state, weights, nonlinearity=rnn.nonlinearity, **options)
 
 
-CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
+def _pair(state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return h and c of the state of an LSTM."""
+    if state is None:
+        return None
+    h, c = state.chunk(2)
+    return h, c

@@ -19,14 +19,14 @@ from ... import _ops, functional
 from ..._common.errors import UserError
 from ..._common.runtime import one_thread
 from ...diagnostics import spectral_radius
-from ...nn import Dropout, FastRNN
+from ...nn import Dropout, FastGRU, FastRNN
 from ..config import RNN, WINDOW, Config
 from ..data.batches import shifted
 from ..data.vocabulary import Vocabulary
 from ..language_model import LanguageModel, TokenSampler
 from ..sampling import ContextSampler
 from .adaptive import AdaptiveDecoder
-from .cells import CELLS, GRU, LSTM
+from .cells import GATED, LSTM, run_on_tokens
 from .sampling import RecurrentSampler
 
 # The limits of one call that evaluates: so many tokens make the output layer one large matrix
@@ -261,10 +261,10 @@ class RNNLM(NeuralLM):
         adaptive: bool = False,
     ):
         super().__init__(vocab, emsize, dropout, locked_dropout, embedding_dropout)
-        cls = CELLS[cell] if cell in CELLS else partial(FastRNN, nonlinearity=cell)
+        cls = GATED[cell] if cell in GATED else partial(FastRNN, nonlinearity=cell)
         # torch warns if dropout is given with one layer, because it is only between layers.
         between = {"variational_dropout" if locked_dropout else "dropout": dropout * (nlayers > 1)}
-        self.rnn: FastRNN | LSTM | GRU = cls(
+        self.rnn: FastRNN | FastGRU | LSTM = cls(
             emsize, nhid, nlayers, **between, weight_dropout=weight_dropout
         )
         self._add_decoder(nhid, tied, adaptive, self.rnn.weight_ih_l0)
@@ -292,8 +292,8 @@ class RNNLM(NeuralLM):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the decoder gets, (T, B, features), and the state; see `NeuralLM.forward`."""
         rnn = self.rnn
-        if isinstance(rnn, FastRNN) and self._has_table and len(self.vocab) <= ids.numel():
-            output, hn = self._recur_by_table(rnn, ids, state)
+        if self._has_table and len(self.vocab) <= ids.numel():
+            output, hn = self._recur_by_table(ids, state)
         else:
             output, hn = rnn(self.embed(ids), state)
         return self.dropout(output) if self.dropout.p else output, hn
@@ -309,35 +309,22 @@ class RNNLM(NeuralLM):
         return spectral_radius(self.rnn, torch.float32)[:, 0].tolist()
 
     @property
-    def is_elman(self) -> bool:
-        """Whether the cell is "tanh" or "relu", which run on rnnfast's kernels."""
-        return isinstance(self.rnn, FastRNN)
-
-    @property
     def _has_table(self) -> bool:
-        if not self.is_elman or not self.vocab.letters:
+        if not self.vocab.letters:
             return False
         return not (self.training and (self.embedding_dropout or self.rnn.variational_dropout))
 
     def _recur_by_table(
-        self, rnn: FastRNN, ids: torch.Tensor, hx: torch.Tensor | None
+        self, ids: torch.Tensor, state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the RNN with a table of W_ih times each embedding.
 
         The input product is then computed once for each token of the vocabulary, and not once for
         each position.
         """
-        weight_ih, *others = rnn._weights()
+        weight_ih, *others = self.rnn._weights()
         table = self.encoder.weight @ weight_ih.t()
-        return functional.rnn(
-            ids,
-            hx,
-            [table.t(), *others],
-            num_layers=rnn.num_layers,
-            nonlinearity=rnn.nonlinearity,
-            dropout=rnn.dropout,
-            training=self.training,
-        )
+        return run_on_tokens(self.rnn, ids, state, [table.t(), *others])
 
     @torch.inference_mode()
     def sampler(self, **options: Any) -> tuple[TokenSampler, int]:

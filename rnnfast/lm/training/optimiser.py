@@ -25,15 +25,19 @@ def optimizer(model: NeuralLM, config: Config, device: torch.device) -> torch.op
     """Return the optimizer of `config` for the parameters of `model`.
 
     Biases and embeddings have no weight decay, which would only shrink what is rarely seen. The
-    "lr_scale" of a group is its part of the learning rate.
+    "lr_scale" of a group is its part of the learning rate. Its "lr" is a tensor on the device, so
+    that a change reaches a CUDA graph of the update.
     """
     decays = parameter_groups(model, config.weight_decay, free=("bias", "encoder"))
     hidden = {id(parameter) for parameter in width.hidden_matrices(model)}
+    # The kernels of CUDA devices read a float32. Those of the CPU take a float64, as a float is.
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
     groups = []
     for group in decays:
         for is_hidden, scale in ((False, 1.0), (True, 1 / config.relative_width)):
             members = [p for p in group["params"] if (id(p) in hidden) == is_hidden]
-            groups.append({**group, "params": members, "lr_scale": scale})
+            rate = torch.tensor(config.lr * scale, dtype=dtype, device=device)
+            groups.append({**group, "params": members, "lr": rate, "lr_scale": scale})
     fused = device.type in ("cpu", "cuda")
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, fused=fused)

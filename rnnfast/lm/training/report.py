@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..data.batches import Batches
 from ..language_model import Evaluation, evaluate
 from .diagnosis import baseline
 from .trainer import Trainer
@@ -19,8 +18,8 @@ def report(trainer: Trainer) -> dict:
     included. Call this after `Trainer.run`, which gives the model the best weights.
     """
     state = trainer.state
-    tokens = _tokens(trainer.batches, state.step)
-    fresh = tokens - _tokens(trainer.batches, trainer.resumed_step)
+    tokens = trainer.batches.tokens(state.step)
+    fresh = tokens - trainer.batches.tokens(trainer.resumed_step)
     seconds = max(state.seconds - trainer.resumed_seconds, 1e-9)
     test = None
     if trainer.test is not None and trainer.best is not None:
@@ -60,9 +59,3 @@ def _figures(split: str, result: Evaluation | None) -> dict:
         f"{split}_perplexity": result and result.perplexity,
         f"{split}_bits_per_token": result and result.bits_per_token,
     }
-
-
-def _tokens(batches: Batches, steps: int) -> int:
-    epochs, rest = divmod(steps, len(batches))
-    length, batch_size = batches.shape
-    return (epochs * length + min(rest * batches.bptt, length)) * batch_size

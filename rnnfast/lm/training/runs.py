@@ -25,9 +25,10 @@ from .report import report
 from .trainer import Trainer
 
 # The settings that a resumed run may change: the budget, and settings that have no influence on the
-# result. The number of threads, the device and torch.compile change it only by rounding.
+# result. The number of threads, the device, torch.compile and a CUDA graph change it only by
+# rounding.
 RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
-RESUMABLE |= {"threads", "device", "compile"}
+RESUMABLE |= {"threads", "device", "compile", "cuda_graph"}
 
 
 def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> Trainer:
@@ -92,8 +93,8 @@ def resume(
     Args:
         path: The folder of the run.
         changes: Settings by name. The budget may be raised, and `log_interval`,
-            `checkpoint_interval`, `tensorboard`, `threads`, `device` and `compile` may change. Any
-            other setting must be the one that the run has. None means no change.
+            `checkpoint_interval`, `tensorboard`, `threads`, `device`, `compile` and `cuda_graph`
+            may change. Any other setting must be the one that the run has. None means no change.
         corpus: The texts that the run began with. None reads them again from their files.
         finished: Return also a run whose budget is used up.
 

@@ -29,6 +29,9 @@ class State:
 class TrainingStep:
     """One update, as `Trainer.train_step` returns it.
 
+    On a CUDA device the loss, the norm and the speed are read at every line of the log, and about
+    twice a second. Between two readings they are those of the last reading.
+
     Attributes:
         step: The number of updates done.
         epoch: The passes over the training text so far.
@@ -36,7 +39,7 @@ class TrainingStep:
         loss: The mean loss of this chunk, in nats per token.
         lr: The learning rate of this update.
         grad_norm: The norm of the gradient before clipping.
-        tokens_per_second: The speed of this update.
+        tokens_per_second: The speed of the updates since the last reading.
         progress: The part of the budget that is used.
     """
 

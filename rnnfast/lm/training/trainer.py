@@ -6,11 +6,10 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..._common.errors import DataWarning, Interrupted, UserError
 from ..config import Config
@@ -21,12 +20,15 @@ from ..storage import RunFolder, weights
 from .board import Board
 from .diagnosis import baseline, diagnose, has_diverged
 from .distributed import Ranks
-from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate, max_norm, optimizer
+from .graph import graphed
+from .optimiser import PLATEAU_FACTOR, Average, has_stalled, learning_rate
 from .signals import SIGNALS, StopSignals
 from .state import State, TrainingStep
+from .update import Update
 
 SAVING_PART = 0.02  # checkpoints take at most this part of the time
 VALIDATIONS = 10  # with a time budget, validate this often if epochs take longer
+READING_SECONDS = 0.5  # a CUDA device works for so long until the program waits for its figures
 
 
 class Trainer:
@@ -75,10 +77,12 @@ class Trainer:
         self.train, self.valid, self.test = train, valid, test
         self.batches = Batches(train, self.vocab.boundary, config.batch_size, config.bptt)
         self.folder = folder
-        self.optimizer = optimizer(model, config, self.device)
+        self.update = Update(model, config, self.ranks)
+        self.optimizer = self.update.optimizer
+        self._make_update = graphed(self.update)
+        # On a CPU, and with processes that wait for one another anyway, waiting costs nothing.
+        self._reads_always = self.device.type != "cuda" or self.ranks.size > 1
         self.average: Average | None = None
-        loss = torch.compile(model.loss) if config.compile else model.loss
-        self._loss = self.ranks.averaging(model, loss)
         if self.ranks.rank:  # each process draws other masks of dropout
             torch.manual_seed(config.seed + self.ranks.rank)
         self.state = State()
@@ -89,6 +93,9 @@ class Trainer:
         self._unigram: float | None = None  # the loss of a unigram model, once it is needed
         self.signals = StopSignals()
         self._saved_seconds = self._saving_cost = 0.0
+        self._read_step = self._next_reading = 0  # the steps of the last reading and of the next
+        self._read_seconds = 0.0  # when the last reading or validation ended
+        self._shown = (math.nan, math.nan, math.nan)  # loss, norm and speed of the last reading
         self.resumed_seconds, self.resumed_step = 0.0, 0
 
     # ---- the run
@@ -142,62 +149,48 @@ class Trainer:
             self._began = self._beginning()
         if state.step == 0 and config.lr_schedule == "plateau":
             self.initial = weights(self.model)
-        began = state.seconds
         chunk = state.step % len(self.batches)
         if chunk == 0:
             self.hidden = None  # an epoch begins at the start of every sequence
         lr = self.lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        inputs, targets = self.batches[chunk]
-
-        own = (self.ranks.own_sequences(x).to(self.device) for x in (inputs, targets))
-        value, hidden = self._backward(*own)
-        (value,) = self.ranks.sum(value / self.ranks.size)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm(config)).item()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            self._diverged("loss" if not math.isfinite(value) else "gradient")
-        self.optimizer.step()
-        self.hidden = hidden
+        self.update.set_rate(lr)
+        inputs, targets = map(self.ranks.own_sequences, self.batches[chunk])
+        self.hidden = self._make_update(inputs, targets, self.hidden)
         if self.average is not None:
             state.averaged = (state.averaged or 0) + 1
             self.average.update(state.averaged)
-
         state.step += 1
-        state.seconds = self._shared_time() - self._began
-        state.loss_sum += value
         state.loss_steps += 1
-        if state.step % config.log_interval == 0:
+        is_logged = state.step % config.log_interval == 0
+        if self._reads_always or is_logged or state.step >= self._next_reading:
+            self._read()
+        else:
+            state.seconds = self._shared_time() - self._began
+        loss, norm, speed = self._shown
+        if is_logged:
             self._log(self._record(lr=lr, grad_norm=norm, train_loss=self._mean_train_loss()))
-        speed = inputs.numel() / max(state.seconds - began, 1e-9)
         return TrainingStep(
-            state.step, self.epoch, state.seconds, value, lr, norm, speed, self.progress
+            state.step, self.epoch, state.seconds, loss, lr, norm, speed, self.progress
         )
 
-    def _backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Compute the gradients for one chunk of the sequences of this process.
-
-        The sequences are cut into `accumulate` parts that run one after the other, so that only
-        the activations of one part are in memory. Return the mean loss and the next state.
-        """
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = self.config.accumulate
-        cut = (x.tensor_split(parts, 1) for x in (inputs, targets))
-        before: Sequence[torch.Tensor | None] = [None] * parts
-        if self.hidden is not None:
-            before = self.hidden.tensor_split(parts, 1)
-        total: torch.Tensor | float = 0.0
-        states: list[torch.Tensor] = []
-        for ids, following, state in zip(*cut, before, strict=True):
-            with self.ranks.deferred(self._loss, last=len(states) == parts - 1):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                    loss, state = self._loss(ids, following, state)
-                loss = loss * (ids.shape[1] / inputs.shape[1])
-                loss.backward()
-            total = total + loss.detach()
-            states.append(state.detach())
-        return float(total), torch.cat(states, 1)
+    def _read(self) -> None:
+        """Read the figures of the updates since the last reading. This waits for the device."""
+        state = self.state
+        steps = state.step - self._read_step
+        if not steps:
+            return
+        figures = self.update.read()
+        if figures.skipped:
+            what = "gradient" if math.isfinite(figures.loss) else "loss"
+            self._diverged(what, state.step - figures.skipped)
+        state.loss_sum = figures.loss_sum
+        assert self._began is not None  # an update came before
+        state.seconds = self._shared_time() - self._began
+        seconds = max(state.seconds - self._read_seconds, 1e-9)
+        tokens = self.batches.tokens(state.step) - self.batches.tokens(self._read_step)
+        self._shown = figures.loss, figures.grad_norm, tokens / seconds
+        self._next_reading = state.step + max(1, int(READING_SECONDS / seconds * steps))
+        self._read_step, self._read_seconds = state.step, state.seconds
 
     def validate(self) -> dict:
         """Evaluate on `valid`, keep the weights if they are the best so far, and save a checkpoint.
@@ -207,11 +200,12 @@ class Trainer:
         state = self.state
         if self._began is None:
             self._began = self._beginning()
+        self._read()
         began = state.seconds
         with self.average.in_place() if self.average else contextlib.nullcontext():
             loss = self._validation_loss()
             if not math.isfinite(loss):
-                self._diverged("validation loss")
+                self._diverged("validation loss", state.step)
             if self.initial and loss < self.unigram():
                 self.initial = None
             if improved := state.best_loss is None or loss < state.best_loss:
@@ -223,6 +217,7 @@ class Trainer:
         if self.config.lr_schedule == "plateau" and failed:
             figures["restored_step"] = self._go_back()
         state.seconds = self._shared_time() - self._began
+        self._read_seconds = state.seconds
         state.validated_step, state.validated_seconds = state.step, state.seconds
         state.validation_cost = state.seconds - began
         record = self._record(lr=self.lr, **figures, spectral_radius=radii)
@@ -242,7 +237,7 @@ class Trainer:
         step, tensors = (0, self.initial) if self.initial else (self.state.best_step, self.best)
         assert tensors is not None  # a validation came before
         self._restore(tensors)
-        self.optimizer.state.clear()
+        self.update.restart()
         self.hidden = self.average = self.state.averaged = None
         self.state.lr_scale *= PLATEAU_FACTOR
         return step
@@ -346,6 +341,7 @@ class Trainer:
         if state.loss_steps:
             state.train_loss = state.loss_sum / state.loss_steps
             state.loss_sum, state.loss_steps = 0.0, 0
+            self.update.begin_sum()
         return state.train_loss
 
     def _record(self, **values: object) -> dict:
@@ -358,12 +354,12 @@ class Trainer:
 
     # ---- what can go wrong
 
-    def _diverged(self, what: str) -> None:
+    def _diverged(self, what: str, step: int) -> None:
         # A loss that was finite is that of the present weights: a gradient has not changed them.
         good = weights(self.model) if what == "gradient" and self.best is None else None
         kept = "" if self.folder is None else f"; {self.folder.abandon(good)}"
         clip = "or --clip" if self.config.clip else "or set --clip"
-        at = f"not finite at step {self.state.step}"
+        at = f"not finite at step {step}"
         raise UserError(f"the {what} is {at}: lower --lr {clip}{kept}")
 
     def _heed_signals(self) -> None:
@@ -391,6 +387,7 @@ class Trainer:
         `State` as a dict. All processes must call this. Rank 0 gets the hidden states and the
         generators of all processes.
         """
+        self._read()
         tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -434,15 +431,17 @@ class Trainer:
                 mean.copy_(groups["average"][name])
         hidden = groups.get("hidden", {}).get("")
         self.hidden = None if hidden is None else self.ranks.own_sequences(hidden).to(self.device)
-        generators = groups.get(
-            f"rng{self.ranks.rank or ''}", {}
-        )  # a process that the old run did not have finds none
+        # A process that the old run did not have finds no generators.
+        generators = groups.get(f"rng{self.ranks.rank or ''}", {})
         if "cpu" in generators:
             torch.set_rng_state(generators["cpu"])
         if self.device.type == "cuda" and "cuda" in generators:
             torch.cuda.set_rng_state(generators["cuda"], self.device)
         self.resumed_seconds, self.resumed_step = self.state.seconds, self.state.step
-        self._saved_seconds = self.state.seconds
+        self._saved_seconds = self._read_seconds = self.state.seconds
+        self._read_step = self._next_reading = self.state.step
+        self.update.begin_sum(self.state.loss_sum)
+        self._make_update = graphed(self.update)  # a graph would update the tensors from before
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -26,6 +26,7 @@ using namespace rnnfast;
 int test_rnn();
 void test_stacks();
 void test_leaky();
+void test_gated();
 void test_generate();
 void test_stepper();
 void test_reservoir();
@@ -123,6 +124,54 @@ struct Rows {
   }
 };
 
+// How the rows of a sequence lie in memory: time step after time step or sequence after sequence,
+// with or without gaps, as one half of wider rows, or as a packed batch.
+enum class Layout { kTime, kStrided, kBatchFirst, kHalf, kPacked, kPackedStrided };
+constexpr Layout kLayouts[] = {Layout::kTime, Layout::kStrided, Layout::kBatchFirst,
+                               Layout::kHalf, Layout::kPacked,  Layout::kPackedStrided};
+
+inline bool is_packed(Layout layout) {
+  return layout == Layout::kPacked || layout == Layout::kPackedStrided;
+}
+
+// The number of rows at each time step of a sequence of T steps and at most B rows.
+inline std::vector<int64_t> batch_sizes_of(Layout layout, int64_t T, int64_t B) {
+  std::vector<int64_t> sizes(T);
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t falling = std::max<int64_t>(1, B - t * B / T);
+    // A long row beside many short ones: a group of threads then has many rows.
+    const int64_t short_rows = t <= T / 4 ? B : 1;
+    sizes[t] = layout == Layout::kPacked          ? falling
+               : layout == Layout::kPackedStrided ? short_rows
+                                                  : B;
+  }
+  return sizes;
+}
+
+// The rows of a sequence with these batch sizes.
+inline Rows rows_of(Layout layout, const std::vector<int64_t>& batch_sizes, int64_t width) {
+  const int64_t T = int64_t(batch_sizes.size()), B = batch_sizes[0];
+  const bool strided = layout == Layout::kStrided || layout == Layout::kPackedStrided;
+  const int64_t pitch = strided ? width + 3 : layout == Layout::kHalf ? 2 * width : width;
+  Rows rows(0, 0, width);
+  rows.row = layout == Layout::kBatchFirst ? T * pitch : pitch;
+  rows.step = layout == Layout::kBatchFirst ? pitch : B * pitch + (strided ? 5 : 0);
+  int64_t packed_row = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t begin = b >= batch_sizes[t] ? -1
+                            : is_packed(layout) ? packed_row++ * rows.row
+                                                : t * rows.step + b * rows.row;
+      rows.begins.push_back(begin);
+      rows.size = std::max(rows.size, begin + width);
+    }
+  }
+  if (is_packed(layout)) {
+    rows.step = std::numeric_limits<int64_t>::max() / 2; // the contract says that it is ignored
+  }
+  return rows;
+}
+
 // Memory that the kernels write, between guards.
 template <class T> class Guarded {
 public:
@@ -156,6 +205,15 @@ private:
   static constexpr char kPattern = 0x5A;
   std::vector<char> bytes_;
   int64_t size_;
+};
+
+// Memory for one output of a call, whose rows lie as `rows` says.
+template <class T> struct Output {
+  Rows rows;
+  Guarded<T> memory;
+  explicit Output(const Rows& rows) : rows(rows), memory(rows.size) {}
+  Sequence<T> sequence() { return {memory.data(), rows.step, rows.row}; }
+  std::vector<T> take(const std::string& name) { return memory.take(rows, name); }
 };
 
 template <class T>

@@ -134,21 +134,17 @@ template <class T> Results plain(const Case& c, const Data<T>& data, bool curren
   return r;
 }
 
-// Memory for one output of a call.
-template <class T> struct Output {
-  Rows rows;
-  Guarded<T> memory;
-  Output(int64_t n, int64_t width) : rows(n, width), memory(rows.size) {}
-  Sequence<T> sequence(int64_t B) { return {memory.data(), B * rows.width, rows.width}; }
-  std::vector<T> take(const std::string& name) { return memory.take(rows, name); }
-};
-
 template <class T> void check_leaky(const char* type, const Case& c) {
   const int64_t H = c.H, I = c.I, B = c.B;
   int64_t N = 0;
   for (int64_t t = 0; t < c.T; ++t) {
     N += c.rows_at(t);
   }
+  const auto steps = [&](int64_t width) { // the rows of a sequence
+    Rows rows(N, width);
+    rows.step = B * width;
+    return rows;
+  };
   Random random;
   Data<T> data;
   data.x = random.array<T>(N * I), data.w_ih = random.array<T>(H * I, 0.5);
@@ -189,7 +185,7 @@ template <class T> void check_leaky(const char* type, const Case& c) {
           if (c.resets) {
             shape.reset = {reinterpret_cast<const bool*>(data.reset.data()), B, 1};
           }
-          Output<T> h(N, H), states(N, H), saved(N, H), h_n(B, H);
+          Output<T> h(steps(H)), states(steps(H)), saved(steps(H)), h_n(Rows(B, H));
           Leak<T> leak{};
           leak.current = current, leak.f = f, leak.alpha = data.alpha.data();
           if (c.drawn) {
@@ -197,19 +193,18 @@ template <class T> void check_leaky(const char* type, const Case& c) {
           } else {
             leak.noise = {data.noise.data(), B * H, H};
           }
-          leak.states = current ? states.sequence(B) : Sequence<T>{},
-          leak.saved = saved.sequence(B);
+          leak.states = current ? states.sequence() : Sequence<T>{}, leak.saved = saved.sequence();
           Forward<T> forward_call{};
           forward_call.I = I, forward_call.x = {data.x.data(), B * I, I};
           forward_call.w_ih = data.w_ih.data(), forward_call.w_hh = data.w_hh.data();
           forward_call.b_ih = data.b.data();
           forward_call.h0 = c.h0 ? data.h0.data() : nullptr;
-          forward_call.h = h.sequence(B), forward_call.h_n = h_n.memory.data();
+          forward_call.h = h.sequence(), forward_call.h_n = h_n.memory.data();
           forward_call.leak = &leak;
           forward(shape, 1, 1, &forward_call);
 
-          Output<T> dx(N, I), dw_ih(H, I), dw_hh(H, H), db(1, H), dh0(B, H), dnoise(N, H),
-              dalpha(1, H);
+          Output<T> dx(steps(I)), dw_ih(Rows(H, I)), dw_hh(Rows(H, H)), db(Rows(1, H)),
+              dh0(Rows(B, H)), dnoise(steps(H)), dalpha(Rows(1, H));
           LeakBackward<T> gradients{};
           gradients.current = current, gradients.f = f, gradients.alpha = data.alpha.data();
           const auto read = [&](Output<T>& o) {
@@ -217,13 +212,13 @@ template <class T> void check_leaky(const char* type, const Case& c) {
           };
           gradients.states = read(states), gradients.saved = read(saved);
           gradients.dstates = {data.dstates.data(), B * H, H};
-          gradients.dnoise = dnoise.sequence(B), gradients.dalpha = dalpha.memory.data();
+          gradients.dnoise = dnoise.sequence(), gradients.dalpha = dalpha.memory.data();
           Backward<T> backward_call{};
           backward_call.I = I, backward_call.h = read(h), backward_call.x = forward_call.x;
           backward_call.w_ih = data.w_ih.data(), backward_call.w_hh = data.w_hh.data();
           backward_call.h0 = forward_call.h0, backward_call.dy = {data.dy.data(), B * H, H};
           backward_call.dh_n = data.dh_n.data(), backward_call.dh0 = dh0.memory.data();
-          backward_call.dx = dx.sequence(B), backward_call.dw_ih = dw_ih.memory.data();
+          backward_call.dx = dx.sequence(), backward_call.dw_ih = dw_ih.memory.data();
           backward_call.dw_hh = dw_hh.memory.data(), backward_call.db = db.memory.data();
           backward_call.leak = &gradients;
           backward(shape, 1, 1, &backward_call);
@@ -286,7 +281,7 @@ template <class T> void check_normal(const char* type) {
         }
       }
       for (int threads : thread_counts({1, 3})) {
-        Output<T> out(3, N);
+        Output<T> out(Rows(3, N));
         normal(Normal<T>{3, N, 99, out.memory.data(), threads});
         compare(out.take(name), expected, name);
       }

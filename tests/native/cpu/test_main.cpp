@@ -42,6 +42,7 @@ int main() {
   run("isa", check_isa_names);
   run("stacks", test_stacks);
   run("leaky", test_leaky);
+  run("gated", test_gated);
   run("generate", test_generate);
   run("stepper", test_stepper);
   run("reservoir", test_reservoir);

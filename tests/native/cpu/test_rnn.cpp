@@ -17,18 +17,12 @@
 
 namespace {
 
-enum class Layout { kTime, kStrided, kBatchFirst, kHalf, kPacked, kPackedStrided };
-constexpr Layout kLayouts[] = {Layout::kTime, Layout::kStrided, Layout::kBatchFirst,
-                               Layout::kHalf, Layout::kPacked,  Layout::kPackedStrided};
-
 struct Case {
   int64_t T, B, I, H;
   Layout layout;
   bool reverse = false, relu = false, bias = true, h0 = true, tokens = false, resets = false;
   bool dy = true, dh_n = true;                      // which gradients are given
   bool dh0 = true, dx = true, dw = true, db = true; // which gradients are wanted
-
-  bool packed() const { return layout == Layout::kPacked || layout == Layout::kPackedStrided; }
 
   std::string name() const {
     char text[200];
@@ -41,29 +35,6 @@ struct Case {
   }
 };
 
-// The rows of a sequence in the layout of a case.
-Rows rows_of(const Case& c, const std::vector<int64_t>& batch_sizes, int64_t width) {
-  const bool strided = c.layout == Layout::kStrided || c.layout == Layout::kPackedStrided;
-  const int64_t pitch = strided ? width + 3 : c.layout == Layout::kHalf ? 2 * width : width;
-  Rows rows(0, 0, width);
-  rows.row = c.layout == Layout::kBatchFirst ? c.T * pitch : pitch;
-  rows.step = c.layout == Layout::kBatchFirst ? pitch : c.B * pitch + (strided ? 5 : 0);
-  int64_t packed_row = 0;
-  for (int64_t t = 0; t < c.T; ++t) {
-    for (int64_t b = 0; b < c.B; ++b) {
-      const int64_t begin = b >= batch_sizes[t] ? -1
-                            : c.packed()        ? packed_row++ * rows.row
-                                                : t * rows.step + b * rows.row;
-      rows.begins.push_back(begin);
-      rows.size = std::max(rows.size, begin + width);
-    }
-  }
-  if (c.packed()) {
-    rows.step = std::numeric_limits<int64_t>::max() / 2; // the contract says that it is ignored
-  }
-  return rows;
-}
-
 template <class T> struct Inputs {
   std::vector<int64_t> batch_sizes;
   Rows x_rows, h_rows, token_rows;
@@ -73,9 +44,9 @@ template <class T> struct Inputs {
   std::unique_ptr<bool[]> resets; // in the rows of the tokens
 
   Inputs(const Case& c, Random random = {})
-      : batch_sizes(sizes(c)), x_rows(rows_of(c, batch_sizes, c.I)),
-        h_rows(rows_of(c, batch_sizes, c.H)), token_rows(rows_of(c, batch_sizes, 1)),
-        x(random.array<T>(x_rows.size)),
+      : batch_sizes(batch_sizes_of(c.layout, c.T, c.B)),
+        x_rows(rows_of(c.layout, batch_sizes, c.I)), h_rows(rows_of(c.layout, batch_sizes, c.H)),
+        token_rows(rows_of(c.layout, batch_sizes, 1)), x(random.array<T>(x_rows.size)),
         w_ih(random.array<T>(c.H * c.I, 1 / std::sqrt(double(c.I) + 1))),
         w_hh(random.array<T>(c.H * c.H, 1 / std::sqrt(double(c.H)))), b_ih(random.array<T>(c.H)),
         b_hh(random.array<T>(c.H)), h0(random.array<T>(c.B * c.H)),
@@ -97,19 +68,6 @@ template <class T> struct Inputs {
         x[x_rows.begins[i] + token] = from<T>(1);
       }
     }
-  }
-
-  static std::vector<int64_t> sizes(const Case& c) {
-    std::vector<int64_t> v(c.T);
-    for (int64_t t = 0; t < c.T; ++t) {
-      const int64_t falling = std::max<int64_t>(1, c.B - t * c.B / c.T);
-      // A long row beside many short ones: a group of threads then has many rows.
-      const int64_t short_rows = t <= c.T / 4 ? c.B : 1;
-      v[t] = c.layout == Layout::kPacked          ? falling
-             : c.layout == Layout::kPackedStrided ? short_rows
-                                                  : c.B;
-    }
-    return v;
   }
 };
 
@@ -269,7 +227,8 @@ Results<T> run(const Case& c, const Inputs<T>& in, int threads, const std::strin
   Guarded<T> h(rows.size), h_n(states.size), dh0(states.size), dx(x_rows.size);
   Guarded<T> dw_ih(matrix_ih.size), dw_hh(matrix_hh.size), db(vector.size),
       dtable(matrix_table.size);
-  Shape shape{c.T, c.B, c.H, c.packed() ? in.batch_sizes.data() : nullptr, c.relu, threads};
+  Shape shape{c.T,    c.B,    c.H, is_packed(c.layout) ? in.batch_sizes.data() : nullptr,
+              c.relu, threads};
   if (c.resets) {
     shape.reset = {in.resets.get(), in.token_rows.step, in.token_rows.row};
   }
