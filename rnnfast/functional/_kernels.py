@@ -81,9 +81,10 @@ class _Gated(torch.autograd.Function):
         return outs[-1], h_n, c_n if descriptor.is_lstm else None
 
     @staticmethod
-    def backward(ctx, *gradients):
-        if gradients == (None, None, None):
+    def backward(ctx, dy, dh_n, dc_n):
+        if dy is None and dh_n is None and dc_n is None:
             return (None,) * len(ctx.needs_input_grad)
+        gradients = (dy, dh_n, dc_n)
         x, h0, c0, batch_sizes, reset, *saved = ctx.saved_tensors
         descriptor, L = ctx.descriptor, ctx.descriptor.num_layers
         outs, kept, weights = saved[:L], saved[L : 2 * L], saved[2 * L :]
