@@ -86,6 +86,9 @@ class Config:
         cell: "tanh" or "relu", or for an RNN also "lstm" or "gru".
         tied: Share the weights of the embeddings and the output. Needs `emsize` equal to `nhid`.
         adaptive: Use an adaptive softmax, for large vocabularies of words.
+        sampled_softmax: If not None, train with a softmax over about this many words, which are
+            drawn for each batch, and its targets (Jean et al. 2015). This is faster with large
+            vocabularies. The training loss is then an approximation.
         locked_dropout: Keep the masks of `dropout` for all time steps of a chunk.
         weight_dropout: The probability of dropout on the recurrent weights.
         embedding_dropout: The probability that the embedding of a token is zero in a whole chunk.
@@ -141,6 +144,7 @@ class Config:
     cell: str = "tanh"
     tied: bool = False
     adaptive: bool = False
+    sampled_softmax: int | None = None
     locked_dropout: bool = False
     weight_dropout: float = 0.0
     embedding_dropout: float = 0.0
@@ -205,6 +209,7 @@ class Config:
         for name in ("threads", "log_interval", "accumulate"):
             self._require(name, lambda value: value >= 1, "at least 1")
         self._require("order", lambda value: value >= 2, "at least 2")
+        self._require("sampled_softmax", lambda value: value >= 2, "at least 2")
         self._require("max_vocab", lambda value: value >= 3, "at least 3")
         for name in ("lr", "eps", "max_seconds", "checkpoint_interval"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
@@ -220,6 +225,10 @@ class Config:
         if self.adaptive and (self.tied or self.level != WORD):
             raise ArgumentError(
                 "adaptive needs words as tokens, and output weights that are not tied"
+            )
+        if self.sampled_softmax and (self.adaptive or self.level != WORD):
+            raise ArgumentError(
+                "sampled_softmax needs words as tokens, and a softmax that is not adaptive"
             )
         if self.model == WINDOW and self.weight_dropout:
             raise ArgumentError(

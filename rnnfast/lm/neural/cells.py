@@ -1,4 +1,4 @@
-"""torch's LSTM and GRU with the interface of FastRNN and some of its regularisers."""
+"""Layers of recurrent models: torch's LSTM and GRU like FastRNN, and locked dropout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from ... import functional
+
+
+class LockedDropout(nn.Dropout):
+    """Dropout with one mask for all time steps (Gal & Ghahramani 2016). Time is dimension 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, (T, ...), with dropped elements in training."""
+        if not (self.training and self.p):
+            return x
+        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
 
 
 class _Gated(nn.RNNBase):
