@@ -16,6 +16,7 @@ from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
 from ..embeddings.vectors import Coverage
+from ..lm.compare import SAMPLE_LENGTH, SAMPLE_TEMPERATURE
 from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
@@ -36,8 +37,6 @@ from .output import Output
 
 DEFAULT_SECONDS = 60.0  # time budget of a run on the built-in text
 DEFAULT_EPOCHS = 10  # budget of a run on the user's own text
-SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}  # tokens
-SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
 SETTINGS = [field.name for field in fields(lm.Config) if field.name != "mup"]  # the options
 
