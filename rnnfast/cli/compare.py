@@ -25,6 +25,7 @@ from .options import (
     add_option,
     add_out_options,
     add_plot_option,
+    add_preset_option,
     add_setting,
     add_text_options,
     plot_path,
@@ -36,6 +37,7 @@ from .train import TrainingProgress, model_name
 if TYPE_CHECKING:  # matplotlib is optional
     from matplotlib.figure import Figure
 
+BUDGETS = {"epochs", "max_seconds", "preset"}
 COMPARE_SECONDS = 300.0  # time budget of each neural model in a comparison
 
 
@@ -45,9 +47,9 @@ def compare(args: argparse.Namespace, output: Output) -> int:
         check_plot(args.plot)
     if args.markdown:
         check_writable(args.markdown, "--markdown")
-    names = ("level", "min_count", "max_vocab", "epochs", "max_seconds", "threads", "device")
+    names = ["level", "min_count", "max_vocab", "threads", "device", *BUDGETS]
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if not settings.keys() & {"epochs", "max_seconds"}:
+    if not settings.keys() & BUDGETS:
         settings["max_seconds"] = COMPARE_SECONDS
 
     def run(trainer: lm.Trainer) -> None:
@@ -194,8 +196,9 @@ def register(commands: Commands) -> None:
     add_option(sub, "valid", str, about, "TEXT")
     add_option(sub, "test", str, "Evaluate the models on this text", "TEXT")
     add_text_options(sub)
+    add_preset_option(sub)
     add_setting(sub, "epochs", int, "Passes of a neural model over the text")
-    shown = f"{COMPARE_SECONDS:g} without --epochs"
+    shown = f"{COMPARE_SECONDS:g} without --epochs and --preset"
     about = "Time budget of each neural model in seconds"
     add_setting(sub, "max_seconds", float, about, shown=shown)
     about = "Folder of the neural models. Models that it has are not trained again"

@@ -29,6 +29,7 @@ from .options import (
     add_command,
     add_option,
     add_out_options,
+    add_preset_option,
     add_setting,
     add_text_options,
     warn_without_effect,
@@ -120,7 +121,7 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         corpus = lm.corpus.read(*paths) if given else None
         return lm.resume(args.resume, changes, corpus), None
     changes = {name: value for name, value in changes.items() if value is not None}
-    if not changes.keys() & {"epochs", "max_seconds"}:
+    if not changes.keys() & {"epochs", "max_seconds", "preset"}:
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
@@ -231,6 +232,7 @@ def _add_texts(group: Group) -> None:
 
 def _add_model(group: Group) -> None:
     flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    add_preset_option(group)
     about = "Kind of model: recurrent, or a feed-forward window of fixed length"
     add_setting(group, "model", None, about, choices=("rnn", "window"))
     about = "Tokens that the window spans, including the predicted one"
@@ -291,7 +293,7 @@ def _add_training(group: Group) -> None:
     add_setting(group, "accumulate", int, about)
     add_setting(group, "bf16", None, "Train with autocast to bfloat16", **flag)
     add_setting(group, "compile", None, "Compile the training step with torch.compile", **flag)
-    shown = f"{DEFAULT_EPOCHS} with a text of yours"
+    shown = f"{DEFAULT_EPOCHS} with a text of yours and no --preset"
     add_setting(
         group,
         "epochs",

@@ -13,6 +13,7 @@ from lm_helpers import PERIODIC, SMALL, WORDS
 
 from rnnfast import cli, lm
 from rnnfast.cli.compare import comparison_table
+from rnnfast.lm.storage import read_settings
 
 CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
 NAMES = ["rnn", "window", "lstm", "1-gram", "2-gram", "3-gram", "5-gram"]
@@ -119,7 +120,8 @@ def test_page_of_one_text_that_is_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text").write_text(PERIODIC)
     Path("figures").mkdir()
-    argv = ["compare", "--data", "text", "--threads", "1", "--epochs", "1", "--json", "r"]
+    argv = ["compare", "--data", "text", "--threads", "1", "--json", "r"]
+    argv += ["--preset", "small", "--epochs", "1"]
     assert cli.main([*argv, "--markdown", "no/page.md"]) == 2
     assert not Path("rnnfast-compare").exists()
     assert cli.main([*argv, "--markdown", "page.md", "--plot", "figures/models.svg"]) == 0
@@ -134,6 +136,8 @@ def test_page_of_one_text_that_is_split(tmp_path, monkeypatch):
         )
         assert one["sample"] is None or f"### {one['model']}\n\n{indented}" in page
     assert "](figures/models.svg)" in page and Path("figures/models.svg").exists()
+    config, *_ = read_settings("rnnfast-compare/lstm")
+    assert config == lm.Config.defaults(preset="small", epochs=1, threads=1, cell="lstm")
     # A tenth of the text is for validation and test, half each.
     middle = len(PERIODIC) * 95 // 100
     test = lm.load("rnnfast-compare/rnn").evaluate(PERIODIC[middle:])
