@@ -129,7 +129,7 @@ def _markdown(models: list[dict], path: str, picture: Path | None) -> str:
     for model in models:
         if model["sample"] is not None:
             # Indented text is code, in which no character has a special meaning.
-            sample = textwrap.indent(model["sample"].strip("\n"), "    ", lambda _: True)
+            sample = textwrap.indent(model["sample"].strip("\n"), "    ")
             lines += ["", f"### {model['model']}", "", sample]
     return "\n".join(lines) + "\n"
 

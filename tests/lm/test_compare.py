@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -131,10 +132,10 @@ def test_page_of_one_text_that_is_split(tmp_path, monkeypatch):
     assert [row[0].strip() for row in rows[2:]] == NAMES
     for one, row in zip(results, rows[2:], strict=True):
         assert f" {one['test_perplexity']:.2f} " in row and f" {one['parameters']:,} " in row
-        indented = "".join(
-            f"    {line}\n" for line in (one["sample"] or "").strip("\n").split("\n")
-        )
-        assert one["sample"] is None or f"### {one['model']}\n\n{indented}" in page
+        if one["sample"] is not None:
+            heading = f"### {one['model']}\n\n    "
+            sample = page.split(heading)[1].split("\n#")[0]
+            assert re.sub("^    ", "", sample, flags=re.M).strip("\n") == one["sample"].strip("\n")
     assert "](figures/models.svg)" in page and Path("figures/models.svg").exists()
     config, *_ = read_settings("rnnfast-compare/lstm")
     assert config == lm.Config.defaults(preset="small", epochs=1, threads=1, cell="lstm")
