@@ -254,7 +254,7 @@ def _add_model(group: Group) -> None:
     add_setting(group, "embedding_dropout", float, about)
     about = "Use an adaptive softmax, for large vocabularies of words; needs --no-tied"
     add_setting(group, "adaptive", None, about, **flag)
-    about = "Train with a softmax over about N words that are drawn for each batch, for speed"
+    about = "Train with a softmax over N words, some of them drawn for each batch, for speed"
     add_setting(group, "sampled_softmax", int, about, shown="all words")
     about = "Use the embeddings as output weights; needs --emsize equal to --nhid"
     add_setting(group, "tied", None, about, **flag)

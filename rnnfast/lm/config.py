@@ -87,9 +87,9 @@ class Config:
         cell: "tanh" or "relu", or for an RNN also "lstm" or "gru".
         tied: Share the weights of the embeddings and the output. Needs `emsize` equal to `nhid`.
         adaptive: Use an adaptive softmax, for large vocabularies of words.
-        sampled_softmax: If not None, train with a softmax over about this many words, which are
-            drawn for each batch, and its targets (Jean et al. 2015). This is faster with large
-            vocabularies. The training loss is then an approximation.
+        sampled_softmax: If not None, train with a softmax over this many words: the most frequent
+            ones, the targets, and others that are drawn for each batch (Jean et al. 2015). This is
+            faster with large vocabularies. The training loss is then an approximation.
         locked_dropout: Keep the masks of `dropout` for all time steps of a chunk.
         weight_dropout: The probability of dropout on the recurrent weights.
         embedding_dropout: The probability that the embedding of a token is zero in a whole chunk.

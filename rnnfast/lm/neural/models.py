@@ -62,7 +62,7 @@ class NeuralLM(LanguageModel, nn.Module):
         encoder: The embeddings, an nn.Embedding with weight (V, emsize).
         decoder: The output layer, an nn.Linear or an `AdaptiveDecoder`. A linear decoder may share
             the weights of the embeddings (Press & Wolf 2017).
-        sampled_softmax: The number of tokens in the sample of a `sampled_cross_entropy`, or None.
+        sampled_softmax: The number of tokens in a `sampled_cross_entropy`, or None.
     """
 
     sampled_softmax: int | None = None

@@ -25,26 +25,28 @@ def sampled_cross_entropy(
         features: What the decoder gets, (N, F).
         decoder: The output layer. Its rows are numbered by how frequent their tokens are.
         targets: The tokens to predict, int64 (N,).
-        samples: The number of tokens in the sample besides the targets. The first half of them are
-            the most frequent tokens.
+        samples: The number of tokens in the softmax. The first half of them are the most frequent
+            tokens. There are more if the targets do not fit in the second half.
     """
     size, device = decoder.out_features, targets.device
-    if samples + len(targets) >= size:
-        samples = size
+    frequent = samples // 2
+    count = max(samples, frequent + len(targets))
+    if count >= size:
+        count = frequent = size
     # Tokens of the highest keys are chosen. The number of them does not depend on the targets, so
     # that no step has to wait for a number from the device.
     keys = torch.rand(size, device=device)
-    keys[: samples // 2] = 2.0
+    keys[:frequent] = 2.0
     keys[targets] = 2.0
-    chosen = keys.topk(min(size, samples + len(targets))).indices
+    chosen = keys.topk(count, sorted=False).indices
     certain = (keys == 2.0).sum()
-    drawn = (len(chosen) - certain) / (size - certain).clamp(min=1)
+    drawn = (count - certain) / (size - certain).clamp(min=1)
     # The token of rank r is a target with a probability of about 1 / (r log V), by Zipf's law.
     ranks = torch.arange(1, size + 1, device=device)
     absent = (1 - drawn) * torch.exp(-len(targets) / (ranks * math.log(size)))
-    absent[: samples // 2] = 0.0
+    absent[:frequent] = 0.0
     rows = torch.empty_like(ranks)
-    rows[chosen] = torch.arange(len(chosen), device=device)
+    rows[chosen] = torch.arange(count, device=device)
     bias = decoder.bias[chosen] - torch.log1p(-absent[chosen])
     return functional.linear_cross_entropy(
         features, decoder.weight[chosen], rows[targets], linear_bias=bias
