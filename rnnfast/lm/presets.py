@@ -20,7 +20,7 @@ _LETTERS: dict[str, dict[str, Any]] = {
 }
 _PIECES: dict[str, dict[str, Any]] = {
     "small": {"epochs": 5},
-    "medium": {"emsize": 400, "nhid": 400, "dropout": 0.5, "epochs": 10},
+    "medium": {"emsize": 400, "nhid": 400, "dropout": 0.5, "epochs": 12},
     "large": {"emsize": 650, "nhid": 650, "dropout": 0.5, "epochs": 30},
 }
 # The tokens of BPE are not numbered by how frequent they are, as a sampled softmax needs them.
