@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,7 +213,7 @@ def test_a_dynamo_without_the_switch_is_left_alone():
     assert not hasattr(Builder.VariableBuilder, "wrap_module")
 
 
-# cuDNN
+# cuDNN and oneDNN
 
 
 @pytest.mark.parametrize("name", [None, "_C._set_cudnn_enabled"])
@@ -222,6 +223,15 @@ def test_cudnn_is_disabled_and_enabled_again(monkeypatch, name):
         assert not torch.backends.cudnn.enabled
         raise KeyError
     assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("name", [None, "_C._set_mkldnn_enabled"])
+def test_onednn_is_disabled_and_enabled_again(monkeypatch, name):
+    module = load() if name is None else without(monkeypatch, name)
+    with pytest.raises(KeyError), module.without_onednn():
+        assert not torch.backends.mkldnn.enabled
+        raise KeyError
+    assert torch.backends.mkldnn.enabled
 
 
 def test_what_may_run_on_cudnn():
@@ -250,8 +260,9 @@ def test_without_onednn_nothing_multiplies(monkeypatch, name):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
-def test_names_of_weights(options):
-    module = nn.RNN(2, 3, **options)
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, partial(nn.LSTM, proj_size=2)])
+def test_names_of_weights(cls, options):
+    module = cls(2, 3, **options)
     assert _torch._rnn_weight_names(module) == module._flat_weights_names
     names, weights = _torch.named_rnn_weights(module)
     expected = dict(module.named_parameters())

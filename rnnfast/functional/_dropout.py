@@ -61,7 +61,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    # There is no setup_context, for the reason given in _rnn.py.
+    # There is no setup_context, for the reason given in _kernels.py.
     @staticmethod
     def forward(ctx, input, seed, p):
         ctx.save_for_backward(seed)

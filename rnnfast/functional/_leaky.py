@@ -286,7 +286,7 @@ def leaky_rnn_stepwise(x, h0, alpha, noise, scale, seed, batch_sizes, reset, des
 class _LeakyRNN(torch.autograd.Function):
     """One layer. It saves the output and, where a gradient needs them, the states and targets."""
 
-    # There is no setup_context, for the reason given in _rnn.py.
+    # There is no setup_context, for the reason given in _kernels.py.
     @staticmethod
     def forward(ctx, x, h0, alpha, noise, scale, seed, batch_sizes, reset, descriptor, *weights):
         needs_alpha = ctx.needs_input_grad[2]

@@ -129,7 +129,7 @@ def _linear_cross_entropy_torch(input, linear_weight, target, linear_bias, reduc
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    # There is no setup_context, for the reason given in _rnn.py.
+    # There is no setup_context, for the reason given in _kernels.py.
     @staticmethod
     def forward(ctx, input, linear_weight, target, linear_bias, reduction, needs, in_chunks):
         tensors = (input, linear_weight, target, linear_bias)

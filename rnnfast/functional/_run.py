@@ -87,9 +87,10 @@ def run_rnn(
                 break
             if w.device != device:
                 raise RuntimeError(f"weights must be on {device} like the input, got {w.device}")
-        for state in states_of(hx):
-            if state.device != device:
-                raise RuntimeError(f"hx must be on {device} like the input, got {state.device}")
+        if hx is not None:
+            for state in states_of(hx):
+                if state.device != device:
+                    raise RuntimeError(f"hx must be on {device} like the input, got {state.device}")
         is_cuda = input.is_cuda and not torch.compiler.is_compiling()
         if is_cuda and _ops.is_torch_faster(input, weights, batch_sizes, descriptor):
             run = rnn_torch

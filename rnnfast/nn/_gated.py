@@ -8,7 +8,7 @@ from .._ops import GatedDescriptor
 from ._recurrent import Recurrent
 
 
-class FastGRU(Recurrent[Tensor], nn.GRU):  # type: ignore[misc]  # forward has more arguments
+class FastGRU(Recurrent[Tensor], nn.GRU):
     """A faster drop-in for :class:`torch.nn.GRU`, with the same arguments, parameters and results.
 
     It computes the GRU of Cho et al. (2014) in the form of ``nn.GRU``, with H hidden units::
@@ -53,9 +53,7 @@ class FastGRU(Recurrent[Tensor], nn.GRU):  # type: ignore[misc]  # forward has m
     _descriptor = GatedDescriptor
 
 
-class FastLSTM(  # type: ignore[misc]  # forward has more arguments than that of nn.LSTM
-    Recurrent[tuple[Tensor, Tensor]], nn.LSTM
-):
+class FastLSTM(Recurrent[tuple[Tensor, Tensor]], nn.LSTM):
     """A faster drop-in for :class:`torch.nn.LSTM`, with the same arguments, parameters and results.
 
     It computes the LSTM of Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al.

@@ -155,7 +155,8 @@ class Recurrent(nn.RNNBase, Generic[_State]):
                 )
             if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
-            hx = None if hx is None else self.permute_hidden(hx, sorted_indices)
+            if hx is not None:
+                hx = self.permute_hidden(hx, sorted_indices)  # type: ignore[arg-type]  # a pair
             resets = (
                 None
                 if reset is None

@@ -8,7 +8,7 @@ from ._recurrent import Recurrent
 from ._stepper import Stepper, native_stepper
 
 
-class FastRNN(Recurrent[Tensor], nn.RNN):  # type: ignore[misc]  # forward has more arguments
+class FastRNN(Recurrent[Tensor], nn.RNN):
     """A faster drop-in for :class:`torch.nn.RNN`, with the same arguments, parameters and results.
 
     It computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)`` with f = tanh or ReLU (Elman

@@ -88,12 +88,13 @@ def restore(model: _Model) -> _Model:
     """
     modules = _modules(model)
     for name, module in modules.items():
-        torchs = _TORCH.get(type(module))
-        for regulariser in REGULARISERS if torchs in _FAST else ():
+        if type(module) not in _FAST.values():
+            continue
+        for regulariser in REGULARISERS:
             if p := getattr(module, regulariser):
                 raise ValueError(
-                    f"nn.{torchs.__name__} has no {regulariser}, but module {name!r} has "
-                    f"{regulariser}={p}: set it to 0 first"
+                    f"nn.{_TORCH[type(module)].__name__} has no {regulariser}, but module {name!r} "
+                    f"has {regulariser}={p}: set it to 0 first"
                 )
     for module in modules.values():
         if type(module) in _TORCH:

@@ -1,5 +1,6 @@
 """``torch.func``, second derivatives and autocast. ``nn.RNN`` itself does not support vmap."""
 
+import copy
 import subprocess
 import sys
 
@@ -9,25 +10,33 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp
 from torch.func import vmap as batched
+from torch.utils._pytree import tree_leaves
 
-from rnnfast import FastRNN, FastRNNCell, _ops, functional
+from rnnfast import FastGRU, FastLSTM, FastRNN, FastRNNCell, _ops, functional
 
-OPTIONS = [
-    {},
-    {"num_layers": 2, "bidirectional": True, "batch_first": True, "nonlinearity": "relu"},
-    {"bias": False, "num_layers": 2},
-]
-options = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "everything", "no bias"])
+EVERYTHING = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+OPTIONS = {
+    "plain": {},
+    "everything": {**EVERYTHING, "nonlinearity": "relu"},
+    "no bias": {"bias": False, "num_layers": 2},
+    "gru": {"cls": FastGRU},
+    "gru, everything": {"cls": FastGRU, **EVERYTHING},
+    "lstm": {"cls": FastLSTM},
+    "lstm, everything": {"cls": FastLSTM, **EVERYTHING},
+    "lstm, projections": {"cls": FastLSTM, "proj_size": 2},
+}
+options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def make(options, seed=0):
     torch.manual_seed(seed)
-    return FastRNN(3, 4, dtype=torch.float64, **options)
+    options = {"cls": FastRNN, "dtype": torch.float64} | options
+    return options.pop("cls")(3, 4, **options)
 
 
 def loss_of(module, weights, x):
-    output, h_n = functional_call(module, weights, (x,))
-    return output.square().sum() + h_n.sin().sum()
+    output, *final = tree_leaves(functional_call(module, weights, (x,)))
+    return output.square().sum() + sum(state.sin().sum() for state in final)
 
 
 def by_hand(module, x):
@@ -52,9 +61,9 @@ def test_grad(options):
 def test_vmap_over_batch(options, T, dim):
     module = make(options)
     x = torch.randn(6, *((2, T) if module.batch_first else (T, 2)), 3, dtype=torch.float64)
-    expected = [torch.stack(parts) for parts in zip(*map(module, x), strict=True)]
+    expected = [torch.stack(parts) for parts in zip(*map(tree_leaves, map(module, x)), strict=True)]
     found = batched(module, in_dims=dim)(x.movedim(0, dim))
-    torch.testing.assert_close(list(found), expected)
+    torch.testing.assert_close(tree_leaves(found), expected)
 
 
 @options
@@ -80,7 +89,8 @@ def test_ensemble(options):
     for dims, inputs in ((None, [x[0]] * 3), (0, x)):
         found = batched(call, in_dims=(0, dims))(weights, x[0] if dims is None else x)
         for n, module in enumerate(modules):
-            torch.testing.assert_close([part[n] for part in found], [*module(inputs[n])])
+            expected = tree_leaves(module(inputs[n]))
+            torch.testing.assert_close([part[n] for part in tree_leaves(found)], expected)
 
 
 def test_vmap_refuses_a_state_that_would_broadcast():
@@ -90,11 +100,29 @@ def test_vmap_refuses_a_state_that_would_broadcast():
         batched(lambda x: functional.rnn(x, hx, weights))(x)
 
 
-def test_vmap_of_tokens():
-    module = make({"num_layers": 2})
+@pytest.mark.parametrize("cls", [FastRNN, FastGRU, FastLSTM])
+def test_vmap_of_tokens(cls):
+    module = make({"num_layers": 2, "cls": cls})
     tokens = torch.randint(3, (6, 5, 2))
     expected = torch.stack([module(t)[0] for t in tokens])
     torch.testing.assert_close(batched(lambda t: module(t)[0])(tokens), expected)
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("cls", [FastGRU, FastLSTM])
+def test_forward_mode_in_single_precision(cls, T):
+    """nn.LSTM runs on oneDNN there, which has no forward-mode derivatives."""
+    module = make({"cls": cls, "dtype": torch.float32})
+    x, v = torch.randn(2, T, 2, 3)
+    wide = copy.deepcopy(module).double()
+    _, expected = jvp(lambda x: wide(x)[0], (x.double(),), (v.double(),))
+    _, found = jvp(lambda x: module(x)[0], (x,), (v,))
+    with forward_ad.dual_level():
+        output, _ = module(forward_ad.make_dual(x, v))
+        dual = forward_ad.unpack_dual(output).tangent
+    assert torch.backends.mkldnn.enabled
+    for tangent in (found, dual):
+        torch.testing.assert_close(tangent.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @options
@@ -145,7 +173,7 @@ def test_many_gradients_at_once(options):
     """
     module = make(options)
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
-    outputs = module(x)
+    outputs = tree_leaves(module(x))
     seeds = [torch.randn(7, *o.shape, dtype=torch.float64) for o in outputs]
     wanted = [x, *module.parameters()]
     found = torch.autograd.grad(outputs, wanted, seeds, is_grads_batched=True, retain_graph=True)
@@ -197,10 +225,13 @@ def test_cell():
     torch.testing.assert_close(batched(cell)(x, h), torch.stack([*map(cell, x, h)]))
 
 
-def test_gradient_penalty_in_eval_mode(device):
+@pytest.mark.parametrize(
+    "classes", [(nn.RNN, FastRNN), (nn.GRU, FastGRU), (nn.LSTM, FastLSTM)], ids=str
+)
+def test_gradient_penalty_in_eval_mode(device, classes):
     """Second derivatives and a backward pass in ``eval()``; cuDNN refuses both."""
     results = []
-    for cls in (nn.RNN, FastRNN):
+    for cls in classes:
         torch.manual_seed(0)
         module = cls(3, 4, 2).double().to(device).eval()
         x = torch.randn(5, 2, 3, dtype=torch.float64).to(device).requires_grad_()
@@ -247,6 +278,28 @@ def test_second_derivatives_whatever_the_flags_of_torch_are(flags):
 
 
 # Autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("is_module", [False, True], ids=["autocast", "module"])
+@pytest.mark.parametrize("gradient", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("cls", [FastGRU, FastLSTM])
+def test_16_bits_of_gated_cells_run_on_kernels(monkeypatch, cls, gradient, is_module, dtype):
+    seen, kernel = [], _ops.gated_rnn
+
+    def spy(x, h0, c0, weights, *rest):
+        seen.append({t.dtype for t in (x, h0, c0, *weights) if t is not None})
+        return kernel(x, h0, c0, weights, *rest)
+
+    monkeypatch.setattr(_ops, "gated_rnn", spy)
+    own = dtype if is_module else torch.float32
+    module = cls(5, 6, 2, dtype=own)
+    x, hx = torch.randn(4, 3, 5, dtype=own), torch.randn(2, 3, 6, dtype=own)
+    hx = hx if cls is FastGRU else (hx, hx)
+    with torch.set_grad_enabled(gradient), torch.autocast("cpu", dtype, enabled=not is_module):
+        results = tree_leaves(module(x, hx))
+    assert seen == [{dtype}]
+    assert {t.dtype for t in results} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

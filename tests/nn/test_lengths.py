@@ -4,44 +4,51 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from rnnfast import FastRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN
 
+CLASSES = {nn.RNN: FastRNN, nn.GRU: FastGRU, nn.LSTM: FastLSTM}
 OPTIONS = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
 L, H = 4, 4  # L counts the layers of both directions
 
 
-def pair(**options):
-    """Return an nn.RNN and a FastRNN with the same weights."""
+def pair(cls=nn.RNN, **options):
+    """Return a module of torch and ours with the same weights."""
     modules = []
-    for cls in (nn.RNN, FastRNN):
+    for kind in (cls, CLASSES[cls]):
         torch.manual_seed(0)
-        modules.append(cls(3, H, **OPTIONS, **options))
+        modules.append(kind(3, H, **OPTIONS, **options))
     return modules
 
 
 def one_by_one(module, x, hx, lengths):
-    """Return what nn.RNN computes for each sequence alone, as a padded batch."""
-    output, h_n = torch.zeros(*x.shape[:2], 2 * H, dtype=x.dtype), hx.clone()
+    """Return what torch's module computes for each sequence alone, as a padded batch."""
+    output, final = torch.zeros(*x.shape[:2], 2 * H, dtype=x.dtype), tree_map(torch.clone, hx)
     for b, length in enumerate(lengths):
         if length:
-            alone, h_n[:, b] = module(x[:length, b], hx[:, b])
+            alone, last = module(x[:length, b], tree_map(lambda t, b=b: t[:, b], hx))
             output[:length, b] = alone
-    return output, h_n
+            for whole, part in zip(tree_leaves(final), tree_leaves(last), strict=True):
+                whole[:, b] = part
+    return output, final
 
 
+@pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("with_hx", [True, False])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [[3, 0, 5], [0, 4, 0], [0, 1, 1], [0, 0, 0]], ids=str)
-def test_sequences_without_steps(lengths, batch_first, with_hx):
+def test_sequences_without_steps(lengths, batch_first, with_hx, cls):
     """Their outputs are zeros, they keep their initial state, and they have no gradients."""
-    theirs, ours = pair()
+    theirs, ours = pair(cls)
     ours.batch_first = batch_first
     x = torch.randn(5, 3, 3, dtype=torch.float64)
     for b, length in enumerate(lengths):
         x[length:, b] = torch.nan  # the padding has no influence
-    hx = torch.randn(L, 3, H, dtype=torch.float64) * with_hx
-    x.requires_grad_(), hx.requires_grad_()
+    states = [torch.randn(L, 3, H, dtype=torch.float64) * with_hx for _ in range(2)]
+    x.requires_grad_(), [state.requires_grad_() for state in states]
+    states = states if cls is nn.LSTM else states[:1]
+    hx = tuple(states) if cls is nn.LSTM else states[0]
 
     expected = one_by_one(theirs, x, hx, lengths)
     layout = x.transpose(0, 1) if batch_first else x
@@ -52,9 +59,11 @@ def test_sequences_without_steps(lengths, batch_first, with_hx):
 
     gradients = []
     for module, outputs in ((theirs, expected), (ours, found)):
-        wanted = [x, *module.parameters()] + [hx] * with_hx
-        # The second term is zero. It makes nn.RNN depend on what no sequence uses.
-        loss = sum(t.square().sum() for t in outputs) + 0 * sum(t.sum() for t in wanted)
+        wanted = [x, *module.parameters()] + states * with_hx
+        # The second term makes torch's module depend on what no sequence uses.
+        loss = sum(t.square().sum() for t in tree_leaves(outputs)) + 0 * sum(
+            t.sum() for t in wanted
+        )
         gradients.append(torch.autograd.grad(loss, wanted))
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import FastRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 6
 
@@ -119,13 +119,36 @@ class Policy(nn.Module):
             yield -(torch.stack(log_probs) * (returns - returns.mean())).mean()
 
 
+class SpeechTagger(nn.Module):
+    """Two bidirectional GRUs over packed frames, and an LSTM that reads their output."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.GRU(6, 12, 2, batch_first=True, bidirectional=True)
+        self.reader = nn.LSTM(24, 10, batch_first=True)
+        self.phones = nn.Linear(10, 4)
+
+    def losses(self):
+        for _ in range(12):
+            lengths = torch.randint(2, 15, (8,))
+            lengths[3] = 14
+            frames = torch.randn(8, 14, 6).to(self.phones.weight)
+            labels = frames[..., :4].cumsum(1).argmax(-1)
+            packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+            output, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
+            output, _ = self.reader(output)
+            labels[torch.arange(14) >= lengths[:, None]] = -100
+            yield F.cross_entropy(self.phones(output).flatten(0, 1), labels.flatten())
+
+
 def train(cls, dtype, accelerated):
     torch.manual_seed(0)
     model = cls().to(dtype)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     if accelerated:  # the optimizer already has the parameters
         assert rnnfast.accelerate(model) is model
-        assert all(type(m) is FastRNN for m in model.modules() if isinstance(m, nn.RNN))
+        ours = (FastRNN, FastGRU, FastLSTM)
+        assert all(type(m) in ours for m in model.modules() if isinstance(m, nn.RNNBase))
     losses = []
     for loss in model.losses():
         optimiser.zero_grad()
@@ -136,14 +159,14 @@ def train(cls, dtype, accelerated):
     return losses
 
 
-@pytest.mark.parametrize("cls", [CharacterRNN, Seq2Seq, Tagger, Policy])
+@pytest.mark.parametrize("cls", [CharacterRNN, Seq2Seq, Tagger, Policy, SpeechTagger])
 def test_accelerated_model_trains_to_the_same_losses(cls):
     before = train(cls, torch.float64, accelerated=False)
     assert before[0] != before[-1]
     torch.testing.assert_close(train(cls, torch.float64, True), before, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("cls", [CharacterRNN, Tagger])
+@pytest.mark.parametrize("cls", [CharacterRNN, Tagger, SpeechTagger])
 def test_in_single_precision(cls):
     """The random numbers are the same. Rounding errors grow over the steps, but stay small."""
     before = train(cls, torch.float32, accelerated=False)

@@ -13,19 +13,23 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from rnnfast import FastRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN
+
+CLASSES = [FastRNN, FastGRU, FastLSTM]
+classes = pytest.mark.parametrize("cls", CLASSES)
 
 
-def model():
+def model(cls=FastRNN):
     torch.manual_seed(0)
-    return FastRNN(5, 8, 2, bidirectional=True, batch_first=True)
+    return cls(5, 8, 2, bidirectional=True, batch_first=True)
 
 
 def gradients(module, x):
-    output, h_n = module(x)
-    (output.square().mean() + h_n.sin().mean()).backward()
+    output, *final = tree_leaves(module(x))
+    (output.square().mean() + sum(state.sin().mean() for state in final)).backward()
     return [p.grad for p in module.parameters()]
 
 
@@ -92,7 +96,7 @@ assert call() == expected, "the parent goes on"
 
 
 class Encoded(Dataset):
-    """A data set whose items are computed by a FastRNN."""
+    """A data set whose items are computed by a recurrent module."""
 
     def __init__(self, encoder, x):
         self.encoder, self.x = encoder, x
@@ -105,11 +109,12 @@ class Encoded(Dataset):
         return self.encoder(self.x[n])[0]
 
 
+@classes
 @pytest.mark.parametrize("threads", [1, 2])
-def test_in_workers_of_a_data_loader(num_threads, threads):
+def test_in_workers_of_a_data_loader(num_threads, threads, cls):
     """A worker begins with one thread. If it uses more, it must not wait for the parent's."""
     num_threads(2)
-    data = Encoded(FastRNN(5, 256).eval(), torch.randn(8, 40, 3, 5))
+    data = Encoded(cls(5, 256).eval(), torch.randn(8, 40, 3, 5))
     expected = torch.stack([data[n] for n in range(len(data))])
     loader = DataLoader(
         data, batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60,
@@ -133,16 +138,16 @@ def train(module, x):
         optimiser.step()
 
 
-def train_as(rank, rendezvous):
+def train_as(rank, rendezvous, cls):
     torch.set_num_threads(1)
     method = f"file://{rendezvous}"
     distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    reference = model()
+    reference = model(cls)
     x = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(1))
     train(reference, x)
     expected = reference(x)
     for name, shard in SHARDED.items():
-        module = shard(model())
+        module = shard(model(cls))
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*flatten_parameters.*")
             train(module, x[rank::2])
@@ -154,23 +159,25 @@ def train_as(rank, rendezvous):
     distributed.destroy_process_group()
 
 
-def test_two_processes_train_one_model(tmp_path):
+@classes
+def test_two_processes_train_one_model(tmp_path, cls):
     """DDP and both FSDPs reach the weights that one process reaches with the whole batch."""
-    torch.multiprocessing.spawn(train_as, (str(tmp_path / "rendezvous"),), nprocs=2)
+    torch.multiprocessing.spawn(train_as, (str(tmp_path / "rendezvous"), cls), nprocs=2)
 
 
 # Threads
 
 
-def test_threads_of_python():
+@classes
+def test_threads_of_python(cls):
     """Calls of one module release the GIL and run at the same time."""
-    module = model()
+    module = model(cls)
     inputs = [torch.randn(3 + n % 4, 20 + n, 5) for n in range(24)]
 
     def call(x):
-        output, h_n = module(x)
-        loss = output.square().sum() + h_n.sum()
-        return [output, h_n, *torch.autograd.grad(loss, list(module.parameters()))]
+        outputs = tree_leaves(module(x))
+        loss = outputs[0].square().sum() + sum(t.sum() for t in outputs[1:])
+        return [*outputs, *torch.autograd.grad(loss, list(module.parameters()))]
 
     expected = [call(x) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -179,13 +186,14 @@ def test_threads_of_python():
             assert all(map(torch.equal, found, tensors))
 
 
-def test_the_same_bits_every_time(device):
+@classes
+def test_the_same_bits_every_time(device, cls):
     results = []
     for _ in range(3):
-        module = model().to(device)
+        module = model(cls).to(device)
         torch.manual_seed(1)
         x = torch.randn(33, 70, 5).to(device)
-        results.append([*module(x), *gradients(module, x)])
+        results.append([*tree_leaves(module(x)), *gradients(module, x)])
     for again in results[1:]:
         assert all(map(torch.equal, again, results[0]))
 
@@ -193,10 +201,11 @@ def test_the_same_bits_every_time(device):
 # Wrappers
 
 
-def test_data_parallel():
+@classes
+def test_data_parallel(cls):
     """The replicas have plain tensors in place of the parameters."""
     x = torch.randn(4, 7, 5)
-    module = model()
+    module = model(cls)
     torch.testing.assert_close(DataParallel(module)(x), module(x))
     replica = module._replicate_for_data_parallel()
     for name, p in module.named_parameters():
@@ -254,20 +263,23 @@ WRAPPERS = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_parametrizations_of_weight_hh(device, wrapper):
+@pytest.mark.parametrize(
+    "pair", [(nn.RNN, FastRNN), (nn.GRU, FastGRU), (nn.LSTM, FastLSTM)], ids=str
+)
+def test_parametrizations_of_weight_hh(device, pair, wrapper):
     results = []
     x = torch.randn(5, 3, 4, device=device)
-    for cls in (nn.RNN, FastRNN):
+    for cls in pair:
         torch.manual_seed(0)
         module = WRAPPERS[wrapper](cls(4, 6, 2).to(device))
         with warnings.catch_warnings():
             if device == "cpu":  # on CUDA devices cuDNN runs by default, and it warns
                 warnings.filterwarnings("error", message=".*flatten_parameters.*")
             torch.manual_seed(1)
-            output, h_n = module(x)
-        loss = output.square().sum() + h_n.sum()
+            outputs = tree_leaves(module(x))
+        loss = outputs[0].square().sum() + sum(t.sum() for t in outputs[1:])
         wanted = dict(module.named_parameters())
-        results.append([output, h_n, *torch.autograd.grad(loss, list(wanted.values()))])
+        results.append([*outputs, *torch.autograd.grad(loss, list(wanted.values()))])
         assert len(wanted) >= 8
     torch.testing.assert_close(*results)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.ao.nn.quantized import dynamic
 
 import rnnfast
-from rnnfast import FastRNN, FastRNNCell
+from rnnfast import FastGRU, FastLSTM, FastRNN, FastRNNCell
 from rnnfast.nn import Dropout
 
 
@@ -71,6 +71,30 @@ def test_quantisation():
     model = nn.Sequential(FastRNNCell(4, 5))
     model = torch.ao.quantization.quantize_dynamic(rnnfast.restore(model), classes)
     assert type(model[0]) is dynamic.RNNCell
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "cls, fast, options",
+    [(nn.GRU, FastGRU, {}), (nn.LSTM, FastLSTM, {}), (nn.LSTM, FastLSTM, {"proj_size": 2})],
+    ids=str,
+)
+def test_gated_cells(cls, fast, options):
+    """They go to ours and back as an nn.RNN does, and can be scripted and quantised then."""
+    model, x = nn.Sequential(cls(3, 4, 2, **options)), torch.randn(5, 2, 3)
+    before, expected, names = model[0], model(x), vars(model[0]).keys()
+    assert type(rnnfast.accelerate(model)[0]) is fast and isinstance(model[0], cls)
+    assert repr(model[0]) == repr(cls(3, 4, 2, **options)).replace(cls.__name__, fast.__name__)
+    torch.testing.assert_close(model(x), expected)
+    assert type(rnnfast.restore(model)[0]) is cls and model[0] is before
+    assert vars(model[0]).keys() == names
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    made = nn.Sequential(fast(3, 4, weight_dropout=0.5))
+    with pytest.raises(ValueError, match=rf"nn\.{cls.__name__} has no weight_dropout"):
+        rnnfast.restore(made)
+    if not options:
+        quantised = torch.ao.quantization.quantize_dynamic(model, {cls})
+        assert type(quantised[0]) is getattr(dynamic, cls.__name__)
 
 
 @pytest.mark.parametrize("name", ["variational_dropout", "weight_dropout", "zoneout"])
