@@ -142,7 +142,7 @@ def contestants() -> list[Contestant]:
     return [
         Contestant(bench.OURS, "FastRNN"),
         Contestant(KERNELS, "Kernels"),
-        Contestant(bench.THEIRS, "NNRNN"),
+        Contestant(bench.THEIRS["rnn"], "NNRNN"),
         Contestant("torch.compile", "CompiledRNN"),
         Contestant("JAX", "JAX"),
         Contestant("ONNX Runtime", "ONNXRuntime"),
@@ -179,11 +179,12 @@ def measure(
     Raises:
         RuntimeError: the results of rnnfast do not agree, or nn.RNN cannot be run.
     """
+    theirs = bench.THEIRS["rnn"]
     present = {c.name: c for c in everyone if c.absent is None}
     try:
-        truth = present[bench.THEIRS].ask("prepare", replace(case, dtype="float32"), mode)
+        truth = present[theirs].ask("prepare", replace(case, dtype="float32"), mode)
     except peers.NotRunError as error:
-        raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+        raise RuntimeError(f"{theirs} at {case}: {error}") from error
     names = result_names(case, mode)
     not_run = {}
     for name, contestant in present.items():
@@ -195,7 +196,7 @@ def measure(
             continue
         difference = bench.disagreement(names, results, truth, TOLERANCE[case.dtype])
         if difference and name in (bench.OURS, KERNELS):
-            raise RuntimeError(f"{name} and {bench.THEIRS} disagree at {case}: {difference}")
+            raise RuntimeError(f"{name} and {theirs} disagree at {case}: {difference}")
         if difference:
             not_run[name] = f"wrong: {difference}"
     while True:
@@ -208,6 +209,6 @@ def measure(
         try:
             return bench.alternate(timers, repeats, MODE_SECONDS), not_run
         except peers.NotRunError as error:
-            if error.contestant == bench.THEIRS:
-                raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+            if error.contestant == theirs:
+                raise RuntimeError(f"{theirs} at {case}: {error}") from error
             not_run[error.contestant] = str(error)

@@ -58,6 +58,7 @@ def measure(
     ceiling = ceilings.best(ceiling, ceilings.measure(**limits))
 
     report |= {
+        "cell": "rnn",
         "dtype": "float32",
         "gemm_gflops": ceiling["gemm_gflops"]["float32"],
         "ceilings": ceiling,

@@ -30,7 +30,8 @@ CASES = [
     Case(5, 3, 6, 8, one_hot=True),
     Case(5, 3, 16, 16, dtype="bfloat16"),
 ]
-ALWAYS = (bench.OURS, contest.KERNELS, bench.THEIRS, "torch.compile", bench.NUMPY)
+THEIRS = bench.THEIRS["rnn"]
+ALWAYS = (bench.OURS, contest.KERNELS, THEIRS, "torch.compile", bench.NUMPY)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_contestants_are_right(everyone, case, mode):
         assert not bench.disagreement(names, results, truth, contest.TOLERANCE[case.dtype]), name
         assert contestant.ask("sample", 2) > 0
         ran.add(name)
-    assert bench.THEIRS in ran
+    assert THEIRS in ran
     assert {bench.OURS, contest.KERNELS} <= ran
     assert ("torch.compile" in ran) == (case == CASES[0])
 
@@ -124,14 +125,14 @@ def test_the_number_of_threads(everyone):
 
 def test_the_dead_are_left_out_and_come_back(everyone):
     numpy = everyone[bench.NUMPY]
-    chosen = [everyone[bench.OURS], everyone[bench.THEIRS], numpy]
+    chosen = [everyone[bench.OURS], everyone[THEIRS], numpy]
     numpy.ask("prepare", CASES[0], "forward")
     numpy._process.kill()
     samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run == {bench.NUMPY: "its process died"}
     samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS, bench.NUMPY}
+    assert samples.keys() == {bench.OURS, THEIRS, bench.NUMPY}
     assert not not_run
 
 
@@ -173,13 +174,13 @@ class Fake:
 
 
 def _fakes(*others):
-    return [Fake(bench.OURS, seconds=2e-3), Fake(bench.THEIRS, seconds=4e-3), *others]
+    return [Fake(bench.OURS, seconds=2e-3), Fake(THEIRS, seconds=4e-3), *others]
 
 
 def test_the_wrong_are_not_timed():
     wrong, broken = Fake("wrong", wrong=1.001), Fake("nan", wrong=np.nan)
     samples, not_run = contest.measure(CASES[0], "training", _fakes(wrong, broken), repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run["wrong"].startswith("wrong: gradient of bias_hh_l0 differs by")
     assert not_run.keys() == {"wrong", "nan"}
     assert not (wrong.sampled or broken.sampled)
@@ -189,19 +190,19 @@ def test_who_fails_while_it_is_timed_is_left_out():
     samples, not_run = contest.measure(
         CASES[0], "forward", _fakes(Fake("weak", fails_at="sample")), repeats=2
     )
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run == {"weak": "too tired"}
 
 
 @pytest.mark.parametrize("fails_at", ["prepare", "sample"])
 def test_nothing_is_measured_without_the_baseline(fails_at):
-    chosen = [Fake(bench.OURS), Fake(bench.THEIRS, fails_at=fails_at)]
+    chosen = [Fake(bench.OURS), Fake(THEIRS, fails_at=fails_at)]
     with pytest.raises(RuntimeError, match=r"nn\.RNN at 4,3,5,7: too tired"):
         contest.measure(CASES[0], "forward", chosen, repeats=2)
 
 
 def test_rnnfast_must_be_right():
-    chosen = [Fake(bench.OURS, wrong=1.001), Fake(bench.THEIRS)]
+    chosen = [Fake(bench.OURS, wrong=1.001), Fake(THEIRS)]
     with pytest.raises(RuntimeError, match=r"rnnfast and nn\.RNN disagree at 4,3,5,7: h_n differs"):
         contest.measure(CASES[0], "forward", chosen, repeats=2)
 
@@ -323,7 +324,7 @@ def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
 def test_what_has_no_kernel_is_reported_all_the_same(monkeypatch):
     monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
-    chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(bench.THEIRS)]
+    chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(THEIRS)]
     report = run.measure([CASES[0]], chosen, 2, Console(quiet=True)) | {"command": ""}
     row = reports.table_rows(report, "forward")[1]
     assert row[0] == "4,3,5,7"
