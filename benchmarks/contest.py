@@ -36,7 +36,7 @@ TOLERANCE = {"float32": bench.TOLERANCE[torch.float32], "bfloat16": 0.1}
 
 
 class Contestant:
-    """A process of peers.py. Nothing runs in it except while `ask` waits for its answer.
+    """A process of the package `peers`. Nothing runs in it except while `ask` waits for its answer.
 
     Attributes:
         name: what the report calls it.
@@ -47,12 +47,15 @@ class Contestant:
     def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
         """Describe a contestant without starting it.
 
-        `arguments` are the name of a class in peers.py and the arguments of its constructor.
+        `arguments` are the name of a class in `peers` and the arguments of its constructor.
         `environment` is added to that of the process.
         """
         self.name = name
         self._arguments = arguments
-        self._environment = os.environ | (environment or {})
+        # The process must find the modules beside this one.
+        path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        self._environment |= environment or {}
         self._process = None
         self.version = None
         self.absent = None
@@ -72,7 +75,7 @@ class Contestant:
         with theirs:
             fd = theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, peers.__file__, str(fd), self._cpus, *self._arguments],
+                [sys.executable, "-m", "peers", str(fd), self._cpus, *self._arguments],
                 pass_fds=[fd],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

@@ -1,5 +1,5 @@
-// A C interface to oneDNN's vanilla_rnn, for peers.py. It compiles with oneDNN 2.x and 3.x and runs
-// on any of its CPU runtimes.
+// A C interface to oneDNN's vanilla_rnn, for peers/onednn.py. It compiles with oneDNN 2.x and 3.x
+// and runs on any of its CPU runtimes.
 //
 // Sizes: T time steps, B batch rows, I inputs, H hidden units, L layers, D directions.
 //
