@@ -131,8 +131,8 @@ def _cpus(threads: int) -> list[int]:
     return cpus[:threads]
 
 
-def contestants() -> list[Contestant]:
-    """Return all contestants, not started."""
+def contestants(cell: str) -> list[Contestant]:
+    """Return all contestants that have the cell, not started."""
     onednn = [
         Contestant(
             "oneDNN " + ".".join(peers.onednn_version(root).split(".")[:2]),
@@ -145,12 +145,12 @@ def contestants() -> list[Contestant]:
     return [
         Contestant(bench.OURS, "FastRNN"),
         Contestant(KERNELS, "Kernels"),
-        Contestant(bench.THEIRS["rnn"], "NNRNN"),
+        Contestant(bench.THEIRS[cell], "NNRNN"),
         Contestant("torch.compile", "CompiledRNN"),
         Contestant("JAX", "JAX"),
         Contestant("ONNX Runtime", "ONNXRuntime"),
         *(onednn or [Contestant("oneDNN", "OneDNN", sys.prefix)]),
-        Contestant(bench.NUMPY, "NumPy"),
+        *([Contestant(bench.NUMPY, "NumPy")] if cell == "rnn" else []),
     ]
 
 
@@ -172,7 +172,7 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Time one mode of one case.
 
-    A contestant is timed only if its results agree with those of nn.RNN in float32, up to
+    A contestant is timed only if its results agree with those of torch's module in float32, up to
     TOLERANCE.
 
     Returns:
@@ -180,9 +180,9 @@ def measure(
         the reason.
 
     Raises:
-        RuntimeError: the results of rnnfast do not agree, or nn.RNN cannot be run.
+        RuntimeError: the results of rnnfast do not agree, or torch's module cannot be run.
     """
-    theirs = bench.THEIRS["rnn"]
+    theirs = bench.THEIRS[case.cell]
     present = {c.name: c for c in everyone if c.absent is None}
     try:
         truth = present[theirs].ask("prepare", replace(case, dtype="float32"), mode)

@@ -50,24 +50,41 @@ class JAX(Peer):
 
     def _rnn(self, case, mask, x, weights, unroll):
         jnp, lax = self.jax.numpy, self.jax.lax
-        h_n = []
+        finals = []
         for layer in range(case.layers):
             outputs = []
             for direction in range(case.directions):
                 w_ih, w_hh, b_ih, b_hh = weights[4 * (layer * case.directions + direction) :][:4]
-                pre = (w_ih.T[x] if x.ndim == 2 else x @ w_ih.T) + (b_ih + b_hh)
+                pre = (w_ih.T[x] if x.ndim == 2 else x @ w_ih.T) + b_ih
+                if case.cell != "gru":  # one gate of a GRU multiplies the product and b_hh
+                    pre, b_hh = pre + b_hh, 0
 
-                def step(h, inputs, w_hh=w_hh):
+                def step(state, inputs, w_hh=w_hh, b_hh=b_hh):
                     pre, real = inputs
-                    new = jnp.tanh(pre + h @ w_hh.T)
+                    new = self._new_state(case.cell, pre, state[0] @ w_hh.T + b_hh, state)
                     if real is None:
-                        return new, new
-                    return jnp.where(real, new, h), jnp.where(real, new, 0)
+                        return new, new[0]
+                    held = [jnp.where(real, a, b) for a, b in zip(new, state, strict=True)]
+                    return held, jnp.where(real, new[0], 0)
 
-                state = jnp.zeros((case.B, case.H), pre.dtype)
+                state = [jnp.zeros((case.B, case.H), pre.dtype) for _ in case.states]
                 steps = (pre, mask)
                 last, y = lax.scan(step, state, steps, unroll=unroll, reverse=direction == 1)
-                h_n.append(last)
+                finals.append(last)
                 outputs.append(y)
             x = jnp.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
-        return x, jnp.stack(h_n)
+        return x, *(jnp.stack(states) for states in zip(*finals, strict=True))
+
+    def _new_state(self, cell, pre, product, state):
+        """Return [h_t], or [h_t, c_t] for an LSTM."""
+        jnp, sigmoid = self.jax.numpy, self.jax.nn.sigmoid
+        if cell == "rnn":
+            return [jnp.tanh(pre + product)]
+        if cell == "gru":
+            (r, z, n), (kept_r, kept_z, kept_n) = (jnp.split(a, 3, axis=-1) for a in (pre, product))
+            n = jnp.tanh(n + sigmoid(r + kept_r) * kept_n)
+            z = sigmoid(z + kept_z)
+            return [(1 - z) * n + z * state[0]]
+        i, f, g, o = jnp.split(pre + product, 4, axis=-1)
+        c = sigmoid(f) * state[1] + sigmoid(i) * jnp.tanh(g)
+        return [sigmoid(o) * jnp.tanh(c), c]

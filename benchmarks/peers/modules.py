@@ -9,7 +9,7 @@ COMPILED_STEPS = 35  # torch.compile unrolls the steps, which takes minutes for 
 
 
 class NNRNN(Peer):
-    """`torch.nn.RNN` as it is."""
+    """`torch.nn.RNN`, `torch.nn.GRU` or `torch.nn.LSTM` as it is."""
 
     tokens = False  # whether one-hot input may be given as tokens
 
@@ -22,7 +22,7 @@ class NNRNN(Peer):
 
     def module(self, case: Case):
         options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
-        return self.torch.nn.RNN(case.I, case.H, **options)
+        return getattr(self.torch.nn, case.cell.upper())(case.I, case.H, **options)
 
     def call(self, case, data, mode):
         torch = self.torch
@@ -71,15 +71,17 @@ class NNRNN(Peer):
 
     def arrays(self, results):
         rnn = self.torch.nn.utils.rnn
-        padded = (
-            rnn.pad_packed_sequence(r)[0] if isinstance(r, rnn.PackedSequence) else r
-            for r in results
-        )
-        return [tensor.detach().float().numpy() for tensor in padded]
+        tensors = []
+        for result in results:
+            if isinstance(result, rnn.PackedSequence):
+                tensors.append(rnn.pad_packed_sequence(result)[0])
+            else:  # the states of an LSTM are a pair
+                tensors += result if isinstance(result, tuple) else [result]
+        return [tensor.detach().float().numpy() for tensor in tensors]
 
 
 class FastRNN(NNRNN):
-    """`rnnfast.FastRNN`."""
+    """`rnnfast.FastRNN`, `rnnfast.FastGRU` or `rnnfast.FastLSTM`."""
 
     tokens = True
 
@@ -94,11 +96,11 @@ class FastRNN(NNRNN):
         if getattr(self.torch, case.dtype) not in self.rnnfast._ops.cpu.DTYPES:
             raise NotRunError(f"no {case.dtype} kernel")
         options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
-        return self.rnnfast.FastRNN(case.I, case.H, **options)
+        return getattr(self.rnnfast, "Fast" + case.cell.upper())(case.I, case.H, **options)
 
 
 class Kernels(FastRNN):
-    """The native call under `rnnfast.FastRNN`, without autograd.
+    """The native call under the modules of rnnfast, without autograd.
 
     Its outputs and gradients are allocated once, as for oneDNN and ONNX Runtime, so that kernels
     are compared with kernels.
@@ -108,23 +110,39 @@ class Kernels(FastRNN):
         ops, threads = self.rnnfast._ops.cpu, self.torch.get_num_threads()
         module, x, dy = self._set_up(case, data)
         rows, batch_sizes = (x.data, x.batch_sizes) if case.lengths else (x, None)
-        descriptor = self.rnnfast._ops.RNNDescriptor(
-            case.layers, case.directions, batch_first=False, nonlinearity="tanh", bias=True
-        )
+        layers = {"num_layers": case.layers, "directions": case.directions}
+        layers |= {"batch_first": False, "bias": True}
+        if case.cell == "rnn":
+            descriptor = self.rnnfast._ops.RNNDescriptor(nonlinearity="tanh", **layers)
+            run, run_backward = ops._C.forward, ops._C.backward
+        else:
+            descriptor = self.rnnfast._ops.GatedDescriptor(cell=case.cell, **layers)
+            run, run_backward = ops._C.gated_forward, ops._C.gated_backward
         options = (*descriptor.options, threads)
         weights = [parameter.detach() for parameter in module.parameters()]
         outs, h_n = ops.new_outputs(rows, weights, batch_sizes, descriptor)
         rows, _, packed, batch_sizes = ops.prepare(rows, None, weights, batch_sizes, descriptor)
         output = x._replace(data=outs[-1]) if case.lengths else outs[-1]
+        empty_like = self.torch.empty_like
+        states = [h_n]
+        no_states = [None]  # the initial states, and the gradients of the states
+        saved = []  # the argument that only gated cells have
+        if case.cell != "rnn":
+            states.append(empty_like(h_n) if case.cell == "lstm" else None)
+            no_states.append(None)
+            width = descriptor.saved_per_row * case.H
+            kept = outs if mode == "training" else []
+            saved.append([out.new_empty((*out.shape[:-1], width)) for out in kept])
+        results = [output, *states[: len(case.states)]]
 
         def forward():
-            ops._C.forward(rows, None, packed, batch_sizes, *options, outs, h_n, None)
-            return output, h_n
+            inputs = (rows, *no_states, packed, batch_sizes)
+            run(*inputs, *options, outs, *states, *saved, None)
+            return results
 
         if mode == "forward":
             return forward
 
-        empty_like = self.torch.empty_like
         dx = None if case.one_hot else empty_like(rows)
         dw = [empty_like(w) for w in packed]
         between = [empty_like(outs[0]) for _ in outs[1:3]] if case.directions == 2 else []
@@ -135,15 +153,16 @@ class Kernels(FastRNN):
 
         def training():
             forward()
-            inputs = (dy, None, outs, rows, None, packed, batch_sizes)
-            ops._C.backward(*inputs, *options, dx, None, dw, between, None)
+            inputs = (rows, *no_states, packed, batch_sizes)
+            given = (dy, *no_states, outs, *saved, *inputs)
+            run_backward(*given, *options, dx, *no_states, dw, between, None)
             return gradients
 
         return training
 
 
 class CompiledRNN(NNRNN):
-    """`torch.compile` of `torch.nn.RNN`, with the setting that makes it compile RNNs."""
+    """`torch.compile` of torch's module, with the setting that makes it compile RNNs."""
 
     def module(self, case):
         if case.T > COMPILED_STEPS:

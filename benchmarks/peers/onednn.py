@@ -12,9 +12,12 @@ from cases import one_hot_vectors
 
 from .base import NotRunError, Peer
 
+# The places of oneDNN's gates among those of torch. Each of these orders is its own inverse.
+GATES = {"rnn": [0], "gru": [1, 0, 2], "lstm": [0, 1, 2, 3]}
+
 
 class OneDNN(Peer):
-    """`vanilla_rnn` of one installation of oneDNN, through onednn.cpp."""
+    """`vanilla_rnn`, `lbr_gru` or `lstm` of one installation of oneDNN, through onednn.cpp."""
 
     def __init__(self, root: str):
         headers, library = Path(root, "include"), _onednn_library(root)
@@ -30,7 +33,7 @@ class OneDNN(Peer):
         )
         lib.rnn_error.restype = ctypes.c_char_p
         lib.rnn_new.restype = ctypes.c_void_p
-        lib.rnn_new.argtypes = [ctypes.c_int] * 7 + [ctypes.c_void_p] * 5
+        lib.rnn_new.argtypes = [ctypes.c_char_p] + [ctypes.c_int] * 7 + [ctypes.c_void_p] * 5
         lib.rnn_run.argtypes = lib.rnn_delete.argtypes = [ctypes.c_void_p]
         lib.rnn_read.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
@@ -49,18 +52,26 @@ class _OneDNNCall:
         L, D = case.layers, case.directions
         if L > 1 and case.I != D * case.H:
             raise NotRunError("layers of different sizes")
-        w_ih, w_hh, b_ih, b_hh = (np.stack(data.weights[k::4]) for k in range(4))
-        given = [one_hot_vectors(case, data.x), w_ih.swapaxes(1, 2), w_hh.swapaxes(1, 2)]
-        given += [b_ih + b_hh, data.dy]
+        w_ih, w_hh, b_ih, b_hh = (self._by_gate(np.stack(data.weights[k::4])) for k in range(4))
+        bias = b_ih + b_hh
+        if case.cell == "gru":
+            bias = np.concatenate([bias[:, :2], b_ih[:, 2:], b_hh[:, 2:]], axis=1)
+        given = [one_hot_vectors(case, data.x), *(np.moveaxis(w, 3, 1) for w in (w_ih, w_hh))]
+        given += [bias, data.dy]
         given = [np.ascontiguousarray(array) for array in given]
         addresses = [array.ctypes.data for array in given]
         if mode == "forward":
             addresses[-1] = None
-        self.handle = lib.rnn_new(
-            case.T, case.B, case.I, case.H, L, D, case.dtype == "bfloat16", *addresses
-        )
+        sizes = case.T, case.B, case.I, case.H, L, D
+        bf16 = case.dtype == "bfloat16"
+        self.handle = lib.rnn_new(case.cell.encode(), *sizes, bf16, *addresses)
         if not self.handle:
             raise NotRunError(lib.rnn_error().decode())
+
+    def _by_gate(self, weights):
+        """Return weights [L * D, G * H, ...] as [L * D, G, H, ...] with oneDNN's order of gates."""
+        split = weights.reshape(len(weights), self.case.gates, self.case.H, *weights.shape[2:])
+        return split[:, GATES[self.case.cell]]
 
     def __call__(self):
         if self.lib.rnn_run(self.handle):
@@ -69,7 +80,8 @@ class _OneDNNCall:
 
     def read(self):
         case = self.case
-        T, B, I, H, L, D = case.T, case.B, case.I, case.H, case.layers, case.directions  # noqa: E741
+        T, B, I, H, G = case.T, case.B, case.I, case.H, case.gates  # noqa: E741
+        L, D = case.layers, case.directions
 
         def get(name, *shape):
             array = np.empty(shape, np.float32)
@@ -78,12 +90,15 @@ class _OneDNNCall:
             return array
 
         if self.mode == "forward":
-            return [get("y", T, B, D * H), get("h_n", L * D, B, H)]
-        dw_ih, dw_hh = get("dw_layer", L * D, I, H), get("dw_iter", L * D, H, H)
-        db = get("dbias", L * D, H)
+            return [get("y", T, B, D * H), *(get(name, L * D, B, H) for name in case.states)]
+        dw_ih, dw_hh = get("dw_layer", L * D, I, G, H), get("dw_iter", L * D, H, G, H)
+        db = get("dbias", L * D, 4 if case.cell == "gru" else G, H)
+        db_ih, db_hh = (db[:, :3], db[:, [0, 1, 3]]) if case.cell == "gru" else (db, db)
+        kinds = (np.moveaxis(dw_ih, 1, 3), np.moveaxis(dw_hh, 1, 3), db_ih, db_hh)
+        kinds = [kind[:, GATES[case.cell]] for kind in kinds]
         results = [] if case.one_hot else [get("dx", T, B, I)]
         for k in range(L * D):
-            results += [dw_ih[k].T, dw_hh[k].T, db[k], db[k]]
+            results += [kind[k].reshape(G * H, *kind.shape[3:]) for kind in kinds]
         return results
 
     def __del__(self):

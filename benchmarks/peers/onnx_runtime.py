@@ -5,9 +5,12 @@ from cases import Case, one_hot_vectors
 
 from .base import NotRunError, Peer, installed, threads
 
+# The places of ONNX's gates among those of torch.
+GATES = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+
 
 class ONNXRuntime(Peer):
-    """The operator `RNN` of ONNX, which ONNX Runtime runs: inference in float32."""
+    """The operators `RNN`, `GRU` and `LSTM` of ONNX: inference in float32."""
 
     def __init__(self):
         installed("onnx")
@@ -45,9 +48,15 @@ class ONNXRuntime(Peer):
         return forward
 
     def arrays(self, results):
-        y, h_n = (value.numpy() for value in results)
+        y, *states = (value.numpy() for value in results)
         T, B = self._steps_and_rows
-        return [y.reshape(T, B, -1), h_n]
+        return [y.reshape(T, B, -1), *states]
+
+
+def _reordered(case: Case, weights: np.ndarray) -> np.ndarray:
+    """Return weights [G * H, ...] with the gates in the order of ONNX."""
+    gates = np.split(weights, case.gates)
+    return np.concatenate([gates[k] for k in GATES[case.cell]])
 
 
 def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
@@ -62,18 +71,22 @@ def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
         return name
 
     for layer in range(case.layers):
-        parts = [weights[4 * (layer * D + d) :][:4] for d in range(D)]
+        parts = [
+            [_reordered(case, w) for w in weights[4 * (layer * D + d) :][:4]] for d in range(D)
+        ]
         names = [f"{kind}{layer}" for kind in ("w_ih", "w_hh", "b")]
         constant(names[0], np.stack([p[0] for p in parts]))
         constant(names[1], np.stack([p[1] for p in parts]))
         constant(names[2], np.stack([np.concatenate(p[2:]) for p in parts]))
         nodes.append(
             helper.make_node(
-                "RNN",
+                case.cell.upper(),
                 [below, *names, *(["lengths"] if case.lengths else [])],
-                [f"y{layer}", f"h_n{layer}"],  # [T, D, B, H], [D, B, H]
+                [f"{name}{layer}" for name in ("y", *case.states)],  # [T, D, B, H], [D, B, H]
                 hidden_size=case.H,
                 direction="bidirectional" if D == 2 else "forward",
+                # The reset gate of torch's GRU multiplies W_hn h + b_hn.
+                **({"linear_before_reset": 1} if case.cell == "gru" else {}),
             )
         )
         # With one direction D is 1, and its place does not matter.
@@ -86,8 +99,9 @@ def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
             below = f"x{layer + 1}"
             nodes.append(helper.make_node("Reshape", [last, shape], [below]))
     if case.layers > 1:
-        states = [f"h_n{layer}" for layer in range(case.layers)]
-        nodes.append(helper.make_node("Concat", states, ["h_n"], axis=0))
+        for name in case.states:
+            states = [f"{name}{layer}" for layer in range(case.layers)]
+            nodes.append(helper.make_node("Concat", states, [name], axis=0))
 
     def tensor(name, shape, kind=TensorProto.FLOAT):
         return helper.make_tensor_value_info(name, kind, shape)
@@ -97,8 +111,10 @@ def _onnx_model(case: Case, weights: list[np.ndarray]) -> bytes:
         inputs.append(tensor("lengths", [case.B], TensorProto.INT32))
     outputs = [
         tensor(last, [case.T, case.B, D, case.H] if D == 2 else [case.T, 1, case.B, case.H]),
-        tensor("h_n" if case.layers > 1 else "h_n0", [case.layers * D, case.B, case.H]),
     ]
+    for name in case.states:
+        final = name if case.layers > 1 else f"{name}0"
+        outputs.append(tensor(final, [case.layers * D, case.B, case.H]))
     graph = helper.make_graph(nodes, "rnn", inputs, outputs, initializers)
     # These versions are old enough for every onnxruntime that runs beside a current onnx.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
