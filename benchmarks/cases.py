@@ -4,17 +4,18 @@ This module imports NumPy and nothing else, because the process of every contest
 contest.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 STREAMED_ROWS = 4  # up to this many batch rows, reading W_hh takes longer than the arithmetic
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a tanh RNN with biases and without h_0.
+    """One call of an RNN with tanh, a GRU or an LSTM, with biases and without initial states.
 
     T is the number of time steps, B of batch rows, I the input size, and H the hidden size. With
     `lengths` (B numbers, none above T, never increasing) the batch is packed. With `one_hot` the
@@ -30,6 +31,7 @@ class Case:
     lengths: tuple[int, ...] | None = None
     one_hot: bool = False
     dtype: str = "float32"  # or "bfloat16"
+    cell: str = "rnn"  # or "gru" or "lstm"
 
     def __str__(self) -> str:
         words = [f"{self.T},{self.B},{self.I},{self.H}"]
@@ -46,6 +48,16 @@ class Case:
         return " ".join(words)
 
     @property
+    def gates(self) -> int:
+        """The number of products with W_ih and with W_hh for each unit."""
+        return GATES[self.cell]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the final states."""
+        return ("h_n", "c_n") if self.cell == "lstm" else ("h_n",)
+
+    @property
     def tokens(self) -> int:
         """The number of rows of all time steps together, without padding."""
         return sum(self.lengths) if self.lengths else self.T * self.B
@@ -58,7 +70,7 @@ class Case:
     @property
     def recurrent_flop(self) -> int:
         """The operations of all products with W_hh in one pass over the sequence."""
-        return self.layers * self.directions * 2 * self.tokens * self.H**2
+        return self.layers * self.directions * 2 * self.tokens * self.gates * self.H**2
 
     def flop(self, mode: str) -> int:
         """Return the operations of all products.
@@ -67,7 +79,8 @@ class Case:
         """
         inputs = 0 if self.one_hot else self.I
         inputs += (self.layers - 1) * self.directions * self.H
-        forward = self.directions * 2 * self.tokens * self.H * inputs + self.recurrent_flop
+        projection = self.directions * 2 * self.tokens * self.gates * self.H * inputs
+        forward = projection + self.recurrent_flop
         # The backward pass has two products for each one in the forward pass.
         return 3 * forward if mode == "training" else forward
 
@@ -76,7 +89,7 @@ class Case:
 
         Every step must read W_hh again, because h_t needs h_{t-1}.
         """
-        return self.H**2 * self.bytes_per_element
+        return self.gates * self.H**2 * self.bytes_per_element
 
     def least_seconds(self, mode: str, gemm_gflops: float, read_gbs: float) -> float:
         """Return the shortest time that the machine's ceilings allow.
@@ -98,12 +111,14 @@ class Case:
     def intensity(self) -> float:
         """Return the FLOP per byte that must move in a forward step of one layer and direction.
 
-        A step reads W_hh, its input and h_{t-1}, and writes h_t. W_ih is read once a call, because
-        its product can have all time steps at once.
+        A step reads W_hh, its input and the state before, and writes the new state, which is h, and
+        for an LSTM also c. W_ih is read once a call, because its product can have all time steps at
+        once.
         """
-        rows = self.tokens / self.T
-        elements = self.H**2 + self.H * self.I / self.T + rows * (self.I + 2 * self.H)
-        return 2 * rows * self.H * (self.I + self.H) / (elements * self.bytes_per_element)
+        rows, units = self.tokens / self.T, self.gates * self.H
+        elements = units * (self.H + self.I / self.T)
+        elements += rows * (self.I + 2 * len(self.states) * self.H)
+        return 2 * rows * units * (self.I + self.H) / (elements * self.bytes_per_element)
 
 
 class Data(NamedTuple):
@@ -113,7 +128,7 @@ class Data(NamedTuple):
     """
 
     x: np.ndarray  # [T, B, I], or int64 tokens [T, B]
-    weights: list[np.ndarray]  # the flat list of nn.RNN
+    weights: list[np.ndarray]  # the flat list of torch's module
     dy: np.ndarray  # [T, B, D*H], the gradient of the output
     mask: np.ndarray | None  # bool [T, B, 1], false for padding
 
@@ -132,7 +147,8 @@ def data(case: Case) -> Data:
     for layer in range(case.layers):
         inputs = case.directions * case.H if layer else case.I
         for _ in range(case.directions):
-            for shape in ((case.H, inputs), (case.H, case.H), (case.H,), (case.H,)):
+            units = case.gates * case.H
+            for shape in ((units, inputs), (units, case.H), (units,), (units,)):
                 weights.append(held(generator.uniform(-1, 1, shape) * case.H**-0.5))
     if case.one_hot:
         x = generator.integers(case.I, size=(case.T, case.B))
@@ -154,7 +170,7 @@ def one_hot_vectors(case: Case, x: np.ndarray) -> np.ndarray:
 def result_names(case: Case, mode: str) -> list[str]:
     """Return the names of the arrays that a call returns, in their order."""
     if mode == "forward":
-        return ["output", "h_n"]
+        return ["output", *case.states]
     names = [] if case.one_hot else ["gradient of input"]
     for layer in range(case.layers):
         for suffix in ("", "_reverse")[: case.directions]:
@@ -163,10 +179,10 @@ def result_names(case: Case, mode: str) -> list[str]:
     return names
 
 
-def special_cases() -> list[Case]:
+def special_cases(cell: str) -> list[Case]:
     """Return cases beside the default shapes: sizes and inputs of other people's models."""
     lengths = tuple(int(n) for n in np.linspace(100, 10, 32).round())
-    return [
+    cases = [
         Case(35, 33, 257, 257),  # no multiple of any tile
         Case(70, 20, 650, 650),
         Case(10, 1, 16, 16),
@@ -180,3 +196,4 @@ def special_cases() -> list[Case]:
         Case(512, 1, 1024, 1024, dtype="bfloat16"),
         Case(100, 32, 512, 512, dtype="bfloat16"),
     ]
+    return [replace(case, cell=cell) for case in cases]

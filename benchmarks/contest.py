@@ -36,7 +36,7 @@ TOLERANCE = {"float32": bench.TOLERANCE[torch.float32], "bfloat16": 0.1}
 
 
 class Contestant:
-    """A process of peers.py. Nothing runs in it except while `ask` waits for its answer.
+    """A process of the package `peers`. Nothing runs in it except while `ask` waits for its answer.
 
     Attributes:
         name: what the report calls it.
@@ -47,12 +47,15 @@ class Contestant:
     def __init__(self, name: str, *arguments: str, environment: dict[str, str] | None = None):
         """Describe a contestant without starting it.
 
-        `arguments` are the name of a class in peers.py and the arguments of its constructor.
+        `arguments` are the name of a class in `peers` and the arguments of its constructor.
         `environment` is added to that of the process.
         """
         self.name = name
         self._arguments = arguments
-        self._environment = os.environ | (environment or {})
+        # The process must find the modules beside this one.
+        path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        self._environment |= environment or {}
         self._process = None
         self.version = None
         self.absent = None
@@ -72,7 +75,7 @@ class Contestant:
         with theirs:
             fd = theirs.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, peers.__file__, str(fd), self._cpus, *self._arguments],
+                [sys.executable, "-m", "peers", str(fd), self._cpus, *self._arguments],
                 pass_fds=[fd],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -128,8 +131,8 @@ def _cpus(threads: int) -> list[int]:
     return cpus[:threads]
 
 
-def contestants() -> list[Contestant]:
-    """Return all contestants, not started."""
+def contestants(cell: str) -> list[Contestant]:
+    """Return all contestants that have the cell, not started."""
     onednn = [
         Contestant(
             "oneDNN " + ".".join(peers.onednn_version(root).split(".")[:2]),
@@ -142,12 +145,12 @@ def contestants() -> list[Contestant]:
     return [
         Contestant(bench.OURS, "FastRNN"),
         Contestant(KERNELS, "Kernels"),
-        Contestant(bench.THEIRS, "NNRNN"),
+        Contestant(bench.THEIRS[cell], "NNRNN"),
         Contestant("torch.compile", "CompiledRNN"),
         Contestant("JAX", "JAX"),
         Contestant("ONNX Runtime", "ONNXRuntime"),
         *(onednn or [Contestant("oneDNN", "OneDNN", sys.prefix)]),
-        Contestant(bench.NUMPY, "NumPy"),
+        *([Contestant(bench.NUMPY, "NumPy")] if cell == "rnn" else []),
     ]
 
 
@@ -169,7 +172,7 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Time one mode of one case.
 
-    A contestant is timed only if its results agree with those of nn.RNN in float32, up to
+    A contestant is timed only if its results agree with those of torch's module in float32, up to
     TOLERANCE.
 
     Returns:
@@ -177,13 +180,14 @@ def measure(
         the reason.
 
     Raises:
-        RuntimeError: the results of rnnfast do not agree, or nn.RNN cannot be run.
+        RuntimeError: the results of rnnfast do not agree, or torch's module cannot be run.
     """
+    theirs = bench.THEIRS[case.cell]
     present = {c.name: c for c in everyone if c.absent is None}
     try:
-        truth = present[bench.THEIRS].ask("prepare", replace(case, dtype="float32"), mode)
+        truth = present[theirs].ask("prepare", replace(case, dtype="float32"), mode)
     except peers.NotRunError as error:
-        raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+        raise RuntimeError(f"{theirs} at {case}: {error}") from error
     names = result_names(case, mode)
     not_run = {}
     for name, contestant in present.items():
@@ -195,7 +199,7 @@ def measure(
             continue
         difference = bench.disagreement(names, results, truth, TOLERANCE[case.dtype])
         if difference and name in (bench.OURS, KERNELS):
-            raise RuntimeError(f"{name} and {bench.THEIRS} disagree at {case}: {difference}")
+            raise RuntimeError(f"{name} and {theirs} disagree at {case}: {difference}")
         if difference:
             not_run[name] = f"wrong: {difference}"
     while True:
@@ -208,6 +212,6 @@ def measure(
         try:
             return bench.alternate(timers, repeats, MODE_SECONDS), not_run
         except peers.NotRunError as error:
-            if error.contestant == bench.THEIRS:
-                raise RuntimeError(f"{bench.THEIRS} at {case}: {error}") from error
+            if error.contestant == theirs:
+                raise RuntimeError(f"{theirs} at {case}: {error}") from error
             not_run[error.contestant] = str(error)

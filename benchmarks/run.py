@@ -1,9 +1,11 @@
-"""Time rnnfast against nn.RNN and every other RNN library that is installed.
+"""Time rnnfast against torch and every other library with recurrent layers that is installed.
 
     python benchmarks/run.py
+    python benchmarks/run.py --cell gru
 
-writes benchmarks/results/<cpu>-<isa>.json, .md, .png and -roofline.png. Run it on a machine that
-does nothing else. benchmarks/README.md explains the results.
+writes benchmarks/results/<cpu>-<isa>.json, .md, .png and -roofline.png. With --cell gru or lstm the
+names end in -gru or -lstm. Run it on a machine that does nothing else. benchmarks/README.md
+explains the results.
 """
 
 import argparse
@@ -35,13 +37,14 @@ def measure(
     repeats: int | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure all cases and return the report, which `json.dumps` accepts.
+    """Measure all cases, which have one cell, and return the report, which `json.dumps` accepts.
 
     The means are over the cases of `bench.DEFAULT_SHAPES`.
     """
+    [cell] = {case.cell for case in cases}
     report = bench.context()
     threads = report["threads"]
-    default = {Case(*shape) for shape in bench.DEFAULT_SHAPES}
+    default = set(default_cases(cell))
     limits = {
         "dtypes": sorted({"float32", *(case.dtype for case in cases)}),
         "working_sets": sorted({case.weight_bytes() for case in cases}),
@@ -58,6 +61,7 @@ def measure(
     ceiling = ceilings.best(ceiling, ceilings.measure(**limits))
 
     report |= {
+        "cell": cell,
         "dtype": "float32",
         "gemm_gflops": ceiling["gemm_gflops"]["float32"],
         "ceilings": ceiling,
@@ -75,6 +79,11 @@ def measure(
     }
     report["geometric_mean"] = {mode: _means(report, mode) for mode in bench.MODES}
     return report
+
+
+def default_cases(cell: str) -> list[Case]:
+    """Return the cases of `bench.DEFAULT_SHAPES`."""
+    return [Case(*shape, cell=cell) for shape in bench.DEFAULT_SHAPES]
 
 
 def _figures(
@@ -122,6 +131,8 @@ def _means(report: dict[str, Any], mode: str) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the report, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__)
+    about = "Cell of the layers (default: rnn, which has tanh)"
+    parser.add_argument("--cell", choices=tuple(bench.THEIRS), default="rnn", help=about)
     about = "Samples (default: as many as fit in 2.5 s a measurement, at least 5)"
     parser.add_argument("--repeats", type=int, metavar="N", help=about)
     results = Path(__file__).parent / "results"
@@ -132,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
 
-    cases = [*(Case(*shape) for shape in bench.DEFAULT_SHAPES), *special_cases()]
+    cases = [*default_cases(args.cell), *special_cases(args.cell)]
     if args.only is None:
         args.out.mkdir(parents=True, exist_ok=True)
     else:
@@ -144,9 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Starting the libraries and compiling for them may take minutes in which nothing is measured.
     log.addHandler(RichHandler(console=console, show_level=False, show_path=False))
     log.setLevel(logging.INFO)
-    report = measure(cases, contest.contestants(), args.repeats, console)
-    repeats = f" --repeats {args.repeats}" if args.repeats else ""
-    report["command"] = f"python benchmarks/run.py{repeats}"
+    report = measure(cases, contest.contestants(args.cell), args.repeats, console)
+    suffix = f" {args.cell}" if args.cell != "rnn" else ""
+    options = f" --cell{suffix}" if suffix else ""
+    options += f" --repeats {args.repeats}" if args.repeats else ""
+    report["command"] = f"python benchmarks/run.py{options}"
     print(reports.markdown(report))
     bench.warn_if_busy(report, Console())
     if args.only is not None:
@@ -154,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # The name of the CPU is not enough: hypervisors give every generation the same name.
     machine = report["machine"]
-    name = f"{machine['cpu']} {machine['cpu_numbers']} {report['build']['isa']}".lower()
+    name = f"{machine['cpu']} {machine['cpu_numbers']} {report['build']['isa']}{suffix}".lower()
     stem = args.out / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     write_atomic(stem.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(stem.with_suffix(".md"), reports.markdown(report).encode())

@@ -176,7 +176,7 @@ def _direction(cell, x, h, c, weights, reset, dy, dh, dc, reverse):
     return np.stack(outputs), last, dx, (dh, dc), dw
 
 
-def _sequences(case, x, h0, c0, weights, reset, dy, dh_n, dc_n):
+def sequences(case, x, h0, c0, weights, reset, dy, dh_n, dc_n):
     """Run all layers for sequences of equal lengths, and return outputs and gradients."""
     D, H = 2 if case.bidirectional else 1, case.H
     per_direction = len(weights) // (case.num_layers * D)
@@ -239,7 +239,7 @@ def run_reference(case, data):
     dweights = [0] * len(weights)
     for rows, own in parts:
         given = (h0[:, own], c0[:, own], weights, reset[rows], dy[rows], dh_n[:, own], dc_n[:, own])
-        output[rows], h_n, c_n, dx[rows], dh0, dc0, dw = _sequences(case, x[rows], *given)
+        output[rows], h_n, c_n, dx[rows], dh0, dc0, dw = sequences(case, x[rows], *given)
         for whole, part in zip(states, (h_n, c_n, dh0, dc0), strict=True):
             whole[:, own] = part
         dweights = [total + part for total, part in zip(dweights, dw, strict=True)]

@@ -4,15 +4,19 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ceilings
 import contest
+import gated_rule
 import numpy as np
 import peers
 import pytest
 import report as reports
 import run
+import speedups
 from cases import Case, Data, data, one_hot_vectors, result_names
 from rich.console import Console
 
@@ -30,48 +34,74 @@ CASES = [
     Case(5, 3, 6, 8, one_hot=True),
     Case(5, 3, 16, 16, dtype="bfloat16"),
 ]
-ALWAYS = (bench.OURS, contest.KERNELS, bench.THEIRS, "torch.compile", bench.NUMPY)
+CASES += [replace(case, cell=cell) for cell in ("gru", "lstm") for case in CASES]
+THEIRS = bench.THEIRS["rnn"]
+ALWAYS = (bench.OURS, contest.KERNELS, THEIRS, "torch.compile", bench.NUMPY)
 
 
 @pytest.fixture(scope="module")
 def everyone():
-    everyone = contest.contestants()
+    everyone = contest.contestants("rnn")
     contest.PATIENCE = 1200  # torch.compile takes minutes on a busy machine
     with contest.started(everyone, threads=1):
         yield {contestant.name: contestant for contestant in everyone}
 
 
 def _truth(case: Case, given: Data, mode: str) -> list[np.ndarray]:
-    """Return what a contestant must return, from rnnfast.reference in float64, row by row."""
+    """Return what a contestant must return, from NumPy in float64, row by row."""
     x = one_hot_vectors(case, given.x).astype(np.float64)
     weights = [w.astype(np.float64) for w in given.weights]
-    options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    run = _rnn if case.cell == "rnn" else _gated
     output, dx = np.zeros_like(given.dy, np.float64), np.zeros_like(x)
-    h_n = np.zeros((case.layers * case.directions, case.B, case.H))
+    states = [np.zeros((case.layers * case.directions, case.B, case.H)) for _ in case.states]
     dweights = [np.zeros_like(w) for w in weights]
     for b, steps in enumerate(case.lengths or [case.T] * case.B):
         row = np.s_[:steps, b : b + 1]
-        outputs, h_n[:, b : b + 1] = reference.rnn(x[row], None, weights, **options)
-        output[row] = outputs[-1]
-        dx[row], _, dw = reference.rnn_backward(
-            x[row], None, weights, outputs, given.dy[row].astype(np.float64),
-            np.zeros_like(h_n[:, b : b + 1]), **options,
-        )  # fmt: skip
+        dy = given.dy[row].astype(np.float64)
+        output[row], finals, dx[row], dw = run(case, x[row], weights, dy)
+        for state, final in zip(states, finals, strict=True):
+            state[:, b : b + 1] = final
         dweights = [a + b for a, b in zip(dweights, dw, strict=True)]
     if mode == "forward":
-        return [output, h_n]
+        return [output, *states]
     return ([] if case.one_hot else [dx]) + dweights
 
 
+def _rnn(case, x, weights, dy):
+    """Return the output, the final states, and the gradients of the input and of the weights."""
+    options = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    outputs, h_n = reference.rnn(x, None, weights, **options)
+    given = (x, None, weights, outputs, dy, np.zeros_like(h_n))
+    dx, _, dw = reference.rnn_backward(*given, **options)
+    return outputs[-1], [h_n], dx, dw
+
+
+def _gated(case, x, weights, dy):
+    """Do what `_rnn` does for a GRU or an LSTM."""
+    wanted = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    described = SimpleNamespace(cell=case.cell, H=case.H, **wanted)
+    zeros = np.zeros((case.layers * case.directions, x.shape[1], case.H))
+    no_reset = np.zeros(x.shape[:-1], bool)
+    given = (x, zeros, zeros, weights, no_reset, dy, zeros, zeros)
+    output, h_n, c_n, dx, _, _, dw = gated_rule.sequences(described, *given)
+    return output, [h_n, c_n][: len(case.states)], dx, dw
+
+
+def _is_first(case):
+    """Return whether `case` is the first one of its cell."""
+    return case == replace(CASES[0], cell=case.cell)
+
+
 @pytest.mark.parametrize("mode", bench.MODES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.cell} {case}")
 def test_contestants_are_right(everyone, case, mode):
     truth = _truth(case, data(case), mode)
     names = result_names(case, mode)
     ran = set()
     for name, contestant in everyone.items():
         # Compilation takes seconds for each case, so torch.compile runs for the first case only.
-        if contestant.absent or (name == "torch.compile" and case != CASES[0]):
+        compiled = name == "torch.compile" and not _is_first(case)
+        if contestant.absent or compiled or (name == bench.NUMPY and case.cell != "rnn"):
             continue
         try:
             results = contestant.ask("prepare", case, mode)
@@ -82,12 +112,20 @@ def test_contestants_are_right(everyone, case, mode):
         assert not bench.disagreement(names, results, truth, contest.TOLERANCE[case.dtype]), name
         assert contestant.ask("sample", 2) > 0
         ran.add(name)
-    assert bench.THEIRS in ran
+    assert THEIRS in ran
     assert {bench.OURS, contest.KERNELS} <= ran
-    assert ("torch.compile" in ran) == (case == CASES[0])
+    assert ("torch.compile" in ran) == _is_first(case)
 
 
-@pytest.mark.parametrize("name", [c.name for c in contest.contestants()])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_contestants_of_gated_cells(cell):
+    names = [contestant.name for contestant in contest.contestants(cell)]
+    rnn = [contestant.name for contestant in contest.contestants("rnn")]
+    assert names == [bench.THEIRS[cell] if name == THEIRS else name for name in rnn[:-1]]
+    assert rnn[-1] == bench.NUMPY
+
+
+@pytest.mark.parametrize("name", [c.name for c in contest.contestants("rnn")])
 def test_installed(everyone, name):
     if everyone[name].absent:
         assert name not in ALWAYS
@@ -124,14 +162,14 @@ def test_the_number_of_threads(everyone):
 
 def test_the_dead_are_left_out_and_come_back(everyone):
     numpy = everyone[bench.NUMPY]
-    chosen = [everyone[bench.OURS], everyone[bench.THEIRS], numpy]
+    chosen = [everyone[bench.OURS], everyone[THEIRS], numpy]
     numpy.ask("prepare", CASES[0], "forward")
     numpy._process.kill()
     samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run == {bench.NUMPY: "its process died"}
     samples, not_run = contest.measure(CASES[0], "forward", chosen, repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS, bench.NUMPY}
+    assert samples.keys() == {bench.OURS, THEIRS, bench.NUMPY}
     assert not not_run
 
 
@@ -172,14 +210,14 @@ class Fake:
         return self.seconds
 
 
-def _fakes(*others):
-    return [Fake(bench.OURS, seconds=2e-3), Fake(bench.THEIRS, seconds=4e-3), *others]
+def _fakes(*others, theirs=THEIRS):
+    return [Fake(bench.OURS, seconds=2e-3), Fake(theirs, seconds=4e-3), *others]
 
 
 def test_the_wrong_are_not_timed():
     wrong, broken = Fake("wrong", wrong=1.001), Fake("nan", wrong=np.nan)
     samples, not_run = contest.measure(CASES[0], "training", _fakes(wrong, broken), repeats=2)
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run["wrong"].startswith("wrong: gradient of bias_hh_l0 differs by")
     assert not_run.keys() == {"wrong", "nan"}
     assert not (wrong.sampled or broken.sampled)
@@ -189,19 +227,19 @@ def test_who_fails_while_it_is_timed_is_left_out():
     samples, not_run = contest.measure(
         CASES[0], "forward", _fakes(Fake("weak", fails_at="sample")), repeats=2
     )
-    assert samples.keys() == {bench.OURS, bench.THEIRS}
+    assert samples.keys() == {bench.OURS, THEIRS}
     assert not_run == {"weak": "too tired"}
 
 
 @pytest.mark.parametrize("fails_at", ["prepare", "sample"])
 def test_nothing_is_measured_without_the_baseline(fails_at):
-    chosen = [Fake(bench.OURS), Fake(bench.THEIRS, fails_at=fails_at)]
+    chosen = [Fake(bench.OURS), Fake(THEIRS, fails_at=fails_at)]
     with pytest.raises(RuntimeError, match=r"nn\.RNN at 4,3,5,7: too tired"):
         contest.measure(CASES[0], "forward", chosen, repeats=2)
 
 
 def test_rnnfast_must_be_right():
-    chosen = [Fake(bench.OURS, wrong=1.001), Fake(bench.THEIRS)]
+    chosen = [Fake(bench.OURS, wrong=1.001), Fake(THEIRS)]
     with pytest.raises(RuntimeError, match=r"rnnfast and nn\.RNN disagree at 4,3,5,7: h_n differs"):
         contest.measure(CASES[0], "forward", chosen, repeats=2)
 
@@ -228,6 +266,17 @@ def test_flop_and_ceiling():
     assert Case(10, 3, 5, 7, dtype="bfloat16").weight_bytes() == 98
     # A step moves 49 + 35/10 + 3 x (5 + 14) floats for 504 FLOP.
     assert case.intensity() == pytest.approx(504 / (4 * 109.5))
+    # A GRU has the products of three RNNs. An LSTM has those of four, and moves c as well as h.
+    gru, lstm = replace(case, cell="gru"), replace(case, cell="lstm")
+    for gated, gates in ((gru, 3), (lstm, 4)):
+        assert gated.flop("training") == gates * 3 * 5040
+        assert gated.recurrent_flop == gates * 2940
+        assert gated.weight_bytes() == gates * 196
+        assert gated.least_seconds("training", 4, 2) == pytest.approx(gates * 4270e-9)
+    assert gru.intensity() == pytest.approx(3 * 504 / (4 * (3 * 52.5 + 57)))
+    assert lstm.intensity() == pytest.approx(4 * 504 / (4 * (4 * 52.5 + 3 * (5 + 28))))
+    both = Case(10, 3, 5, 7, layers=2, directions=2)
+    assert replace(both, cell="gru").flop("forward") == 3 * both.flop("forward")
 
 
 def test_ceilings_are_of_this_machine(monkeypatch):
@@ -252,14 +301,18 @@ def fake_run(monkeypatch):
     absent.absent, absent.version = "not installed: pip install absent", None
     wrong = Fake("half", wrong=2.0, seconds=1e-3)
     wrong.ask = lambda method, *values: (
-        Fake.ask(Fake("half", wrong=1.0 if values[0] == CASES[0] else 2.0), method, *values)
+        Fake.ask(Fake("half", wrong=1.0 if _is_first(values[0]) else 2.0), method, *values)
         if method == "prepare"
         else 1e-3
     )
     special = [CASES[0], Case(6, 3, 5, 7), Case(6, 3, 5, 7, lengths=(6, 4, 1))]
     monkeypatch.setattr(bench, "DEFAULT_SHAPES", [bench.Shape(4, 3, 5, 7)])
-    monkeypatch.setattr(run, "special_cases", lambda: special[1:])
-    monkeypatch.setattr(contest, "contestants", lambda: _fakes(wrong, weak, absent))
+    monkeypatch.setattr(
+        run, "special_cases", lambda cell: [replace(case, cell=cell) for case in special[1:]]
+    )
+    monkeypatch.setattr(
+        contest, "contestants", lambda cell: _fakes(wrong, weak, absent, theirs=bench.THEIRS[cell])
+    )
     monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
 
@@ -308,6 +361,27 @@ def test_run_writes_its_files(fake_run, tmp_path, capsys):
     assert "takes 1.26 times as long as rnnfast, by the geometric mean over all 3 rows" in printed
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_run_of_a_gated_cell(fake_run, tmp_path, capsys, cell):
+    run.main(["--cell", cell, "--repeats", "2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert all(f"-{cell}" in path.name for path in tmp_path.iterdir())
+    [written] = tmp_path.glob(f"*-{cell}.json")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        written.stem + ending for ending in (".json", ".md", ".png", "-roofline.png")
+    }
+    report = json.loads(written.read_text())
+    assert report["command"] == f"python benchmarks/run.py --cell {cell} --repeats 2"
+    assert report["cell"] == cell
+    assert {result["cell"] for result in report["cases"]} == {cell}
+    assert [r["default"] for r in report["cases"]] == [True, False, False]
+    theirs = bench.THEIRS[cell]
+    assert report["geometric_mean"]["training"][theirs] == pytest.approx(2.0)
+    assert f"; {cell.upper()}, float32, " in printed
+    assert reports.table_rows(report, "forward")[0][1:3] == ["rnnfast", theirs]
+    assert theirs in speedups.speedups(report).axes[0].get_xlabel()
+
+
 def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
     run.main(["--repeats", "2", "--out", str(tmp_path), "--only", "6,3,5,7"])
     printed = capsys.readouterr().out
@@ -323,7 +397,7 @@ def test_run_of_some_cases_writes_nothing(fake_run, tmp_path, capsys):
 def test_what_has_no_kernel_is_reported_all_the_same(monkeypatch):
     monkeypatch.setattr(timing, "GEMM_SIZE", 64)
     monkeypatch.setattr(ceilings, "MEMORY_BYTES", 1 << 22)
-    chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(bench.THEIRS)]
+    chosen = [Fake(bench.OURS, fails_at="prepare"), Fake(THEIRS)]
     report = run.measure([CASES[0]], chosen, 2, Console(quiet=True)) | {"command": ""}
     row = reports.table_rows(report, "forward")[1]
     assert row[0] == "4,3,5,7"

@@ -110,7 +110,7 @@ template <class T> struct Backward {
 };
 
 // Run a stack of L layers with D = 1 or 2 directions each. stack[l * D + d] is direction d of layer
-// l; layer 0 is the lowest.
+// l; layer 0 is the lowest. All layers have the same cell.
 //
 // `forward` goes through the layers upwards. x of a layer may be h of the layer below.
 //

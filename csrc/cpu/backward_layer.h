@@ -137,7 +137,9 @@ public:
         if (first && call_.dh_n != nullptr && !is_carried) {
           product.addend2 = call_.dh_n + r * H, product.addend2_stride = H;
         }
-        product.h = schedule_.at(call_.h, t, r), product.h_stride = call_.h.row;
+        if (gates_ == nullptr) {
+          product.h = schedule_.at(call_.h, t, r), product.h_stride = call_.h.row;
+        }
         product.operand = rows.at(dpre, ld_, t, r), product.operand_stride = rows.stride(ld_);
         LeakStep<S> leak_step;
         if (leak_ != nullptr) {

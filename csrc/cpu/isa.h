@@ -58,13 +58,13 @@ template <class S> struct LeakStep {
 // instead of an activation.
 //
 // forward   N counts units, and w and sums_before have the sums of all gates in the order of
-//           UnitLayout in work.h. carry: h of a GRU or c of an LSTM, which is replaced by the next
+//           UnitLayout in gates.h. carry: h of a GRU or c of an LSTM, which is replaced by the next
 //           one. `operand` and `out` of the product become h.
 // backward  The result is the gradient of h. carry: the gradient that h or c receives elementwise
 //           from the later step, which is replaced by that for the earlier step. Instead of one
 //           row of N elements, `operand` gets the gradients of the arguments of the gates one after
-//           another, N elements each; GateSlots in work.h has their order. `sums` and `out` are not
-//           written.
+//           another, N elements each; GateSlots in gates.h has their order. `sums` and `out` are
+//           not written.
 template <class S> struct GateStep {
   GatedCell cell;
   bool backward;
@@ -86,7 +86,8 @@ template <class S> struct GateStep {
 template <class S, class O = S> struct FusedProduct {
   int64_t rows, K, N;
   int64_t col_begin, col_end; // multiples of the panel width; col_end may also be N
-  const O* a;                 // [rows, K]. If K is odd and O is bfloat16, element K must be 0
+  const O* a; // [rows, K]. If K is odd and O is bfloat16, element K is multiplied by 0, so it must
+              // be finite
   int64_t a_stride;
   const S* w; // [K, N], packed by VectorKernels::pack unless it is given to `unpacked_product`
   Activation act;

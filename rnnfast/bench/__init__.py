@@ -1,8 +1,8 @@
-"""How many times as fast as `torch.nn.RNN` is rnnfast on this machine?
+"""How many times as fast as `nn.RNN`, `nn.GRU` and `nn.LSTM` of torch is rnnfast on this machine?
 
     from rnnfast import bench
 
-    report = bench.measure([bench.Shape(T=100, B=32, I=128, H=128)])
+    report = bench.measure([bench.Shape(T=100, B=32, I=128, H=128)], cell="gru")
     print(report["geometric_mean"])
 
 An absolute time means little on a machine that runs other programs too, so this package measures

@@ -1,4 +1,4 @@
-"""Measure `FastRNN` against `nn.RNN`, shape by shape."""
+"""Measure the modules of rnnfast against those of torch, shape by shape."""
 
 from __future__ import annotations
 
@@ -17,10 +17,27 @@ from torch import Tensor, nn
 from .. import build_info, reference
 from .._common.errors import ArgumentError, UserError
 from .._version import __version__
-from ..nn import FastRNN
+from ..nn import FastGRU, FastLSTM, FastRNN
 from .timing import alternate, gemm_gflops, geometric_mean, milliseconds, spread, timer
 
-OURS, THEIRS, NUMPY = "rnnfast", "nn.RNN", "NumPy"
+
+class Cell(NamedTuple):
+    """A cell: the module of rnnfast and that of torch, the number of gates, the final states."""
+
+    ours: Callable[..., nn.RNNBase]
+    theirs: Callable[..., nn.RNNBase]
+    gates: int  # the number of products with W_ih and with W_hh for each unit
+    states: tuple[str, ...]  # their names
+
+
+CELLS = {
+    "rnn": Cell(FastRNN, nn.RNN, 1, ("h_n",)),
+    "gru": Cell(FastGRU, nn.GRU, 3, ("h_n",)),
+    "lstm": Cell(FastLSTM, nn.LSTM, 4, ("h_n", "c_n")),
+}
+
+OURS, NUMPY = "rnnfast", "NumPy"
+THEIRS = {"rnn": "nn.RNN", "gru": "nn.GRU", "lstm": "nn.LSTM"}
 MODES = {"forward": "forward (inference)", "training": "forward + backward (training)"}
 
 # Float32 sums of thousands of terms that are added in a different order differ by up to this
@@ -57,22 +74,25 @@ DEFAULT_SHAPES = (
 def measure(
     shapes: Iterable[Shape] = DEFAULT_SHAPES,
     *,
+    cell: str = "rnn",
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
     repeats: int | None = None,
     numpy: bool = False,
 ) -> dict[str, Any]:
-    """Time `FastRNN` against `nn.RNN` (one layer, tanh, CPU) at each shape.
+    """Time a module of rnnfast against that of torch (one layer, CPU) at each shape.
 
     Args:
         shapes: the sizes to measure, in this order.
+        cell: `"rnn"` for `FastRNN` against `nn.RNN`, both with tanh; `"gru"` for `FastGRU` against
+            `nn.GRU`; or `"lstm"` for `FastLSTM` against `nn.LSTM`.
         dtype: `torch.float32` or `torch.float64`.
         threads: number of threads for torch and for the kernels. None leaves torch's number as it
             is.
         repeats: samples of each implementation. None takes as many as fit in about 1.5 s a mode,
             and at least 5.
-        numpy: also time the forward pass of `rnnfast.reference`, with as many threads as NumPy's
-            BLAS was started with.
+        numpy: also time the forward pass of `rnnfast.reference`, which has only the RNN, with as
+            many threads as NumPy's BLAS was started with.
 
     Returns:
         A report that `json.dumps` accepts. `report["shapes"]` has one entry a shape. An entry holds
@@ -80,12 +100,12 @@ def measure(
         (median, 20th and 80th percentile); `ratio`, for each other implementation the ratio of its
         median to that of rnnfast (above 1 means that rnnfast is faster) and the 20th and 80th
         percentile of the ratios sample by sample; `gflops`, the GFLOP/s that rnnfast reached; and
-        `of_gemm`, that figure as a fraction of `report["gemm_gflops"]`. `report["load"]` is the
-        load average of the minute before the start.
+        `of_gemm`, that figure as a fraction of `report["gemm_gflops"]`. `report["cell"]` is
+        `cell`, and `report["load"]` is the load average of the minute before the start.
 
     Raises:
-        UserError: `threads` or `repeats` is below 1, or `dtype` is a different one. It is a
-            ValueError.
+        UserError: `threads` or `repeats` is below 1, `cell` or `dtype` is a different one, or
+            `numpy` is true for a gated cell. It is a ValueError.
         RuntimeError: the two modules disagree at some shape, so there is nothing to compare.
 
     Example:
@@ -96,15 +116,19 @@ def measure(
     """
     if dtype not in TOLERANCE:
         raise UserError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
+    if cell not in CELLS:
+        raise ArgumentError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
+    if numpy and cell != "rnn":
+        raise ArgumentError(f"numpy is for the cell rnn only, because there is no {cell} in NumPy")
     for name, value in (("threads", threads), ("repeats", repeats)):
         if value is not None and value < 1:
             raise ArgumentError(f"{name} must be at least 1, not {value}")
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
-        report = context() | {"dtype": str(dtype).removeprefix("torch.")}
+        report = context() | {"cell": cell, "dtype": str(dtype).removeprefix("torch.")}
         ceiling = gemm_gflops(dtype)
-        results = [_measure_shape(Shape(*shape), dtype, repeats, numpy) for shape in shapes]
+        results = [_measure_shape(Shape(*shape), cell, dtype, repeats, numpy) for shape in shapes]
         report["gemm_gflops"] = max(ceiling, gemm_gflops(dtype))
     finally:
         torch.set_num_threads(threads_before)
@@ -159,35 +183,36 @@ def _machine() -> dict[str, Any]:
 
 
 def _measure_shape(
-    shape: Shape, dtype: torch.dtype, repeats: int | None, numpy: bool
+    shape: Shape, cell: str, dtype: torch.dtype, repeats: int | None, numpy: bool
 ) -> dict[str, Any]:
+    own_class, torch_class, gates, states = CELLS[cell]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        theirs = nn.RNN(shape.I, shape.H, dtype=dtype)
+        theirs = torch_class(shape.I, shape.H, dtype=dtype)
         x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype, requires_grad=True)
         dy = torch.randn(shape.T, shape.B, shape.H, dtype=dtype)
-        ours = FastRNN(shape.I, shape.H, dtype=dtype)
+        ours = own_class(shape.I, shape.H, dtype=dtype)
     ours.load_state_dict(theirs.state_dict())
-    modules = {OURS: ours, THEIRS: theirs}
+    modules = {OURS: ours, THEIRS[cell]: theirs}
 
-    def forward(module: nn.RNN) -> Sequence[Tensor]:
+    def forward(module: nn.RNNBase) -> tuple[Tensor, Any]:
         with torch.no_grad():
             return module(x)
 
-    def training(module: nn.RNN) -> Sequence[Tensor]:
+    def training(module: nn.RNNBase) -> Sequence[Tensor]:
         return torch.autograd.grad(module(x)[0], (x, *module.parameters()), dy)
 
+    def results(module: nn.RNNBase) -> list[Tensor]:
+        output, final = forward(module)
+        return [output, *(final if isinstance(final, tuple) else (final,)), *training(module)]
+
     gradients = ["gradient of " + name for name, _ in theirs.named_parameters(prefix="")]
-    names = ["output", "h_n", "gradient of input", *gradients]
-    difference = disagreement(
-        names,
-        [*forward(ours), *training(ours)],
-        [*forward(theirs), *training(theirs)],
-        TOLERANCE[dtype],
-    )
+    names = ["output", *states, "gradient of input", *gradients]
+    difference = disagreement(names, results(ours), results(theirs), TOLERANCE[dtype])
     if difference:
         raise RuntimeError(
-            f"{OURS} and {THEIRS} disagree at T,B,I,H = {shape}: {difference}; nothing was timed"
+            f"{OURS} and {THEIRS[cell]} disagree at T,B,I,H = {shape}: {difference}; "
+            "nothing was timed"
         )
 
     modes = {
@@ -199,7 +224,7 @@ def _measure_shape(
         # a while after a call.
         call = _numpy_forward(theirs, x)
         modes["forward"] |= alternate({NUMPY: timer(call)}, len(modes["forward"][OURS]))
-    flop = 2 * shape.T * shape.B * shape.H * (shape.I + shape.H)
+    flop = 2 * shape.T * shape.B * gates * shape.H * (shape.I + shape.H)
     return shape._asdict() | {
         "forward": summarise(modes["forward"], flop),
         # The backward pass has two products for each of the two in the forward pass.
@@ -233,7 +258,7 @@ def disagreement(
     return None
 
 
-def _numpy_forward(module: nn.RNN, x: Tensor) -> Callable[[], Any]:
+def _numpy_forward(module: nn.RNNBase, x: Tensor) -> Callable[[], Any]:
     w_ih, w_hh, b_ih, b_hh = (p.detach().numpy() for p in module.parameters())
     array = x.detach().numpy()
     return lambda: reference.forward(array, None, w_ih, w_hh, b_ih, b_hh)

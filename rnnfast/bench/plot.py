@@ -10,7 +10,7 @@ from .report import headline, shape_of
 
 
 def figure(report: dict[str, Any]) -> Any:
-    """Draw the ratios to `nn.RNN`: a pair of bars for each shape.
+    """Draw the ratios to the module of torch: a pair of bars for each shape.
 
     Args:
         report: what `measure` returned.
@@ -24,13 +24,13 @@ def figure(report: dict[str, Any]) -> Any:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    results = report["shapes"]
+    results, theirs = report["shapes"], THEIRS[report["cell"]]
     fig = Figure(figsize=(8, 1.6 + 0.55 * len(results)), layout="constrained")
     axes = fig.add_subplot()
     height = 0.4
     for k, (mode, title) in enumerate(MODES.items()):
-        ratios = [result[mode]["ratio"][THEIRS]["of_medians"] for result in results]
-        mean = report["geometric_mean"][mode][THEIRS]
+        ratios = [result[mode]["ratio"][theirs]["of_medians"] for result in results]
+        mean = report["geometric_mean"][mode][theirs]
         # A bar starts at 1, which is no gain. Twice as fast and half as fast then have bars of
         # equal length on the logarithmic axis.
         bars = axes.barh(
@@ -48,7 +48,7 @@ def figure(report: dict[str, Any]) -> Any:
     axes.set_yticks(range(len(results)), [str(shape_of(result)) for result in results])
     axes.invert_yaxis()
     axes.set_ylabel("T,B,I,H")
-    axes.set_xlabel("times as fast as torch.nn.RNN (logarithmic)")
+    axes.set_xlabel(f"times as fast as torch.{theirs} (logarithmic)")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     fig.suptitle(headline(report).replace("; ", "\n", 1), fontsize=9)

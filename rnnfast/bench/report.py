@@ -14,13 +14,13 @@ from .timing import GEMM_SIZE
 
 
 def headline(report: dict[str, Any]) -> str:
-    """Return one line with the machine, what was run on it, and its ceiling."""
+    """Return one line with the machine, the cell and what else was run on it, and its ceiling."""
     machine, versions = report["machine"], report["versions"]
     return (
         f"{machine['cpu']} ({machine['cpu_numbers']}), {machine['cores']} cores, "
         f"{report['threads']} threads, {report['build']['isa']}; rnnfast {versions['rnnfast']}, "
-        f"torch {versions['torch']}; {report['dtype']}, {GEMM_SIZE}^3 product "
-        f"{report['gemm_gflops']:.0f} GFLOP/s"
+        f"torch {versions['torch']}; {report['cell'].upper()}, {report['dtype']}, "
+        f"{GEMM_SIZE}^3 product {report['gemm_gflops']:.0f} GFLOP/s"
     )
 
 

@@ -1,4 +1,4 @@
-"""`rnnfast bench`: time `FastRNN` against `nn.RNN`."""
+"""`rnnfast bench`: time the modules of rnnfast against those of torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from .. import bench
 from .._common.plots import check_plot, save_figure
 from .._common.progress import measuring
-from ..bench import DEFAULT_SHAPES, Shape
+from ..bench import DEFAULT_SHAPES, THEIRS, Shape
 from .options import Commands, add_command, add_flag, add_option, add_plot_option
 from .output import Output
 
@@ -20,6 +20,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
         check_plot(args.plot)
     report = bench.measure(
         measuring(args.shapes, output.progress),
+        cell=args.cell,
         dtype=getattr(torch, args.dtype),
         threads=args.threads,
         repeats=args.repeats,
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
 def _command(args: argparse.Namespace) -> str:
     """Return the command that measures the same again, without the files that it writes."""
     words = ["rnnfast", "bench"]
+    if args.cell != "rnn":
+        words += ["--cell", args.cell]
     if args.shapes != DEFAULT_SHAPES:
         words += ["--shapes", *map(str, args.shapes)]
     for name in ("threads", "repeats"):
@@ -60,8 +63,10 @@ def _parse_shape(text: str) -> Shape:
 
 def register(commands: Commands) -> None:
     """Add the command to `commands`, what `ArgumentParser.add_subparsers` returned."""
-    about = "Time FastRNN against torch.nn.RNN on the CPU."
+    about = "Time FastRNN, FastGRU or FastLSTM against the module of torch.nn on the CPU."
     sub = add_command(commands, "bench", run, about, device=False)
+    about = "Compare FastRNN and nn.RNN, FastGRU and nn.GRU, or FastLSTM and nn.LSTM"
+    add_option(sub, "cell", None, about, choices=tuple(THEIRS), default="rnn")
     about = "Sizes of each call: time steps, batch rows, input size, hidden size"
     metavar, shown = "T,B,I,H", f"{len(DEFAULT_SHAPES)} shapes"
     add_option(
@@ -71,5 +76,5 @@ def register(commands: Commands) -> None:
     add_option(sub, "repeats", int, about, shown="as many as fit in 1.5 s")
     dtypes = ("float32", "float64")
     add_option(sub, "dtype", None, "Data type", choices=dtypes, default="float32")
-    add_flag(sub, "numpy", "Also time the forward pass of the NumPy reference")
+    add_flag(sub, "numpy", "Also time the forward pass of the NumPy reference (cell rnn)")
     add_plot_option(sub, "Draw the ratios")

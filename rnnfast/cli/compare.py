@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import lm
+from .._common.files import check_writable, write_atomic
 from .._common.plots import check_plot, save_figure
+from ..lm.compare import SAMPLE_TEMPERATURE
 from ..lm.training import curves
 from .options import (
     RUN,
@@ -20,6 +25,7 @@ from .options import (
     add_option,
     add_out_options,
     add_plot_option,
+    add_preset_option,
     add_setting,
     add_text_options,
     plot_path,
@@ -31,6 +37,7 @@ from .train import TrainingProgress, model_name
 if TYPE_CHECKING:  # matplotlib is optional
     from matplotlib.figure import Figure
 
+BUDGETS = {"epochs", "max_seconds", "preset"}
 COMPARE_SECONDS = 300.0  # time budget of each neural model in a comparison
 
 
@@ -38,9 +45,11 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     """Train every kind of model on one text, mix them, and print a table."""
     if args.plot:
         check_plot(args.plot)
-    names = ("level", "min_count", "max_vocab", "epochs", "max_seconds", "threads", "device")
+    if args.markdown:
+        check_writable(args.markdown, "--markdown")
+    names = ["level", "min_count", "max_vocab", "threads", "device", *BUDGETS]
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if not settings.keys() & {"epochs", "max_seconds"}:
+    if not settings.keys() & BUDGETS:
         settings["max_seconds"] = COMPARE_SECONDS
 
     def run(trainer: lm.Trainer) -> None:
@@ -49,7 +58,9 @@ def compare(args: argparse.Namespace, output: Output) -> int:
         with TrainingProgress(output.progress, trainer.config) as progress:
             trainer.run(progress.step, progress.validation)
 
-    corpus = lm.corpus.read(None, args.train, args.valid, args.test, args.vocab)
+    corpus = lm.corpus.read(args.data, args.train, args.valid, args.test, args.vocab)
+    if not (args.train or args.test):
+        corpus = _with_test(corpus)
     warn_without_effect(args, args.level or lm.Config.defaults().level)
     try:
         models = lm.compare(corpus, settings, args.out, run)
@@ -62,32 +73,65 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     output.json(models)
     if args.plot:
         save_figure(_comparison_figure(models), args.plot)
+    if args.markdown:
+        write_atomic(args.markdown, _markdown(models, args.markdown, args.plot).encode())
     return 0
+
+
+def _with_test(corpus: lm.Corpus) -> lm.Corpus:
+    """Return the corpus with the second half of its validation text as the test text."""
+    middle = len(corpus.valid) // 2
+    # The source of a corpus names whole files only, so that `resume` could not read this one again.
+    test = str(corpus.valid[middle:])
+    return replace(corpus, valid=corpus.valid[:middle], test=test, source={})
+
+
+def _figures(models: list[dict]) -> dict[str, list[str]]:
+    """Return the columns of the table by their names."""
+    columns = {
+        "valid": [f"{m['valid_perplexity']:.2f}" for m in models],
+        "test": [f"{m['test_perplexity']:.2f}" for m in models],
+    }
+    if models[0]["test_perplexity_of_words"] is not None:
+        columns["test, words alone"] = [f"{m['test_perplexity_of_words']:.2f}" for m in models]
+    return columns | {
+        "parameters": [f"{m['parameters']:,}" for m in models],
+        "MB": [f"{m['bytes'] / 1e6:.1f}" for m in models],
+        "training, s": [f"{m['train_seconds']:.1f}" for m in models],
+        "tokens/s scored": [f"{m['tokens_per_second']:,.0f}" for m in models],
+    }
 
 
 def comparison_table(models: list[dict]) -> Table:
     """Return the table of a comparison. `models` is what `lm.compare` returned."""
-    columns = {
-        "valid": "valid_perplexity",
-        "test": "test_perplexity",
-        "test, words alone": "test_perplexity_of_words",
-    }
-    if models[0]["test_perplexity_of_words"] is None:
-        columns.popitem()
-    rows = []
-    for model in models:
-        costs = (model["bytes"] / 1e6, model["train_seconds"])
-        row = [f"{model[key]:.2f}" for key in columns.values()] + [f"{c:.1f}" for c in costs]
-        rows.append([*row, f"{model['tokens_per_second']:,.0f}"])
+    columns = _figures(models)
     table = Table("model", title="perplexity and costs", title_justify="left")
-    names = (*columns, "MB", "training, s", "tokens/s scored")
-    for name, figures in zip(names, zip(*rows, strict=True), strict=True):
+    for name, figures in columns.items():
         # On a narrow terminal the names of the models are cut into lines, and figures stay whole.
         whole = max(map(len, [*name.split(), *figures]))
         table.add_column(name.replace(" ", "\n"), justify="right", min_width=whole)
-    for model, row in zip(models, rows, strict=True):
+    for model, *row in zip(models, *columns.values(), strict=True):
         table.add_row(model["model"], *row)
     return table
+
+
+def _markdown(models: list[dict], path: str, picture: Path | None) -> str:
+    """Return the table, a link to the picture and the samples as a page for the file `path`."""
+    columns = _figures(models)
+    lines = [f"| {' | '.join(('model', *columns))} |"]
+    lines.append(f"| {' | '.join(['---', *['---:'] * len(columns)])} |")
+    for model, *row in zip(models, *columns.values(), strict=True):
+        lines.append(f"| {' | '.join((model['model'], *row))} |")
+    if picture:
+        link = Path(os.path.relpath(picture, Path(path).parent)).as_posix()
+        lines += ["", f"![Perplexity of the test text by model]({link})"]
+    lines += ["", "## Samples", "", f"The temperature of the samples is {SAMPLE_TEMPERATURE}."]
+    for model in models:
+        if model["sample"] is not None:
+            # Indented text is code, in which no character has a special meaning.
+            sample = textwrap.indent(model["sample"].strip("\n"), "    ")
+            lines += ["", f"### {model['model']}", "", sample]
+    return "\n".join(lines) + "\n"
 
 
 def _comparison_figure(models: list[dict]) -> Figure:
@@ -141,22 +185,27 @@ def register(commands: Commands) -> None:
     """Add the commands to `commands`, what `ArgumentParser.add_subparsers` returned."""
     about = (
         "Train n-grams, a window, an RNN and an LSTM on one text, mix all except the LSTM, and "
-        "print a table of their perplexities and costs."
+        "print a table of their perplexities and costs. Without a text, use Python's language "
+        "reference."
     )
     sub = add_command(commands, "compare", compare, about, epilog=TEXTS)
-    add_option(sub, "train", str, "Text to train on", "TEXT", required=True)
-    add_option(
-        sub, "valid", str, "Text to validate on and to tune mixtures on", "TEXT", required=True
-    )
-    add_option(sub, "test", str, "Text to evaluate the models on", "TEXT", required=True)
+    about = "Train on the first 90%% of this text, and validate and test on a half each of the rest"
+    add_option(sub, "data", str, about, "TEXT")
+    add_option(sub, "train", str, "Train on this text, instead of --data", "TEXT")
+    about = "Validate and tune mixtures on this text, together with --train"
+    add_option(sub, "valid", str, about, "TEXT")
+    add_option(sub, "test", str, "Evaluate the models on this text", "TEXT")
     add_text_options(sub)
+    add_preset_option(sub)
     add_setting(sub, "epochs", int, "Passes of a neural model over the text")
-    shown = f"{COMPARE_SECONDS:g} without --epochs"
+    shown = f"{COMPARE_SECONDS:g} without --epochs and --preset"
     about = "Time budget of each neural model in seconds"
     add_setting(sub, "max_seconds", float, about, shown=shown)
     about = "Folder of the neural models. Models that it has are not trained again"
     add_option(sub, "out", str, about, "DIR", default="rnnfast-compare")
     add_plot_option(sub, "Draw the perplexities")
+    about = "Write the table, with a link to the plot, and a sample of each model as Markdown"
+    add_option(sub, "markdown", str, about, "PATH")
 
     about = "Draw the learning curves of runs, from their logs."
     sub = add_command(commands, "plot", plot, about, device=False, threads=False)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from .. import lm
 from .._common.errors import DataWarning
 from ..lm.data.vocabulary import BPE, LEVELS, WORD
+from ..lm.presets import PRESETS
 from .output import Output
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -152,6 +153,15 @@ def add_setting(
         shown.append(note)
     options.setdefault("shown", "; ".join(shown) or None)
     add_option(group, name, type_, about, **options)
+
+
+def add_preset_option(group: Group) -> None:
+    """Add the option `--preset`."""
+    about = (
+        "Settings of a model and its training for a short, a medium or a long time, the number of "
+        "epochs included. Other options override those of the preset"
+    )
+    add_setting(group, "preset", None, about, choices=PRESETS, shown="none")
 
 
 def add_text_options(group: Group) -> None:

@@ -16,6 +16,7 @@ from .._common.runtime import rank
 from .._common.text import counted
 from ..embeddings import Vectors
 from ..embeddings.vectors import Coverage
+from ..lm.compare import SAMPLE_LENGTH, SAMPLE_TEMPERATURE
 from ..lm.config import ELMAN, GATED, OPTIMIZERS, SCHEDULES
 from ..lm.language_model import bits, perplexity
 from ..lm.storage import RunFolder
@@ -29,6 +30,7 @@ from .options import (
     add_command,
     add_option,
     add_out_options,
+    add_preset_option,
     add_setting,
     add_text_options,
     warn_without_effect,
@@ -37,8 +39,6 @@ from .output import Output
 
 DEFAULT_SECONDS = 60.0  # time budget of a run on the built-in text
 DEFAULT_EPOCHS = 10  # budget of a run on the user's own text
-SAMPLE_LENGTH = {"char": 400, "byte": 400, "word": 80, "bpe": 120}  # tokens
-SAMPLE_TEMPERATURE = 0.7  # a short training leaves the tail of the distribution noisy
 UNITS = {"char": "character", "byte": "byte", "word": "word", "bpe": "token"}
 SETTINGS = [field.name for field in fields(lm.Config) if field.name != "mup"]  # the options
 
@@ -124,7 +124,7 @@ def _trainer(args: argparse.Namespace) -> tuple[lm.Trainer, Coverage | None]:
         corpus = lm.corpus.read(*paths) if given else None
         return lm.resume(args.resume, changes, corpus), None
     changes = {name: value for name, value in changes.items() if value is not None}
-    if not changes.keys() & {"epochs", "max_seconds"}:
+    if not changes.keys() & {"epochs", "max_seconds", "preset"}:
         budget = {"epochs": DEFAULT_EPOCHS} if given else {"max_seconds": DEFAULT_SECONDS}
         changes.update(budget)
     config = lm.Config.defaults(changes.pop("level", "char"), **changes)
@@ -242,6 +242,7 @@ def _add_texts(group: Group) -> None:
 
 def _add_model(group: Group) -> None:
     flag: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    add_preset_option(group)
     about = "Kind of model: recurrent, or a feed-forward window of fixed length"
     add_setting(group, "model", None, about, choices=("rnn", "window"))
     about = "Tokens that the window spans, including the predicted one"
@@ -263,6 +264,8 @@ def _add_model(group: Group) -> None:
     add_setting(group, "embedding_dropout", float, about)
     about = "Use an adaptive softmax, for large vocabularies of words; needs --no-tied"
     add_setting(group, "adaptive", None, about, **flag)
+    about = "Train with a softmax over N words, some of them drawn for each batch, for speed"
+    add_setting(group, "sampled_softmax", int, about, shown="all words")
     about = "Use the embeddings as output weights; needs --emsize equal to --nhid"
     add_setting(group, "tied", None, about, **flag)
     about = "Initialise the embeddings with the vectors of this file (see rnnfast embed)"
@@ -302,7 +305,7 @@ def _add_training(group: Group) -> None:
     add_setting(group, "compile", None, "Compile the training step with torch.compile", **flag)
     about = "Capture the training step on a CUDA device once as a CUDA graph, and replay it"
     add_setting(group, "cuda_graph", None, about, **flag)
-    shown = f"{DEFAULT_EPOCHS} with a text of yours"
+    shown = f"{DEFAULT_EPOCHS} with a text of yours and no --preset"
     add_setting(
         group,
         "epochs",

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._common.errors import ArgumentError, UserError
 from .data.vocabulary import BPE, BYTE, CHAR, WORD, check_level
+from .presets import PRESETS, SETTINGS
 
 RNN = "rnn"
 WINDOW = "window"
@@ -86,6 +87,9 @@ class Config:
         cell: "tanh" or "relu", or for an RNN also "lstm" or "gru".
         tied: Share the weights of the embeddings and the output. Needs `emsize` equal to `nhid`.
         adaptive: Use an adaptive softmax, for large vocabularies of words.
+        sampled_softmax: If not None, train with a softmax over this many words: the most frequent
+            ones, the targets, and others that are drawn for each batch (Jean et al. 2015). This is
+            faster with large vocabularies. The training loss is then an approximation.
         locked_dropout: Keep the masks of `dropout` for all time steps of a chunk.
         weight_dropout: The probability of dropout on the recurrent weights.
         embedding_dropout: The probability that the embedding of a token is zero in a whole chunk.
@@ -119,6 +123,8 @@ class Config:
         log_interval: The number of steps between two lines of the log.
         checkpoint_interval: The number of seconds between two checkpoints.
         tensorboard: Write the log for TensorBoard as well.
+        preset: The preset that `defaults` has taken settings from, "small", "medium" or "large", or
+            None. It has no effect of its own.
 
     Raises:
         UserError: A value has the wrong type or is out of range, or two values do not fit.
@@ -143,6 +149,7 @@ class Config:
     cell: str = "tanh"
     tied: bool = False
     adaptive: bool = False
+    sampled_softmax: int | None = None
     locked_dropout: bool = False
     weight_dropout: float = 0.0
     embedding_dropout: float = 0.0
@@ -168,19 +175,22 @@ class Config:
     log_interval: int = 50
     checkpoint_interval: float = 60.0
     tensorboard: bool = False
+    preset: str | None = None
 
     @classmethod
     def defaults(cls, level: str = CHAR, **changes: Any) -> Config:
         """Return the default settings of a level, with `changes` to them.
 
-        The default learning rate of AdamW depends on `nhid`.
+        The default learning rate of AdamW depends on `nhid`. If `changes` has a `preset`, its
+        settings come before the defaults, and its epochs count unless `changes` has a budget.
 
         Raises UserError for an unknown level, and for what `Config` refuses.
         """
         check_level(level)
         optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer", ""), {})
         untied = {"tied": False} if changes.get("adaptive") else {}
-        defaults = {"level": level, **_LEVEL_DEFAULTS[level], **optimizer, **untied}
+        preset = _preset(level, changes)
+        defaults = {"level": level, **_LEVEL_DEFAULTS[level], **preset, **optimizer, **untied}
         config = cls(**{**defaults, **changes})
         if "lr" in changes or config.optimizer != "adamw":
             return config
@@ -208,6 +218,7 @@ class Config:
         for name in ("threads", "log_interval", "accumulate"):
             self._require(name, lambda value: value >= 1, "at least 1")
         self._require("order", lambda value: value >= 2, "at least 2")
+        self._require("sampled_softmax", lambda value: value >= 2, "at least 2")
         self._require("max_vocab", lambda value: value >= 3, "at least 3")
         for name in ("lr", "eps", "max_seconds", "checkpoint_interval"):
             self._require(name, lambda value: 0 < value < float("inf"), "a positive number")
@@ -215,6 +226,7 @@ class Config:
             self._require(name, lambda value: 0 <= value < float("inf"), "zero or more")
         for name in ("dropout", "weight_dropout", "embedding_dropout"):
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
+        self._require("preset", PRESETS.__contains__, " or ".join(PRESETS))
         self._require("seed", lambda value: 0 <= value < 2**63, "in [0, 2**63)")
         if self.direct and (self.model != WINDOW or self.tied):
             raise ArgumentError(
@@ -223,6 +235,10 @@ class Config:
         if self.adaptive and (self.tied or self.level != WORD):
             raise ArgumentError(
                 "adaptive needs words as tokens, and output weights that are not tied"
+            )
+        if self.sampled_softmax and (self.adaptive or self.level != WORD):
+            raise ArgumentError(
+                "sampled_softmax needs words as tokens, and a softmax that is not adaptive"
             )
         if self.model == WINDOW and self.weight_dropout:
             raise ArgumentError(
@@ -268,6 +284,19 @@ class Config:
         if "nonlinearity" in settings:
             settings["cell"] = settings.pop("nonlinearity")
         return cls(**settings)
+
+
+def _preset(level: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the preset in `changes`, except those that `changes` rules out."""
+    settings = SETTINGS[level].get(changes.get("preset", ""), {})
+    ruled_out = set()
+    if changes.get("model") == WINDOW:
+        ruled_out |= {"weight_dropout", "nlayers"}
+    if changes.get("adaptive"):
+        ruled_out.add("sampled_softmax")
+    if "max_seconds" in changes:
+        ruled_out.add("epochs")
+    return {name: value for name, value in settings.items() if name not in ruled_out}
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:

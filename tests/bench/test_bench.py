@@ -9,12 +9,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from rnnfast import FastRNN, bench
+from rnnfast import FastGRU, FastLSTM, FastRNN, bench
 from rnnfast.bench import comparison, timing
 
 pytestmark = pytest.mark.usefixtures("small_products")
 
 SHAPES = [bench.Shape(3, 2, 5, 4), bench.Shape(1, 1, 1, 1)]
+
+
+def _replace(monkeypatch, cell, ours):
+    """Let `measure` use the class `ours` for the cell."""
+    monkeypatch.setitem(comparison.CELLS, cell, comparison.CELLS[cell]._replace(ours=ours))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,44 @@ def test_numpy_is_optional():
     assert report["shapes"][0]["forward"]["ms"].keys() == {"rnnfast", "nn.RNN"}
 
 
+@pytest.mark.parametrize(
+    ("cell", "ours", "theirs", "gates"),
+    [("gru", FastGRU, "nn.GRU", 3), ("lstm", FastLSTM, "nn.LSTM", 4)],
+)
+def test_gated_cells(cell, ours, theirs, gates, monkeypatch):
+    called = []
+
+    class Spy(ours):
+        def forward(self, input, hx=None):
+            called.append(torch.is_grad_enabled())
+            return super().forward(input, hx)
+
+    _replace(monkeypatch, cell, Spy)
+    report = bench.measure(SHAPES, cell=cell, repeats=1)
+    assert set(called) == {False, True}
+    assert report["cell"] == cell
+    first = report["shapes"][0]
+    for mode, passes in (("forward", 1), ("training", 3)):
+        assert first[mode]["ratio"].keys() == {theirs}
+        flop = passes * gates * 432
+        ms = first[mode]["ms"]["rnnfast"]["median"]
+        assert first[mode]["gflops"] == pytest.approx(1e-6 * flop / ms)
+    assert f"; {cell.upper()}, float32, " in bench.headline(report)
+    assert theirs in bench.markdown(report | {"command": ""})
+    assert theirs in bench.figure(report).axes[0].get_xlabel()
+
+
+def test_a_wrong_cell_state_is_not_timed(monkeypatch):
+    class Wrong(FastLSTM):
+        def forward(self, input, hx=None):
+            output, (h_n, c_n) = super().forward(input, hx)
+            return output, (h_n, c_n * 1.001)
+
+    _replace(monkeypatch, "lstm", Wrong)
+    with pytest.raises(RuntimeError, match=r"nn\.LSTM disagree at T,B,I,H = 3,2,5,4: c_n differs"):
+        bench.measure(SHAPES[:1], cell="lstm", repeats=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_threads(dtype, monkeypatch):
     seen = set()
@@ -67,7 +110,7 @@ def test_dtype_and_threads(dtype, monkeypatch):
             seen.add((input.dtype, self.weight_hh_l0.dtype, torch.get_num_threads()))
             return super().forward(input, hx)
 
-    monkeypatch.setattr(comparison, "FastRNN", Spy)
+    _replace(monkeypatch, "rnn", Spy)
     before = torch.get_num_threads()
     threads = before + 1
     report = bench.measure(SHAPES[:1], dtype=dtype, threads=threads, repeats=1)
@@ -106,7 +149,7 @@ def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
         def forward(self, input, hx=None):
             return damage(*super().forward(input, hx))
 
-    monkeypatch.setattr(comparison, "FastRNN", Wrong)
+    _replace(monkeypatch, "rnn", Wrong)
     monkeypatch.setattr(comparison, "alternate", lambda *args: pytest.fail("timed all the same"))
     with pytest.raises(RuntimeError, match=f"disagree at T,B,I,H = 3,2,5,4: {named} differs"):
         bench.measure(SHAPES[:1], repeats=1)
@@ -114,7 +157,13 @@ def test_refuses_to_time_what_disagrees(damage, named, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"repeats": 0}, {"threads": 0}, {"dtype": torch.bfloat16}],
+    [
+        {"repeats": 0},
+        {"threads": 0},
+        {"dtype": torch.bfloat16},
+        {"cell": "elman"},
+        {"numpy": True, "cell": "gru"},
+    ],
     ids=lambda w: next(iter(w)),
 )
 def test_refuses_bad_arguments(wrong):

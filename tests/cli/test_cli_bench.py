@@ -33,6 +33,24 @@ def test_command_writes_its_files(tmp_path, capsys, suffix):
     assert paths[1].read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
 
 
+@pytest.mark.parametrize(("cell", "theirs"), [("gru", "nn.GRU"), ("lstm", "nn.LSTM")])
+def test_command_measures_gated_cells(tmp_path, capsys, cell, theirs):
+    path = tmp_path / "r.json"
+    assert _run("--cell", cell, "--json", str(path)) == 0
+    printed = capsys.readouterr().out
+    assert f"{cell.upper()}, float32" in printed and theirs in printed
+    written = json.loads(path.read_text())
+    assert written["cell"] == cell
+    assert written["geometric_mean"]["training"].keys() == {theirs}
+    command = f"rnnfast bench --cell {cell} --shapes 3,2,5,4 2,1,3,3 --repeats 1"
+    assert written["command"] == command
+
+
+def test_command_has_no_numpy_for_gated_cells(capsys):
+    assert _run("--cell", "gru", "--numpy") == 2
+    assert "--numpy is for the cell rnn only" in capsys.readouterr().err
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda *args, **options: pytest.fail("measured"))

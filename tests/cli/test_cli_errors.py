@@ -48,6 +48,7 @@ BAD_INPUT = {
     "embedding dropout": ([*TRAIN, "--data", "text", "--embedding-dropout", "-1"], "in [0, 1)"),
     "accumulate": ([*TRAIN, "--data", "text", "--accumulate", "5"], "at most the 4 sequences"),
     "adaptive": ([*TRAIN, "--data", "text", "--adaptive"], "--adaptive needs words"),
+    "sampled": ([*TRAIN, "--data", "text", "--sampled-softmax", "9"], "--sampled-softmax needs"),
     "average": ([*TRAIN, "--data", "text", "--average", "-1"], "--average must be zero or more"),
     "checkpoints": ([*TRAIN, "--data", "text", "--checkpoint-interval", "0"], "a positive number"),
     "lr nan": ([*TRAIN, "--data", "text", "--lr", "nan"], "--lr must be"),

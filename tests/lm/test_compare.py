@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from lm_helpers import PERIODIC, SMALL, WORDS
 
 from rnnfast import cli, lm
 from rnnfast.cli.compare import comparison_table
+from rnnfast.lm.storage import read_settings
 
 CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
 NAMES = ["rnn", "window", "lstm", "1-gram", "2-gram", "3-gram", "5-gram"]
@@ -43,6 +45,15 @@ def test_figures_are_those_of_the_models(tmp_path, level):
         assert one["test_perplexity_of_words"] == pytest.approx(words)
     assert models["lstm"].rnn.mode == "LSTM"
     assert results["rnn"]["bytes"] == 4 * sum(p.numel() for p in models["rnn"].parameters())
+    assert results["rnn"]["parameters"] == sum(p.numel() for p in models["rnn"].parameters())
+    # A bigram model has a probability and a back-off weight of each token, and the bigrams.
+    tokens, bigrams = (len(ngrams.keys) for ngrams in models["2-gram"].ngrams)
+    assert results["2-gram"]["parameters"] == 2 * tokens + bigrams
+    length = {"char": 400, "word": 80}[level]
+    for name in NAMES[:7]:
+        again = models[name].generate(length=length, temperature=0.7, seed=1)
+        assert results[name]["sample"] == again
+    assert all(results[name]["sample"] is None for name in NAMES[7:])
     names = ("window", "rnn", "5-gram")
     for key, inverse in (("tokens_per_second", True), ("bytes", False)):
         values = [results[name][key] for name in (*names, NAMES[-1])]
@@ -106,6 +117,49 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "--min-count 3 was asked for" in capsys.readouterr().err
 
 
+def test_page_of_one_text_that_is_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text(PERIODIC)
+    Path("figures").mkdir()
+    argv = ["compare", "--data", "text", "--threads", "1", "--json", "r"]
+    argv += ["--preset", "small", "--epochs", "1"]
+    assert cli.main([*argv, "--markdown", "no/page.md"]) == 2
+    assert not Path("rnnfast-compare").exists()
+    assert cli.main([*argv, "--markdown", "page.md", "--plot", "figures/models.svg"]) == 0
+    page, results = Path("page.md").read_text(), json.loads(Path("r").read_text())
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in rows[0][:4]] == ["model", "valid", "test", "parameters"]
+    assert [row[0].strip() for row in rows[2:]] == NAMES
+    for one, row in zip(results, rows[2:], strict=True):
+        assert f" {one['test_perplexity']:.2f} " in row and f" {one['parameters']:,} " in row
+        if one["sample"] is not None:
+            heading = f"### {one['model']}\n\n    "
+            sample = page.split(heading)[1].split("\n#")[0]
+            assert re.sub("^    ", "", sample, flags=re.M).strip("\n") == one["sample"].strip("\n")
+    assert "](figures/models.svg)" in page and Path("figures/models.svg").exists()
+    config, *_ = read_settings("rnnfast-compare/lstm")
+    assert config == lm.Config.defaults(preset="small", epochs=1, threads=1, cell="lstm")
+    # A tenth of the text is for validation and test, half each.
+    middle = len(PERIODIC) * 95 // 100
+    test = lm.load("rnnfast-compare/rnn").evaluate(PERIODIC[middle:])
+    assert results[0]["test_perplexity"] == pytest.approx(test.perplexity)
+
+
+def test_texts_are_read_once(tmp_path, monkeypatch):
+    read = []
+    encode = lm.Vocabulary.encode_stream
+
+    def noted(self, text, *more, **options):
+        read.append(text)
+        return encode(self, text, *more, **options)
+
+    monkeypatch.setattr(lm.Vocabulary, "encode_stream", noted)
+    settings = {**SMALL, "level": "word", "tied": False, "epochs": 1}
+    lm.compare(CORPUS, settings, tmp_path)
+    texts = [text for text in read if text]
+    assert texts == [CORPUS.train, CORPUS.valid, CORPUS.test]
+
+
 @pytest.mark.parametrize("gone", ["rnn", "lstm"])
 def test_models_of_one_vocabulary_and_level_alone(tmp_path, gone):
     settings = {**SMALL, "level": "word", "tied": False, "epochs": 1}
@@ -132,6 +186,7 @@ def test_figures_are_whole_in_any_width(width, monkeypatch):
     keys = ("valid_perplexity", "test_perplexity", "test_perplexity_of_words", "train_seconds")
     models = [
         {"model": name, "bytes": 123456789 * i, "tokens_per_second": 1234567 * i}
+        | {"parameters": 7654321 * i}
         | {key: (10 * k + i) * 1111.25 for k, key in enumerate(keys, 1)}
         for i, name in enumerate(NAMES, 1)
     ]
@@ -140,7 +195,7 @@ def test_figures_are_whole_in_any_width(width, monkeypatch):
     for one in models:
         shown = [f"{one[key]:.2f}" for key in keys[:3]]
         shown += [f"{one['bytes'] / 1e6:.1f}", f"{one['train_seconds']:.1f}"]
-        shown.append(f"{one['tokens_per_second']:,}")
+        shown += [f"{one['parameters']:,}", f"{one['tokens_per_second']:,}"]
         (line,) = [line for line in file.getvalue().splitlines() if shown[-1] in line]
         assert all(figure in line for figure in shown)
         assert width is not None or one["model"] in line

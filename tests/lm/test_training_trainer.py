@@ -70,6 +70,15 @@ def test_adaptive_softmax_learns(tmp_path):
     assert resume(tmp_path / "model", {"epochs": 4}, lm.corpus.split(zipf(6000))).state.step
 
 
+@pytest.mark.parametrize("changes", [{}, {"tied": False, "cell": "lstm", "bf16": True}], ids=str)
+def test_sampled_softmax_learns(tmp_path, changes):
+    corpus = lm.corpus.split(zipf(6000))
+    config = small_config("word", sampled_softmax=4, bptt=5, epochs=3, lr=0.02, **changes)
+    _, report = lm.train(config, corpus, tmp_path / "model")
+    assert report["valid_loss"] < report["baselines"]["unigram"]["valid_loss"] - 0.1
+    assert resume(tmp_path / "model", {"epochs": 4}, corpus).config.sampled_softmax == 4
+
+
 def test_best_model_is_kept_not_the_last(tmp_path, monkeypatch):
     trainer = prepare(small_config(epochs=3), CORPUS, storage.RunFolder(tmp_path / "model"))
     losses = iter([2.0, 1.0, 1.5])

@@ -1,13 +1,25 @@
-"""The recurrent layers of a language model, with one tensor as their state."""
+"""Layers of recurrent models: FastLSTM with one tensor as its state, and locked dropout."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from ... import functional
 from ...nn import FastGRU, FastLSTM, FastRNN
+
+
+class LockedDropout(nn.Dropout):
+    """Dropout with one mask for all time steps (Gal & Ghahramani 2016). Time is dimension 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x`, (T, ...), with dropped elements in training."""
+        if not (self.training and self.p):
+            return x
+        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
 
 
 class LSTM(FastLSTM):

@@ -26,7 +26,8 @@ from ..data.vocabulary import Vocabulary
 from ..language_model import LanguageModel, TokenSampler
 from ..sampling import ContextSampler
 from .adaptive import AdaptiveDecoder
-from .cells import GATED, LSTM, run_on_tokens
+from .cells import GATED, LSTM, LockedDropout, run_on_tokens
+from .sampled import sampled_cross_entropy
 from .sampling import RecurrentSampler
 
 # The limits of one call that evaluates: so many tokens make the output layer one large matrix
@@ -38,16 +39,6 @@ CHUNK_LOGITS = 1 << 24
 SAMPLED_TOKENS = 64
 SAMPLED_WEIGHTS = 1 << 26
 INPUT_STD = 0.5  # standard deviation of what the input adds to a hidden unit at the start
-
-
-class LockedDropout(nn.Dropout):
-    """Dropout with one mask for all time steps (Gal & Ghahramani 2016). Time is dimension 0."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x`, (T, ...), with dropped elements in training."""
-        if not (self.training and self.p):
-            return x
-        return x * F.dropout(x.new_ones(x.shape[1:]), self.p)
 
 
 class NeuralLM(LanguageModel, nn.Module):
@@ -71,7 +62,10 @@ class NeuralLM(LanguageModel, nn.Module):
         encoder: The embeddings, an nn.Embedding with weight (V, emsize).
         decoder: The output layer, an nn.Linear or an `AdaptiveDecoder`. A linear decoder may share
             the weights of the embeddings (Press & Wolf 2017).
+        sampled_softmax: The number of tokens in a `sampled_cross_entropy`, or None.
     """
+
+    sampled_softmax: int | None = None
 
     def __init__(
         self,
@@ -145,9 +139,13 @@ class NeuralLM(LanguageModel, nn.Module):
         """Return the mean of -log p(targets), in nats, and the state after `ids`.
 
         This is the cross-entropy of the logits that `forward` returns. A linear decoder does not
-        keep all logits in memory. `ids` and `targets` are int64 (T, B).
+        keep all logits in memory. With `sampled_softmax`, it is an approximation in training. `ids`
+        and `targets` are int64 (T, B).
         """
         output, state = self.features(ids, state)
+        if self.training and self.sampled_softmax and isinstance(self.decoder, nn.Linear):
+            flat = output.flatten(0, 1), self.decoder, targets.flatten()
+            return sampled_cross_entropy(*flat, self.sampled_softmax), state
         return self._cross_entropy(output, targets), state
 
     def spectral_radii(self) -> list[float]:
@@ -430,4 +428,6 @@ def build(config: Config, vocab: Vocabulary) -> NeuralLM:
     """Return a new model with the settings `config`, initialised by torch's generator."""
     cls = MODELS[config.model]
     names = inspect.signature(cls).parameters.keys() - {"vocab"}
-    return cls(vocab, **{name: getattr(config, name) for name in names})
+    model = cls(vocab, **{name: getattr(config, name) for name in names})
+    model.sampled_softmax = config.sampled_softmax
+    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,31 @@ RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "te
 RESUMABLE |= {"threads", "device", "compile", "cuda_graph"}
 
 
-def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> Trainer:
+@dataclass(frozen=True)
+class Streams:
+    """The texts of a corpus as token numbers, which several runs may share.
+
+    Attributes:
+        vocab: The vocabulary.
+        train: The stream to train on, integers (n,). It may be a memory map.
+        valid: The stream to validate on, int64 (n,).
+        test: The stream to test on, int64 (n,), or None.
+        sha256: The fingerprint of the corpus.
+    """
+
+    vocab: Vocabulary
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray | None
+    sha256: str
+
+
+def prepare(
+    config: Config,
+    corpus: Corpus,
+    folder: RunFolder | None = None,
+    streams: Streams | None = None,
+) -> Trainer:
     """Prepare a new run: build the vocabulary, encode the texts and make a model.
 
     `train` does this and runs the trainer. Use `prepare` to watch the run or to stop it.
@@ -41,6 +65,7 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         corpus: The texts.
         folder: The folder of the run; see `lm.train` for what is written there. It is removed again
             if the run cannot be prepared.
+        streams: What `encode` returned for these texts and settings. None reads the texts.
 
     Returns:
         A `Trainer`, whose method `run` trains the model. `lm.report(trainer)` then returns the
@@ -64,20 +89,15 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         set_up(config.device, config.threads)
         if config.tensorboard:
             board.check()
-        texts = [corpus.train if corpus.vocab is None else corpus.vocab]
-        if config.level == CHAR:
-            # A character of valid that train does not have would stop the run.
-            every = (corpus.vocab, corpus.train, corpus.valid, corpus.test)
-            texts = [text for text in every if text]
-        words = itertools.chain.from_iterable(map(parts, texts))
-        vocab = Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
+        if streams is None:
+            streams = encode(build_vocabulary(config, corpus), corpus, folder)
         torch.manual_seed(config.seed)
-        model = build(config, vocab)
+        model = build(config, streams.vocab)
         width.initialise(model, config.relative_width)
-        train, valid, test, sha256 = _encode(vocab, corpus, folder)
-        trainer = Trainer(model, config, train, valid, test, folder)
+        trainer = Trainer(model, config, streams.train, streams.valid, streams.test, folder)
         if folder is not None:
-            folder.write_settings(config, vocab, {"source": corpus.source, "sha256": sha256})
+            about = {"source": corpus.source, "sha256": streams.sha256}
+            folder.write_settings(config, streams.vocab, about)
         return trainer
     except BaseException:
         if folder is not None:
@@ -85,8 +105,23 @@ def prepare(config: Config, corpus: Corpus, folder: RunFolder | None = None) -> 
         raise
 
 
+def build_vocabulary(config: Config, corpus: Corpus) -> Vocabulary:
+    """Return the vocabulary that a run with the settings `config` has for a corpus."""
+    texts = [corpus.train if corpus.vocab is None else corpus.vocab]
+    if config.level == CHAR:
+        # A character of valid that train does not have would stop the run.
+        every = (corpus.vocab, corpus.train, corpus.valid, corpus.test)
+        texts = [text for text in every if text]
+    words = itertools.chain.from_iterable(map(parts, texts))
+    return Vocabulary.build(config.level, words, config.min_count, config.max_vocab)
+
+
 def resume(
-    path: str | Path, changes: dict, corpus: Corpus | None = None, finished: bool = False
+    path: str | Path,
+    changes: dict,
+    corpus: Corpus | None = None,
+    finished: bool = False,
+    streams: Streams | None = None,
 ) -> Trainer:
     """Prepare to resume the run in a folder.
 
@@ -97,6 +132,8 @@ def resume(
             may change. Any other setting must be the one that the run has. None means no change.
         corpus: The texts that the run began with. None reads them again from their files.
         finished: Return also a run whose budget is used up.
+        streams: What `encode` returned for these texts and the vocabulary of the run. None reads
+            the texts.
 
     Returns:
         A `Trainer`, whose method `run` goes on from the last checkpoint. `lm.report(trainer)` then
@@ -119,14 +156,7 @@ def resume(
         2.0
     """
     config, vocab, about = read_settings(path)
-    for field in fields(Config):
-        asked, has = changes.get(field.name), getattr(config, field.name)
-        if asked is not None and asked != has and field.name not in RESUMABLE:
-            name = field.name.replace("_", "-")
-            raise UserError(
-                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: give "
-                "that value, or start a new run"
-            )
+    check_settings(path, config, changes)
     changes = {name: value for name, value in changes.items() if value is not None}
     changed = replace(config, **changes)
     set_up(changed.device, changed.threads)
@@ -140,14 +170,15 @@ def resume(
         tensors, state = read_checkpoint(path)
         corpus = corpus or _reread(path, about)
         try:
-            train, valid, test, sha256 = _encode(vocab, corpus, folder)
+            streams = streams or encode(vocab, corpus, folder)
         except UserError:
             # A character is not in the vocabulary. If the text is not the one that the run began
             # with, that is what the user has to know.
             _check_text(path, about, corpus.fingerprint())
             raise
-        _check_text(path, about, sha256)
-        trainer = Trainer(build(changed, vocab), changed, train, valid, test, folder)
+        _check_text(path, about, streams.sha256)
+        texts = (streams.train, streams.valid, streams.test)
+        trainer = Trainer(build(changed, vocab), changed, *texts, folder)
         try:
             trainer.restore(tensors, state, best)
         except (KeyError, TypeError, RuntimeError) as error:
@@ -169,6 +200,21 @@ def resume(
     return trainer
 
 
+def check_settings(path: str | Path, config: Config, changes: dict) -> None:
+    """Raise UserError if `changes` has a setting that the run in a folder cannot change.
+
+    `config` are the settings of the run. None in `changes` means no change.
+    """
+    for field in fields(Config):
+        asked, has = changes.get(field.name), getattr(config, field.name)
+        if asked is not None and asked != has and field.name not in RESUMABLE:
+            name = field.name.replace("_", "-")
+            raise UserError(
+                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: give "
+                "that value, or start a new run"
+            )
+
+
 def _reread(path: str | Path, about: dict) -> Corpus:
     source = about.get("source") or {}
     if not source:
@@ -184,12 +230,14 @@ def _check_text(path: str | Path, about: dict, sha256: str) -> None:
         )
 
 
-def _encode(
-    vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
-    """Return the token numbers of train, valid and test, and the fingerprint of the corpus.
+def encode(vocab: Vocabulary, corpus: Corpus, folder: RunFolder | None = None) -> Streams:
+    """Return the texts of a corpus as token numbers. Each text is read once.
 
-    Each text is read once for both. Train is mapped from the disk if it need not fit in memory.
+    Train is mapped from the disk if it need not fit in memory. The file is in `folder`, or where
+    temporary files are if that is None.
+
+    Raises:
+        UserError: The validation text is empty, or a character is not in the vocabulary.
     """
     fingerprint = Fingerprint()
     text = fingerprint.reading(corpus.train)
@@ -201,7 +249,8 @@ def _encode(
     if len(valid) == 0:
         raise UserError("the validation text is empty: give more text")
     test = vocab.encode_stream(fingerprint.reading(corpus.test or ""))
-    return train, valid, None if corpus.test is None else test, fingerprint.hexdigest()
+    absent = corpus.test is None
+    return Streams(vocab, train, valid, None if absent else test, fingerprint.hexdigest())
 
 
 def train(
