@@ -121,11 +121,13 @@ inline int threads_for(int most, double work) {
 //
 //   out[m] (+)= sum over k of p[k, m]
 //
-// A few rows at a time are summed, because a single long sum would be less accurate.
+// A few rows at a time are summed, then the sums of all rows of the call, because a single long sum
+// would be less accurate.
 template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S>* out) {
   constexpr int64_t kColumns = 64, kRows = 32;
   for (int64_t m0 = 0; m0 < o.M; m0 += kColumns) {
     const int64_t m1 = std::min(o.M, m0 + kColumns);
+    Sum<S> total[kColumns] = {};
     for (int64_t k0 = 0; k0 < o.K; k0 += kRows) {
       Sum<S> sum[kColumns] = {};
       for (int64_t k = k0; k < std::min(o.K, k0 + kRows); ++k) {
@@ -134,8 +136,11 @@ template <class S, class O> void sum_columns(const OuterProducts<S, O>& o, Sum<S
         }
       }
       for (int64_t m = m0; m < m1; ++m) {
-        out[m] = o.add || k0 > 0 ? out[m] + sum[m - m0] : sum[m - m0];
+        total[m - m0] += sum[m - m0];
       }
+    }
+    for (int64_t m = m0; m < m1; ++m) {
+      out[m] = o.add ? out[m] + total[m - m0] : total[m - m0];
     }
   }
 }

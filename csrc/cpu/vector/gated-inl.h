@@ -128,8 +128,8 @@ static void gated_step(const FusedProduct<S, O>& product) {
         const S* const w = product.w + (c / kWide * G + g) * panel_size;
         C* const to = acc + g * rows * kWide;
         const auto compute = [&](auto panels) {
-          accumulate_rows<S, O, panels.value, 2>(rows, a, product.a_stride, w, panel_size,
-                                                 product.K, to);
+          accumulate_parts<S, O, panels.value, 2>(rows, a, product.a_stride, w, panel_size,
+                                                  product.K, to);
         };
         count = most < G - g ? most : G - g;
         switch (count) {

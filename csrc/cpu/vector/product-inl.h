@@ -2,8 +2,9 @@
 //
 // A tile is MR rows by P panels of NV vectors. Its accumulators stay in registers for the whole of
 // K. For every element K runs from 0 up, one fused multiply-add at a time, in a tile of any shape.
-// So the result of a row does not depend on the rows and columns that it is computed with, and
-// therefore not on the number of threads.
+// A K of more than 512 is summed in parts of 256, whose sums are added in their order. So the
+// result of a row does not depend on the rows and columns that it is computed with, and therefore
+// not on the number of threads.
 
 // Load a packed row, or pair of rows, of NV vectors in the form that multiply_add takes.
 template <class S, class O, int NV> RNNFAST_INLINE void load_packed(const S* w, Vec<Sum<S>>* b) {
@@ -115,6 +116,25 @@ template <class S, class O, int P, int NV>
 static void accumulate_rows(int64_t rows, const O* a, int64_t a_stride, const S* w,
                             int64_t panel_size, int64_t K, Sum<S>* result);
 #endif
+
+// Compute the tile result = a w for any K. One long sum would be less accurate than the product of
+// torch, which sums K in parts as well. Up to 512 elements the difference is small.
+template <class S, class O, int P, int NV>
+static void accumulate_parts(int64_t rows, const O* a, int64_t a_stride, const S* w,
+                             int64_t panel_size, int64_t K, Sum<S>* result) {
+  using C = Sum<S>;
+  constexpr int64_t kLong = 512, kPart = 256, kWidth = int64_t(P) * NV * kVector<C>;
+  const int64_t part = K <= kLong ? K : kPart;
+  accumulate_rows<S, O, P, NV>(rows, a, a_stride, w, panel_size, part, result);
+  for (int64_t k = part; k < K; k += part) {
+    alignas(64) C sums[RNNFAST_MAX_ROWS * kWidth];
+    accumulate_rows<S, O, P, NV>(rows, a + k, a_stride, w + k * NV * kVector<C>, panel_size,
+                                 K - k < part ? K - k : part, sums);
+    for (int64_t i = 0; i < rows * kWidth; i += kVector<C>) {
+      store<C>(result + i, load<C>(result + i) + load<C>(sums + i));
+    }
+  }
+}
 
 // Multiply a row by as many rows of `w`, which is not packed, as a vector has lanes. The first
 // `count` rows of `w` exist; the results of the others are without meaning. A transposition of the

@@ -171,8 +171,8 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
     if (product.far) {
       prefetch_far(product, row, rows, col, kWidth, block, blocks);
     }
-    accumulate_rows<S, O, P, NV>(rows, product.a + row * product.a_stride, product.a_stride,
-                                 product.w + col * depth, depth * kPanel<Sum<S>>, product.K, acc);
+    accumulate_parts<S, O, P, NV>(rows, product.a + row * product.a_stride, product.a_stride,
+                                  product.w + col * depth, depth * kPanel<Sum<S>>, product.K, acc);
     tile_epilogue(product, row, rows, col, kWidth, acc);
     row += rows;
   }
