@@ -12,6 +12,7 @@ import functools
 import importlib.abc
 import importlib.util
 import sys
+import threading
 import weakref
 from types import SimpleNamespace
 
@@ -236,6 +237,8 @@ def without_onednn():
 
 _set_cudnn_enabled = _private("_C._set_cudnn_enabled", None)
 _set_onednn_enabled = _private("_C._set_mkldnn_enabled", None)
+_flags_lock = threading.Lock()
+_disabled: dict = {}  # for a disabled library: how many threads want that, and the flag before
 
 
 @contextlib.contextmanager
@@ -250,12 +253,21 @@ def _without(library, set_enabled):
         with library.flags(enabled=False):
             yield
         return
-    enabled = library.enabled
-    set_enabled(False)
+    # The flag is that of the process. The first thread that enters saves it, and the last one that
+    # leaves restores it.
+    with _flags_lock:
+        uses, before = _disabled.get(library, (0, library.enabled))
+        _disabled[library] = (uses + 1, before)
+        set_enabled(False)
     try:
         yield
     finally:
-        set_enabled(enabled)
+        with _flags_lock:
+            uses, before = _disabled.pop(library)
+            if uses > 1:
+                _disabled[library] = (uses - 1, before)
+            else:
+                set_enabled(before)
 
 
 def constant_in_dynamo(function):

@@ -234,6 +234,16 @@ def test_onednn_is_disabled_and_enabled_again(monkeypatch, name):
     assert torch.backends.mkldnn.enabled
 
 
+def test_a_library_stays_disabled_until_the_last_thread_is_done():
+    first, second = _torch.without_onednn(), _torch.without_onednn()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mkldnn.enabled
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.enabled
+
+
 def test_what_may_run_on_cudnn():
     on_cpu, on_cuda = torch.zeros(1), SimpleNamespace(is_cuda=True)
     assert _torch.may_run_on_cudnn(on_cuda) and not _torch.may_run_on_cudnn(on_cpu)

@@ -45,7 +45,7 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     """Train every kind of model on one text, mix them, and print a table."""
     if args.plot:
         check_plot(args.plot)
-    if args.markdown:
+    if args.markdown is not None:
         check_writable(args.markdown, "--markdown")
     names = ["level", "min_count", "max_vocab", "threads", "device", *BUDGETS]
     settings = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
@@ -73,7 +73,7 @@ def compare(args: argparse.Namespace, output: Output) -> int:
     output.json(models)
     if args.plot:
         save_figure(_comparison_figure(models), args.plot)
-    if args.markdown:
+    if args.markdown is not None:
         write_atomic(args.markdown, _markdown(models, args.markdown, args.plot).encode())
     return 0
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from .. import _ops, _torch
 from ._shared import as_hx, autocast_dtype, each_state, state_widths, states_of
 
-_PLAIN = (torch.nn.Parameter, torch.Tensor)
+PLAIN = (torch.nn.Parameter, torch.Tensor)
 _OPERATORS = {"tanh": "rnn_tanh", "relu": "rnn_relu", "gru": "gru", "lstm": "lstm"}
 
 
@@ -51,7 +51,7 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     runs_on_cudnn = _torch.may_run_on_cudnn(input)
     if runs_on_cudnn and not is_tracing:
         input = input.contiguous()
-        weights = [w.contiguous() if type(w) in _PLAIN else w for w in weights]
+        weights = [w.contiguous() if type(w) in PLAIN else w for w in weights]
     if runs_on_cudnn or is_tracing:
         hx = each_state(torch.Tensor.contiguous, hx)
     common = (hx, weights, bias, num_layers, dropout, training, directions == 2)

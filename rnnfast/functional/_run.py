@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from .. import _ops, _torch
 from ._kernels import gated_on_kernel, rnn_on_kernel
-from ._operators import check_hx_dtype, rnn_torch
+from ._operators import PLAIN, check_hx_dtype, rnn_torch
 from ._segments import rnn_in_segments
 from ._shared import (
+    as_hx,
     autocast_dtype,
     can_run_kernel,
     cast,
@@ -19,8 +20,6 @@ from ._shared import (
     states_of,
 )
 from ._stepwise import rnn_stepwise
-
-_PLAIN = (torch.nn.Parameter, torch.Tensor)
 
 
 def run_rnn(
@@ -82,7 +81,7 @@ def run_rnn(
     else:
         device = input.device
         for w in weights:  # otherwise an operator would run on the device of the last tensor
-            if type(w) not in _PLAIN and has_own_torch_function(w):
+            if type(w) not in PLAIN and has_own_torch_function(w):
                 run = rnn_torch
                 break
             if w.device != device:
@@ -118,9 +117,7 @@ def run_rnn(
         own = weights[layer * count : (layer + 1) * count]
         input, h_n = run(input, h0, own, batch_sizes, one_layer)
         states.append(h_n)
-    if isinstance(h_n, tuple):
-        return input, tuple(map(torch.cat, zip(*states, strict=True)))
-    return input, torch.cat(states)
+    return input, as_hx([torch.cat(parts) for parts in zip(*map(states_of, states), strict=True)])
 
 
 def _has_no_kernel(device_type, dtype):

@@ -52,6 +52,13 @@ class FastGRU(Recurrent[Tensor], nn.GRU):
 
     _descriptor = GatedDescriptor
 
+    def _is_single_step(self, input):
+        """Return whether ``input`` should run on torch's operator as a single time step.
+
+        Under autocast on the CPU ``nn.GRU`` returns float32, and the kernels another dtype.
+        """
+        return not _torch.is_any_autocast_enabled() and super()._is_single_step(input)
+
 
 class FastLSTM(Recurrent[tuple[Tensor, Tensor]], nn.LSTM):
     """A faster drop-in for :class:`torch.nn.LSTM`, with the same arguments, parameters and results.

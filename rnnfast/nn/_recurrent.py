@@ -156,6 +156,10 @@ class Recurrent(nn.RNNBase, Generic[_State]):
             if batch_sizes.numel() == 0:
                 raise IndexError("input must have at least one time step, got empty batch_sizes")
             if hx is not None:
+                # A graph does not know batch_sizes[0], the number of sequences. There the operator
+                # checks. Sorting the sequences could cut a batch of hx that is too large.
+                if not torch.compiler.is_exporting():
+                    self._check_sizes(hx, data, batch_sizes)
                 hx = self.permute_hidden(hx, sorted_indices)  # type: ignore[arg-type]  # a pair
             resets = (
                 None
@@ -186,8 +190,7 @@ class Recurrent(nn.RNNBase, Generic[_State]):
         training = self.training
         if not one_hot:
             self._check_data(data, weights[0].dtype, batch_sizes)
-        # A graph does not know batch_sizes[0], the number of sequences. There the operator checks.
-        if hx is not None and not (packed and torch.compiler.is_exporting()):
+        if hx is not None and not packed:
             self._check_sizes(hx, data, batch_sizes)
 
         descriptor = self._descriptor(

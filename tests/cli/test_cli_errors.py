@@ -72,6 +72,10 @@ BAD_INPUT = {
         ["train", "--resume", "model", "--epochs", "3", "--bptt", "11"],
         "--bptt 11 was asked for but the checkpoint in model has 10",
     ),
+    "resume, preset": (
+        ["train", "--resume", "model", "--epochs", "3", "--preset", "small"],
+        "the checkpoint in model was made without it: leave it out",
+    ),
     "resume, text": (
         ["train", "--resume", "model", "--epochs", "3", "--data", "longer"],
         "not the one",

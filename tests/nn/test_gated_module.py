@@ -244,6 +244,17 @@ def test_resets_in_graphs_and_transforms(cell):
 
 
 @cells
+def test_a_batch_of_hx_that_does_not_fit_a_packed_input(cell):
+    """Sorting the sequences would cut a batch that is too large."""
+    x = pack_sequence([torch.randn(n, 5) for n in (3, 9, 1)], enforce_sorted=False)
+    _, ours = pair(5, 6, classes=CLASSES[cell])
+    for B in (2, 9):
+        state = torch.zeros(1, B, 6)
+        with pytest.raises(RuntimeError, match=r"Expected hidden"):
+            ours(x, (state, state) if cell == "lstm" else state)
+
+
+@cells
 def test_tokens(cell):
     """Each form of the input, forward and backward."""
     theirs, ours = pair(7, 5, 2, bidirectional=True, classes=CLASSES[cell], dtype=torch.float64)
@@ -488,10 +499,11 @@ def test_weights_replaced_by_other_code(cell):
 
 
 @cells
-def test_autocast(cell):
+@pytest.mark.parametrize("T", [1, 7])
+def test_autocast(cell, T):
     """On the CPU nn.GRU returns float32, but on CUDA devices the dtype of autocast, as we do."""
     theirs, ours = pair(5, 9, 2, classes=CLASSES[cell])
-    x = torch.randn(7, 3, 5, requires_grad=True)
+    x = torch.randn(T, 3, 5, requires_grad=True)
     results = []
     for module in (theirs, ours):
         with torch.autocast("cpu", torch.bfloat16):

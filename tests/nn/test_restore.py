@@ -80,7 +80,7 @@ def test_quantisation():
     ids=str,
 )
 def test_gated_cells(cls, fast, options):
-    """They go to ours and back as an nn.RNN does, and can be scripted and quantised then."""
+    """They go to rnnfast's classes and back, and can be scripted and quantised then."""
     model, x = nn.Sequential(cls(3, 4, 2, **options)), torch.randn(5, 2, 3)
     before, expected, names = model[0], model(x), vars(model[0]).keys()
     assert type(rnnfast.accelerate(model)[0]) is fast and isinstance(model[0], cls)

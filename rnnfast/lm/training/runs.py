@@ -209,9 +209,14 @@ def check_settings(path: str | Path, config: Config, changes: dict) -> None:
         asked, has = changes.get(field.name), getattr(config, field.name)
         if asked is not None and asked != has and field.name not in RESUMABLE:
             name = field.name.replace("_", "-")
+            made = (
+                "was made without it: leave it out"
+                if has is None
+                else f"has {has}: give that value"
+            )
             raise UserError(
-                f"--{name} {asked} was asked for but the checkpoint in {path} has {has}: give "
-                "that value, or start a new run"
+                f"--{name} {asked} was asked for but the checkpoint in {path} {made}, or start a "
+                "new run"
             )
 
 
