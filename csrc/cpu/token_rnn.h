@@ -52,7 +52,7 @@ public:
   TokenRnn(const LanguageModel& model, const VectorKernels<float>& kernels)
       : kernels_(kernels), cell_(model.cell), H_(model.H),
         layout_{model.H, gated() ? gates_of(gated_cell()) : 1, kernels.panel},
-        row_(round_up(layout_.width(), kernels.vector)), table_(allocate<float>(model.V * row_)),
+        row_(round_up(layout_.width(), kernels.vector)), table_(zeros(model.V * row_)),
         top_(zeros(round_up(H_, kernels.vector))) {
     for (const LanguageModel::LayerWeights& from : model.layers) {
       layers_.push_back(gated() ? gated_layer(from) : plain_layer(from));
