@@ -262,8 +262,9 @@ private:
     return step;
   }
 
-  // Write this thread's columns of the last state of row r, whose last output is `out`. The carried
-  // state is the more accurate one, but for an LSTM it is c.
+  // Write this thread's columns of the last state of row r, whose last output is `out`. A
+  // state that is carried has not been rounded to S. What an LSTM carries is c, so that its h comes
+  // from `out`.
   void finish_row(const Share& share, int64_t r, const S* out) const {
     const int64_t at = r * shape_.H + share.c0, count = share.c1 - share.c0;
     const C* const carry = carry_ != nullptr ? carry_.get() + r * carry_ld_ + share.c0 : nullptr;
