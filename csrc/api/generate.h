@@ -13,6 +13,8 @@
 #include <memory>
 #include <vector>
 
+#include "gated.h"
+
 namespace rnnfast {
 
 struct LanguageModel {
@@ -30,6 +32,13 @@ struct LanguageModel {
   const float* decoder_b;           // [V]: b_out; minus infinity excludes a token
   std::vector<LayerWeights> layers; // [L], L at least 1
 };
+
+// The number of gates, G.
+constexpr int gates_of(LanguageModel::Cell cell) {
+  return cell == LanguageModel::Cell::kGru    ? gates_of(GatedCell::kGru)
+         : cell == LanguageModel::Cell::kLstm ? gates_of(GatedCell::kLstm)
+                                              : 1;
+}
 
 // The next token is drawn from a part of the vocabulary. `top_k` keeps the most probable tokens.
 // Of these, `top_p` keeps the smallest set of the most probable tokens whose share of the

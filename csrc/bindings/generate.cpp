@@ -11,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "../api/gated.h"
 #include "../api/generate.h"
 #include "bindings.h"
 
@@ -42,9 +41,7 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
   const TensorView table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
   const LanguageModel::Cell cell = cell_of(cell_name);
-  const int64_t G = cell == LanguageModel::Cell::kGru    ? gates_of(GatedCell::kGru)
-                    : cell == LanguageModel::Cell::kLstm ? gates_of(GatedCell::kLstm)
-                                                         : 1;
+  const int64_t G = gates_of(cell);
   if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1 || table.size(1) % G != 0) {
     table.refuse(G == 1 ? "(V, H) with V and H at least 1"
                         : "(V, G H) with V and H at least 1 and G = 3 gates of a GRU or 4 of an "

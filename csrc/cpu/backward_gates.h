@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backward_carry.h"
 #include "gates.h"
 #include "schedule.h"
 #include "work.h"
@@ -11,19 +12,16 @@ namespace rnnfast {
 
 // The buffers and gradients of the gated units of a layer. isa.h explains the types S and O.
 template <class S, class O> class BackwardGates {
-  using C = Sum<S>;
-
 public:
   BackwardGates(const Shape& shape, const Backward<S>& call, const Schedule& schedule)
       : shape_(shape), call_(call), gates_(*call.gates), kernels_(current_kernels<S, O>()),
-        schedule_(schedule), carry_ld_(row_stride<C>(shape.H)),
-        carry_(allocate<C>(shape.B * carry_ld_)) {}
+        schedule_(schedule), carry_(shape, schedule, call.reverse) {}
 
   // What is done to the sums of time step t, from row r on.
   GateStep<S> step(int64_t t, int64_t r) const {
     GateStep<S> step{};
     step.cell = gates_.cell, step.backward = true;
-    step.carry = carry_.get() + r * carry_ld_, step.carry_stride = carry_ld_;
+    step.carry = carry_.row(r), step.carry_stride = carry_.stride();
     // The contract of a GateStep has one pointer for both passes. A backward step only reads.
     step.saved = const_cast<S*>(schedule_.at(gates_.saved, t, r));
     step.saved_stride = gates_.saved.row;
@@ -32,37 +30,25 @@ public:
 
   // Rows [r0, r1) begin with the gradient of their last state. That of h of an LSTM is not carried.
   void begin(const Share& share, int64_t r0, int64_t r1) const {
-    const S* const last = has_c() ? gates_.dc_n : call_.dh_n;
-    for (int64_t r = r0; r < r1; ++r) {
-      C* const carry = carry_.get() + r * carry_ld_;
-      for (int64_t c = share.c0; c < share.c1; ++c) {
-        carry[c] = last != nullptr ? to_sum(last[r * shape_.H + c]) : C(0);
-      }
-    }
+    carry_.begin(share, r0, r1, has_c() ? gates_.dc_n : call_.dh_n);
   }
 
-  // No gradient passes a reset before time step t to the step before. `active` rows of `share` have
-  // this step.
+  // See Carry::reset.
   void reset(const Share& share, int64_t t, int64_t active) const {
-    for (int64_t r = share.r0; schedule_.has_resets() && r < share.r0 + active; ++r) {
-      if (schedule_.is_reset(t, r, call_.reverse)) {
-        C* const carry = carry_.get() + r * carry_ld_;
-        std::fill(carry + share.c0, carry + share.c1, C(0));
-      }
-    }
+    carry_.reset(share, t, active);
   }
 
   // Let `product`, which computes dh0 from row r on, add what is carried for a GRU.
   void set_first_h(FusedProduct<S, O>& product, int64_t r) const {
     if (!has_c()) {
-      product.sums_before = carry_.get() + r * carry_ld_, product.sums_before_stride = carry_ld_;
+      product.sums_before = carry_.row(r), product.sums_before_stride = carry_.stride();
     }
   }
 
   // Write the gradient of c0 for the rows [r0, r1), after their last step.
   void finish(const Share& share, int64_t r0, int64_t r1) const {
     for (int64_t r = r0; gates_.dc0 != nullptr && r < r1; ++r) {
-      kernels_.narrow(carry_.get() + r * carry_ld_ + share.c0, share.c1 - share.c0,
+      kernels_.narrow(carry_.row(r) + share.c0, share.c1 - share.c0,
                       gates_.dc0 + r * shape_.H + share.c0);
     }
   }
@@ -76,8 +62,7 @@ private:
   const GatesBackward<S>& gates_;
   const VectorKernels<S, O>& kernels_;
   const Schedule& schedule_;
-  int64_t carry_ld_; // elements from row to row in carry_
-  Buffer<C> carry_;  // [B, carry_ld_]: what h or c receives elementwise from the later step
+  Carry<S> carry_; // what h or c receives elementwise from the later step
 };
 
 } // namespace rnnfast

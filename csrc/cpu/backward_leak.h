@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backward_carry.h"
 #include "schedule.h"
 #include "work.h"
 
@@ -17,10 +18,9 @@ public:
   BackwardLeak(const Shape& shape, const Backward<S>& call, const Schedule& schedule,
                int64_t most_rows, int64_t ld)
       : shape_(shape), call_(call), leak_(*call.leak), kernels_(current_kernels<S, O>()),
-        schedule_(schedule), ld_(ld), carry_ld_(row_stride<C>(shape.H)) {
+        schedule_(schedule), ld_(ld), carry_(shape, schedule, call.reverse) {
     const int64_t B = shape.B, H = shape.H;
     alpha_ = widened(leak_.alpha, H, round_up(H, kernels_.vector));
-    carry_ = allocate<C>(B * carry_ld_);
     if (leak_.current) {
       rest_ = allocate<S>(H);
       apply_to(nullptr, 1, rest_.get());
@@ -49,7 +49,7 @@ public:
     LeakStep<S> step{};
     step.backward = true, step.current = leak_.current, step.f = leak_.f;
     step.alpha = alpha_.get();
-    step.carry = carry_.get() + r * carry_ld_, step.carry_stride = carry_ld_;
+    step.carry = carry_.row(r), step.carry_stride = carry_.stride();
     return step;
   }
 
@@ -81,24 +81,12 @@ public:
 
   // Rows [r0, r1) begin with the gradient of their last state.
   void begin(const Share& share, int64_t r0, int64_t r1) const {
-    for (int64_t r = r0; r < r1; ++r) {
-      const S* const dh_n = call_.dh_n != nullptr ? call_.dh_n + r * shape_.H : nullptr;
-      C* const carry = carry_.get() + r * carry_ld_;
-      for (int64_t c = share.c0; c < share.c1; ++c) {
-        carry[c] = dh_n != nullptr ? to_sum(dh_n[c]) : C(0);
-      }
-    }
+    carry_.begin(share, r0, r1, call_.dh_n);
   }
 
-  // No gradient passes a reset before time step t to the step before. `active` rows of `share` have
-  // this step.
+  // See Carry::reset.
   void reset(const Share& share, int64_t t, int64_t active) const {
-    for (int64_t r = share.r0; schedule_.has_resets() && r < share.r0 + active; ++r) {
-      if (schedule_.is_reset(t, r, call_.reverse)) {
-        C* const carry = carry_.get() + r * carry_ld_;
-        std::fill(carry + share.c0, carry + share.c1, C(0));
-      }
-    }
+    carry_.reset(share, t, active);
   }
 
   // Write the gradient of the noise for the rows and columns of `o`, which begin at `row` and
@@ -165,9 +153,9 @@ private:
   const LeakBackward<S>& leak_;
   const VectorKernels<S, O>& kernels_;
   const Schedule& schedule_;
-  int64_t ld_, carry_ld_;    // elements from row to row in dstate_ and in carry_
+  int64_t ld_;               // elements from row to row in dstate_
+  Carry<S> carry_;           // the gradient that passes through the leak
   Buffer<C> alpha_;          // [H] in whole vectors
-  Buffer<C> carry_;          // [B, carry_ld_]: the gradient that passes through the leak
   Buffer<S> rest_, first_r_; // for a current: f(0), [H], and f(h0), [B, H]
   Buffer<S> dstate_[2];      // the gradients of the states of a block; the two take turns
   Buffer<C> dalpha_;         // two rows of [H]

@@ -51,7 +51,7 @@ class TokenRnn {
 public:
   TokenRnn(const LanguageModel& model, const VectorKernels<float>& kernels)
       : kernels_(kernels), cell_(model.cell), H_(model.H),
-        layout_{model.H, gated() ? gates_of(gated_cell()) : 1, kernels.panel},
+        layout_{model.H, gates_of(model.cell), kernels.panel},
         row_(round_up(layout_.width(), kernels.vector)), table_(zeros(model.V * row_)),
         top_(zeros(round_up(H_, kernels.vector))) {
     for (const LanguageModel::LayerWeights& from : model.layers) {

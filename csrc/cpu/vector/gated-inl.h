@@ -34,11 +34,7 @@ static void gated_forward(const FusedProduct<S, O>& product, int64_t row, int64_
       Vec<C> state = load<C>(carry);
       const Vec<C> out = Cell::template forward<C>(x, h, state, saved);
       store<C>(carry, state);
-      O* const operand = product.operand + (row + i) * product.operand_stride + c;
-      store_sum<O>(operand, out);
-      if (kPair<O> == 2 && n < VL) { // as in `epilogue`
-        operand[n] = O{};
-      }
+      store_operand<O>(product.operand + (row + i) * product.operand_stride + c, n, out);
       store_part<kWhole, S>(product.out + (row + i) * product.out_stride + c, n, out);
       if constexpr (kSave) {
         S* const to = step.saved + (row + i) * step.saved_stride + c;

@@ -82,11 +82,7 @@ static void leaky_epilogue(const FusedProduct<S, O>& product, int64_t row, int64
         }
       }
       if (product.operand != nullptr) {
-        O* const to = product.operand + i * product.operand_stride + c;
-        store_sum<O>(to, operand);
-        if (kPair<O> == 2 && n < VL) { // as in `epilogue`
-          to[n] = O{};
-        }
+        store_operand<O>(product.operand + i * product.operand_stride + c, n, operand);
       }
       if (product.out != nullptr) {
         store_part<kWhole, S>(product.out + i * product.out_stride + c, n, out);

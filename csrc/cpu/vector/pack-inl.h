@@ -178,6 +178,16 @@ static void pack_rows(const S* const* rows, int64_t K, int64_t N, O* packed) {
   }
 }
 
+// Store n elements of a left factor that the next product reads, or a whole vector if there are
+// more. The lanes after the last column may be NaN, from 0 times infinity. A product of pairs reads
+// the first of them.
+template <class O> RNNFAST_INLINE void store_operand(O* p, int64_t n, Vec<Sum<O>> v) {
+  store_sum<O>(p, v);
+  if (kPair<O> == 2 && n < kVector<Sum<O>>) {
+    p[n] = O{};
+  }
+}
+
 // See VectorKernels::widen.
 template <class S, class O> static void widen_row(const S* row, int64_t n, O* operand) {
   for (int64_t c = 0; c < n; c += kVector<Sum<S>>) {

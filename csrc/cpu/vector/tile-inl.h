@@ -37,13 +37,7 @@ static void epilogue(const FusedProduct<S, O>& product, int64_t row, int64_t row
       }
       v = activate<C, A>(v, h);
       if (product.operand != nullptr) {
-        O* const operand = product.operand + i * product.operand_stride + c;
-        store_sum<O>(operand, v);
-        // The lanes after the last column may be NaN, from 0 times infinity. A product of pairs
-        // reads the first of them.
-        if (kPair<O> == 2 && n < VL) {
-          operand[n] = O{};
-        }
+        store_operand<O>(product.operand + i * product.operand_stride + c, n, v);
       }
       if (product.sums != nullptr) {
         store<C>(product.sums + i * product.sums_stride + c, v);
