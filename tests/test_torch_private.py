@@ -216,22 +216,21 @@ def test_a_dynamo_without_the_switch_is_left_alone():
 # cuDNN and oneDNN
 
 
-@pytest.mark.parametrize("name", [None, "_C._set_cudnn_enabled"])
-def test_cudnn_is_disabled_and_enabled_again(monkeypatch, name):
-    module = load() if name is None else without(monkeypatch, name)
-    with pytest.raises(KeyError), module.without_cudnn():
-        assert not torch.backends.cudnn.enabled
+@pytest.mark.parametrize(
+    "context, library, name",
+    [
+        ("without_cudnn", torch.backends.cudnn, "_C._set_cudnn_enabled"),
+        ("without_onednn", torch.backends.mkldnn, "_C._set_mkldnn_enabled"),
+    ],
+    ids=["cudnn", "onednn"],
+)
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_library_is_disabled_and_enabled_again(monkeypatch, context, library, name, is_private):
+    module = load() if is_private else without(monkeypatch, name)
+    with pytest.raises(KeyError), getattr(module, context)():
+        assert not library.enabled
         raise KeyError
-    assert torch.backends.cudnn.enabled
-
-
-@pytest.mark.parametrize("name", [None, "_C._set_mkldnn_enabled"])
-def test_onednn_is_disabled_and_enabled_again(monkeypatch, name):
-    module = load() if name is None else without(monkeypatch, name)
-    with pytest.raises(KeyError), module.without_onednn():
-        assert not torch.backends.mkldnn.enabled
-        raise KeyError
-    assert torch.backends.mkldnn.enabled
+    assert library.enabled
 
 
 def test_a_library_stays_disabled_until_the_last_thread_is_done():

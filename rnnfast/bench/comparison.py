@@ -37,7 +37,7 @@ CELLS = {
 }
 
 OURS, NUMPY = "rnnfast", "NumPy"
-THEIRS = {"rnn": "nn.RNN", "gru": "nn.GRU", "lstm": "nn.LSTM"}
+THEIRS = {cell: f"nn.{cell.upper()}" for cell in CELLS}
 MODES = {"forward": "forward (inference)", "training": "forward + backward (training)"}
 
 # Float32 sums of thousands of terms that are added in a different order differ by up to this
