@@ -1,4 +1,4 @@
-"""Time a single time step of a stepper, of FastRNN and of nn.RNN, without gradients.
+"""Time a single time step of a stepper, of its module and of torch's module, without gradients.
 
 Samples alternate as in `rnnfast bench`. The outputs must agree before anything is timed.
 """
@@ -11,24 +11,27 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rnnfast import FastRNN, bench
+from rnnfast import FastGRU, FastLSTM, FastRNN, bench
 
+MODULES = {"rnn": (FastRNN, nn.RNN), "gru": (FastGRU, nn.GRU), "lstm": (FastLSTM, nn.LSTM)}
 SHAPES = "1,16,64 1,16,128 1,64,256 16,128,128 1,512,512"
 
 
-def measure(shape, repeats):
+def measure(cell, shape, repeats):
     """Return the median microseconds of a step of each implementation."""
     B, *sizes = shape
     torch.manual_seed(0)
-    ours, theirs = FastRNN(*sizes), nn.RNN(*sizes)
+    classes = MODULES[cell]
+    ours, theirs = (cls(*sizes) for cls in classes)
     theirs.load_state_dict(ours.state_dict())
     stepper = ours.stepper(B)
     x, h = torch.randn(1, B, sizes[0]), torch.zeros(1, B, sizes[1])
+    h = (h, h) if cell == "lstm" else h
     torch.testing.assert_close(stepper.step(x[0]), ours(x, h)[0][0])
     calls = {
         "stepper": lambda: stepper.step(x[0]),
-        "FastRNN": lambda: ours(x, h),
-        "nn.RNN": lambda: theirs(x, h),
+        classes[0].__name__: lambda: ours(x, h),
+        f"nn.{classes[1].__name__}": lambda: theirs(x, h),
     }
     with torch.no_grad():
         torch.testing.assert_close(ours(x, h), theirs(x, h))
@@ -40,6 +43,8 @@ def measure(shape, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    about = "Cell (default: rnn)"
+    parser.add_argument("--cell", choices=MODULES, default="rnn", help=about)
     about = "Shapes B,I,H, separated by blanks (default: five)"
     parser.add_argument("--shapes", metavar="SHAPES", default=SHAPES, help=about)
     about = "Samples (default: as many as fit in 1.5 s a shape, at least 5)"
@@ -47,12 +52,14 @@ def main():
     args = parser.parse_args()
 
     table = Table("B,I,H", title=f"us of a step, {torch.get_num_threads()} threads")
-    for column in ("stepper", "FastRNN", "nn.RNN", "nn.RNN / stepper", "nn.RNN / FastRNN"):
+    ours, theirs = (cls.__name__ for cls in MODULES[args.cell])
+    theirs = f"nn.{theirs}"
+    for column in ("stepper", ours, theirs, f"{theirs} / stepper", f"{theirs} / {ours}"):
         table.add_column(column, justify="right")
     for text in args.shapes.split():
-        us = measure([int(number) for number in text.split(",")], args.repeats)
-        stepper, ours, theirs = us.values()
-        numbers = (stepper, ours, theirs, theirs / stepper, theirs / ours)
+        us = measure(args.cell, [int(number) for number in text.split(",")], args.repeats)
+        stepper, our, their = us.values()
+        numbers = (stepper, our, their, their / stepper, their / our)
         table.add_row(text, *(f"{number:.3g}" for number in numbers))
     Console().print(table)
 

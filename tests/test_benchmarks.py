@@ -51,9 +51,12 @@ def test_reservoir():
     assert {"rnnfast", "torch"} <= us.keys() and min(us.values()) > 0
 
 
-def test_stepper():
-    us = bench_stepper.measure((2, 4, 5), repeats=1)
-    assert list(us) == ["stepper", "FastRNN", "nn.RNN"] and min(us.values()) > 0
+@pytest.mark.parametrize("cell", bench_stepper.MODULES)
+def test_stepper(cell):
+    us = bench_stepper.measure(cell, (2, 4, 5), repeats=1)
+    ours, theirs = bench_stepper.MODULES[cell]
+    assert list(us) == ["stepper", ours.__name__, f"nn.{theirs.__name__}"]
+    assert min(us.values()) > 0
 
 
 def test_busy(monkeypatch, num_threads):

@@ -354,7 +354,7 @@ WRONG = {
     "weight_ih shape": ("weight_ih", lambda G: {"weight 0": torch.zeros(G * 6, 4)}),
     "weight_ih rows": ("weight_ih", lambda G: {"weight 0": torch.zeros(6, 5)}),
     "weight_hh rows": (
-        r"weight_hh must be \(. \* H, H\)", lambda G: {"weight 1": torch.zeros(6, 6)},
+        r"weight_hh_l0 must be \(. \* H, H\)", lambda G: {"weight 1": torch.zeros(6, 6)},
     ),
     "bias_ih shape": ("bias_ih", lambda G: {"weight 2": torch.zeros(6)}),
     "bias_hh rank": ("bias_hh", lambda G: {"weight 3": torch.zeros(G * 6, 1)}),

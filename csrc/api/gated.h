@@ -25,8 +25,18 @@ template <class T> struct Sequence;
 
 enum class GatedCell { kGru, kLstm };
 
-// The number of gates, G.
+// Every cell except that of leaky units. The first two are the activations of plain units.
+enum class Cell { kTanh, kRelu, kGru, kLstm };
+
+constexpr bool is_gated(Cell cell) { return cell == Cell::kGru || cell == Cell::kLstm; }
+// Of a gated cell only.
+constexpr GatedCell gated(Cell cell) {
+  return cell == Cell::kGru ? GatedCell::kGru : GatedCell::kLstm;
+}
+
+// The number of gates, G. It is 1 for plain units.
 constexpr int gates_of(GatedCell cell) { return cell == GatedCell::kGru ? 3 : 4; }
+constexpr int gates_of(Cell cell) { return is_gated(cell) ? gates_of(gated(cell)) : 1; }
 
 // The forward pass saves this number of elements for each unit and time step, so that the backward
 // pass needs no elementary function: derivatives of h_t and c_t with respect to the arguments of

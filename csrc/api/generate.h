@@ -18,7 +18,6 @@
 namespace rnnfast {
 
 struct LanguageModel {
-  enum class Cell { kTanh, kRelu, kGru, kLstm };
   struct LayerWeights {
     const float* w_hh; // [G H, H]
     const float* w_ih; // [G H, H]; nullptr in layer 0, which has `table`
@@ -32,13 +31,6 @@ struct LanguageModel {
   const float* decoder_b;           // [V]: b_out; minus infinity excludes a token
   std::vector<LayerWeights> layers; // [L], L at least 1
 };
-
-// The number of gates, G.
-constexpr int gates_of(LanguageModel::Cell cell) {
-  return cell == LanguageModel::Cell::kGru    ? gates_of(GatedCell::kGru)
-         : cell == LanguageModel::Cell::kLstm ? gates_of(GatedCell::kLstm)
-                                              : 1;
-}
 
 // The next token is drawn from a part of the vocabulary. `top_k` keeps the most probable tokens.
 // Of these, `top_p` keeps the smallest set of the most probable tokens whose share of the

@@ -7,20 +7,21 @@
 #include <vector>
 
 #include "element.h"
+#include "gated.h"
 #include "leaky.h"
 
 namespace rnnfast {
 
 // A stack of layers with packed weights and a hidden state for B rows. Every element has type T.
-// Only one call may run at a time.
+// G is the number of gates, 1 for plain units. Only one call may run at a time.
 template <class T> class Stepper {
 public:
   struct Layer {
-    const T* w_ih; // [H, I] in layer 0, otherwise [H, H]
-    const T* w_hh; // [H, H]
-    const T* b_ih; // [H]; nullptr: zeros
-    const T* b_hh; // [H]; nullptr: zeros
-    // For leaky units; Stepper::relu is then ignored. There is no noise.
+    const T* w_ih; // [G H, I] in layer 0, otherwise [G H, H]
+    const T* w_hh; // [G H, H]
+    const T* b_ih; // [G H]; nullptr: zeros
+    const T* b_hh; // [G H]; nullptr: zeros
+    // For leaky units; the cell, which must not be gated, is then ignored. There is no noise.
     const T* alpha = nullptr; // [H]; nullptr: the units are not leaky
     bool current = false;     // as in Leak
     Nonlinearity f = Nonlinearity::kTanh;
@@ -32,7 +33,7 @@ public:
   // long enough. The results do not depend on the number of threads.
   //
   // Errors: std::bad_alloc if there is no memory for the copy.
-  Stepper(int64_t B, int64_t I, int64_t H, bool relu, int threads, const std::vector<Layer>&);
+  Stepper(int64_t B, int64_t I, int64_t H, Cell cell, int threads, const std::vector<Layer>&);
   ~Stepper();
 
   // Run all layers for one time step. x: [B, I], read; row b begins at x + b * x_row. out: [B, H],
@@ -40,10 +41,10 @@ public:
   // overlap x.
   void step(const T* x, int64_t x_row, T* out);
 
-  // Copy the state of all layers, [L, B, H], to `h` or from `h`. leaky.h says what the state of
-  // leaky units is.
-  void read_state(T* h) const;
-  void write_state(const T* h);
+  // Copy the state of all layers to `h` and `c`, or from them, each [L, B, H]. `c` is that of an
+  // LSTM, and nullptr for other cells. leaky.h says what the state of leaky units is.
+  void read_state(T* h, T* c) const;
+  void write_state(const T* h, const T* c);
 
   // Set the state of row b to zero in every layer.
   void reset(int64_t b);

@@ -14,6 +14,7 @@
 #include <sched.h>
 
 #include "../api/element.h"
+#include "../api/gated.h"
 #include "../api/leaky.h"
 #include "tensor_view.h"
 
@@ -61,6 +62,17 @@ inline Nonlinearity nonlinearity_of(const std::string& name) {
   }
   throw std::invalid_argument("nonlinearity must be tanh, relu, sigmoid, softplus or linear, got " +
                               name);
+}
+
+// Return the cell that has this name. Throws std::invalid_argument.
+inline Cell cell_of(const std::string& name) {
+  constexpr std::array<std::string_view, 4> kNames = {"tanh", "relu", "gru", "lstm"};
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (name == kNames[i]) {
+      return static_cast<Cell>(i);
+    }
+  }
+  throw std::invalid_argument("cell must be 'tanh', 'relu', 'gru' or 'lstm', got '" + name + "'");
 }
 
 // Call `run` with an element of the type that the kernels use for `dtype`. The caller has refused

@@ -19,19 +19,6 @@ using namespace rnnfast;
 
 namespace {
 
-LanguageModel::Cell cell_of(const std::string& name) {
-  using Cell = LanguageModel::Cell;
-  for (const auto& [known, cell] : {std::pair{"tanh", Cell::kTanh},
-                                    {"relu", Cell::kRelu},
-                                    {"gru", Cell::kGru},
-                                    {"lstm", Cell::kLstm}}) {
-    if (name == known) {
-      return cell;
-    }
-  }
-  throw std::invalid_argument("cell must be 'tanh', 'relu', 'gru' or 'lstm', got '" + name + "'");
-}
-
 // With G gates, table: [V, G H]. layers: for each layer W_hh, [G H, H], W_ih, [G H, H] or None in
 // layer 0, b_ih and b_hh, [G H]. decoder_w: [V, H]. decoder_b: [V].
 std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
@@ -40,7 +27,7 @@ std::unique_ptr<Sampler> py_sampler(py::handle table_, const py::list& layers,
                                     double top_p, int64_t stop, uint64_t seed, int threads) {
   const TensorView table("table", table_), decoder_w("decoder weight", decoder_w_),
       decoder_b("decoder bias", decoder_b_);
-  const LanguageModel::Cell cell = cell_of(cell_name);
+  const Cell cell = cell_of(cell_name);
   const int64_t G = gates_of(cell);
   if (table.dim() != 2 || table.size(0) < 1 || table.size(1) < 1 || table.size(1) % G != 0) {
     table.refuse(G == 1 ? "(V, H) with V and H at least 1"

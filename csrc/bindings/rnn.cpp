@@ -39,11 +39,11 @@ struct GateTensors {
   }
 };
 
-GatedCell cell_of(const std::string& name) {
+GatedCell gated_cell_of(const std::string& name) {
   if (name != "gru" && name != "lstm") {
     throw std::invalid_argument("cell must be 'gru' or 'lstm', got '" + name + "'");
   }
-  return name == "gru" ? GatedCell::kGru : GatedCell::kLstm;
+  return gated(cell_of(name));
 }
 
 // `g` is nullptr for plain units.
@@ -99,7 +99,7 @@ void py_gated_forward(py::handle x, py::handle h0, py::handle c0, const py::list
                       py::handle batch_sizes, const std::string& name, int64_t num_layers,
                       bool batch_first, bool bias, int threads, const py::list& outs,
                       py::handle h_n, py::handle c_n, const py::list& saved, py::handle reset) {
-  const GatedCell cell = cell_of(name);
+  const GatedCell cell = gated_cell_of(name);
   const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, false,
                           bias ? 2 : 0, threads, gates_of(cell));
   GateTensors gates(call, cell, c0, saved);
@@ -230,7 +230,7 @@ void py_gated_backward(py::handle dy, py::handle dh_n, py::handle dc_n, const py
                        int64_t num_layers, bool batch_first, bool bias, int threads, py::handle dx,
                        py::handle dh0, py::handle dc0, const py::list& dw, const py::list& between,
                        py::handle reset) {
-  const GatedCell cell = cell_of(name);
+  const GatedCell cell = gated_cell_of(name);
   const RnnArguments call(x, h0, weights, batch_sizes, reset, num_layers, batch_first, false,
                           bias ? 2 : 0, threads, gates_of(cell));
   GateTensors gates(call, cell, c0, saved);

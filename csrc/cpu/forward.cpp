@@ -83,7 +83,7 @@ public:
         const S* const b_hn = call.b_hh != nullptr ? call.b_hh + 2 * H : nullptr;
         recurrent_bias_ = widened(b_hn, b_hn != nullptr ? H : 0, width);
       }
-      last_panel_ = allocate<S>(kernels_.panel * std::max(I_, H));
+      last_panel_ = allocate<S>(layout_.gates * kernels_.panel * std::max(I_, H));
     } else {
       bias_ = allocate<C>(width);
       sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());
@@ -211,7 +211,7 @@ private:
       for (int64_t c = 0; c < count; ++c) {
         pre[place + c] = to_sum(row[c0 + c]) + bias_[place + c];
       }
-      std::fill(pre + place + count, pre + place + layout_.panel, C(0)); // for whole vectors
+      std::fill(pre + place + count, pre + place + layout_.columns_at(c0), C(0));
     }
   }
 

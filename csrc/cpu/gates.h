@@ -16,15 +16,21 @@ template <class Call> int64_t gates_in(const Call& call) {
 
 // Where the sums of the units of a layer lie in a row. If the units have several gates, each panel
 // of units is followed by the same panel of the next gate, so that the step has all gates of a unit
-// at hand. All these panels are whole.
+// at hand. These panels are whole, except that the last units take half a panel for each gate if
+// that is enough.
 struct UnitLayout {
   int64_t H, gates, panel;
 
+  // The first of the last units, which have fewer columns than a panel or as many.
+  int64_t tail() const { return (H - 1) / panel * panel; }
+  // The columns that a gate takes for the units of the panel that begins with unit c.
+  int64_t columns_at(int64_t c) const { return H - c <= panel / 2 ? panel / 2 : panel; }
   // The length of a row.
-  int64_t width() const { return gates == 1 ? H : gates * round_up(H, panel); }
+  int64_t width() const { return gates == 1 ? H : gates * (tail() + columns_at(tail())); }
   // The place of gate g of unit c.
   int64_t place(int64_t g, int64_t c) const {
-    return gates == 1 ? c : (c / panel * gates + g) * panel + c % panel;
+    const int64_t first = c / panel * panel;
+    return gates == 1 ? c : first * gates + g * columns_at(first) + c - first;
   }
   // The columns of a row that belong to the units [c0, c1). c0 is a multiple of the panel.
   Columns columns(int64_t c0, int64_t c1) const {
@@ -56,22 +62,27 @@ struct GateSlots {
 };
 
 // Pack the units of a W_ih or W_hh, [G H, K], that belong to `thread` for a product whose columns
-// are laid out by `layout`. `last` has memory for a panel of K rows.
+// are laid out by `layout`. `last` has memory for a panel of K rows for each gate.
 template <class S, class O>
 void pack_gates(const VectorKernels<S, O>& kernels, const S* w, const UnitLayout& layout, int64_t K,
                 int thread, int threads, S* last, S* packed) {
-  const int64_t H = layout.H, panel = layout.panel;
+  const int64_t H = layout.H, G = layout.gates, panel = layout.panel,
+                depth = kernels.packed_depth(K);
   const Columns columns = columns_of(thread, threads, H, panel);
   for (int64_t c = columns.begin; c < columns.end; c += panel) {
-    for (int64_t g = 0; g < layout.gates; ++g) {
-      const S* from = w + (g * H + c) * K;
-      if (H - c < panel) { // `pack` would make a smaller panel of a few columns
-        std::copy_n(from, (H - c) * K, last);
-        std::fill_n(last + (H - c) * K, (panel - H + c) * K, S{});
-        from = last;
+    const int64_t count = std::min(panel, H - c), width = layout.columns_at(c);
+    S* const to = packed + layout.place(0, c) * depth;
+    for (int64_t g = 0; g < G; ++g) {
+      const S* const from = w + (g * H + c) * K;
+      if (count == panel) {
+        kernels.pack(from, true, K, panel, 0, panel, to + g * panel * depth);
+      } else { // the columns of all gates are packed as one matrix
+        S* const end = std::copy_n(from, count * K, last + g * width * K);
+        std::fill_n(end, (width - count) * K, S{});
       }
-      kernels.pack(from, true, K, panel, 0, panel,
-                   packed + layout.place(g, c) * kernels.packed_depth(K));
+    }
+    if (count < panel) {
+      kernels.pack(last, true, K, G * width, 0, G * width, to);
     }
   }
 }

@@ -1,10 +1,12 @@
-// One time step of all layers. Each layer multiplies the row [x h], its input and its last state,
-// by the packed matrix [W_ih W_hh]. The time of a small batch is the time in which the weights come
-// out of the cache. So the threads divide the columns, as in generate.cpp.
+// One time step of all layers. A layer of plain or leaky units multiplies the row [x h], its input
+// and its last state, by the packed matrix [W_ih W_hh]. Gated units are in gated_layer.h. The time
+// of a small batch is the time in which the weights come out of the cache. So the threads divide
+// the columns, as in generate.cpp.
 #include "../api/stepper.h"
 
 #include <algorithm>
 
+#include "gated_layer.h"
 #include "parallel.h"
 #include "work.h"
 
@@ -14,8 +16,8 @@ template <class T> class Stepper<T>::Impl {
 public:
   virtual ~Impl() = default;
   virtual void step(const T* x, int64_t x_row, T* out) = 0;
-  virtual void read_state(T* h) const = 0;
-  virtual void write_state(const T* h) = 0;
+  virtual void read_state(T* h, T* c) const = 0;
+  virtual void write_state(const T* h, const T* c) = 0;
   virtual void reset(int64_t b) = 0;
 };
 
@@ -24,13 +26,12 @@ template <class T> template <class O> class Stepper<T>::ImplFor final : public I
   using C = Sum<T>;
 
 public:
-  ImplFor(int64_t B, int64_t I, int64_t H, bool relu, int threads, const std::vector<Layer>& layers)
-      : B_(B), I_(I), H_(H), act_(relu ? Activation::kRelu : Activation::kTanh),
-        kernels_(current_kernels<T, O>()) {
+  ImplFor(int64_t B, int64_t I, int64_t H, Cell cell, int threads, const std::vector<Layer>& layers)
+      : B_(B), I_(I), H_(H), cell_(cell), kernels_(current_kernels<T, O>()) {
     double work = 0;
     for (const Layer& from : layers) {
       layers_.push_back(pack(from, layers_.empty() ? I : H));
-      work += double(B) * double(H) * double(layers_.back().inputs + H);
+      work += double(B) * gates_of(cell) * double(H) * double(layers_.back().inputs + H);
     }
     threads_ = threads_for(threads, work);
   }
@@ -46,7 +47,7 @@ public:
     std::copy_n(layers_.back().h.get(), B_ * H_, out);
   }
 
-  void read_state(T* h) const override {
+  void read_state(T* h, T* c) const override {
     for (const PackedLayer& layer : layers_) {
       for (int64_t b = 0; b < B_; ++b, h += H_) {
         if (layer.alpha != nullptr) {
@@ -54,14 +55,22 @@ public:
         } else {
           std::copy_n(layer.h.get() + b * H_, H_, h);
         }
+        if (cell_ == Cell::kLstm) {
+          kernels_.narrow(layer.gated->carry(b), H_, c), c += H_;
+        }
       }
     }
   }
 
-  void write_state(const T* h) override {
+  void write_state(const T* h, const T* c) override {
+    const T* carried = cell_ == Cell::kLstm ? c : h; // of gated units
     for (PackedLayer& layer : layers_) {
-      for (int64_t b = 0; b < B_; ++b, h += H_) {
+      for (int64_t b = 0; b < B_; ++b, h += H_, carried += H_) {
         O* const operand = state(layer, now_, b);
+        if (layer.gated != nullptr) {
+          std::transform(carried, carried + H_, layer.gated->carry(b),
+                         [](T element) { return to_sum(element); });
+        }
         if (layer.alpha == nullptr) {
           std::copy_n(h, H_, layer.h.get() + b * H_);
           kernels_.widen(h, H_, operand);
@@ -84,9 +93,11 @@ public:
 
 private:
   struct PackedLayer {
-    int64_t inputs, ld; // ld: elements from row to row of `rows`
-    Buffer<T> w;        // [W_ih W_hh], packed
-    Buffer<C> bias;     // b_ih + b_hh
+    int64_t inputs;
+    int64_t ld, state_at; // elements from row to row of `rows`, and where h begins in a row
+    std::unique_ptr<GatedLayer<T, O>> gated; // nullptr: the units are plain or leaky
+    Buffer<T> w;                             // [W_ih W_hh], packed
+    Buffer<C> bias;                          // b_ih + b_hh
     // The rows [x h]. Two buffers take turns, because a step must not overwrite a state that other
     // threads still read.
     Buffer<O> rows[2];
@@ -99,7 +110,7 @@ private:
   };
 
   O* state(const PackedLayer& layer, int now, int64_t b) const {
-    return layer.rows[now].get() + b * layer.ld + layer.inputs;
+    return layer.rows[now].get() + b * layer.ld + layer.state_at;
   }
 
   // Set the state of row b to zero.
@@ -110,22 +121,24 @@ private:
     if (layer.alpha != nullptr) {
       std::fill_n(layer.carry.get() + b * layer.carry_ld, layer.carry_ld, C(0));
     }
+    if (layer.gated != nullptr) {
+      std::fill_n(layer.gated->carry(b), H_, C(0));
+    }
   }
 
-  PackedLayer pack(const Layer& from, int64_t inputs) {
-    const int64_t K = inputs + H_, width = round_up(H_, kernels_.vector);
+  PackedLayer pack(const Layer& from, int64_t inputs) const {
+    const int64_t width = round_up(H_, kernels_.vector);
     PackedLayer layer;
-    layer.inputs = inputs;
-    layer.ld = row_stride<O>(inputs + width);
-    std::vector<T> joined(H_ * K);
-    for (int64_t j = 0; j < H_; ++j) {
-      std::copy_n(from.w_ih + j * inputs, inputs, joined.data() + j * K);
-      std::copy_n(from.w_hh + j * H_, H_, joined.data() + j * K + inputs);
+    layer.inputs = layer.state_at = inputs;
+    if (is_gated(cell_)) {
+      // The input is multiplied alone. Products of pairs read the zero after it.
+      layer.state_at = round_up(inputs, kernels_.vector);
+      layer.gated = std::make_unique<GatedLayer<T, O>>(kernels_, gated(cell_), B_, inputs, H_,
+                                                       from.w_ih, from.w_hh, from.b_ih, from.b_hh);
+    } else {
+      pack_joined(from, layer);
     }
-    layer.w = allocate<T>(kernels_.packed_size(K, H_));
-    kernels_.pack(joined.data(), true, K, H_, 0, H_, layer.w.get());
-    layer.bias = allocate<C>(width);
-    sum_biases(from.b_ih, from.b_hh, H_, width, layer.bias.get());
+    layer.ld = row_stride<O>(layer.state_at + width);
     for (Buffer<O>& rows : layer.rows) {
       rows = allocate<O>(B_ * layer.ld);
       std::fill_n(rows.get(), B_ * layer.ld, O{});
@@ -142,6 +155,20 @@ private:
     return layer;
   }
 
+  // Pack [W_ih W_hh] and the biases of plain or leaky units.
+  void pack_joined(const Layer& from, PackedLayer& layer) const {
+    const int64_t inputs = layer.inputs, K = inputs + H_, width = round_up(H_, kernels_.vector);
+    std::vector<T> joined(H_ * K);
+    for (int64_t j = 0; j < H_; ++j) {
+      std::copy_n(from.w_ih + j * inputs, inputs, joined.data() + j * K);
+      std::copy_n(from.w_hh + j * H_, H_, joined.data() + j * K + inputs);
+    }
+    layer.w = allocate<T>(kernels_.packed_size(K, H_));
+    kernels_.pack(joined.data(), true, K, H_, 0, H_, layer.w.get());
+    layer.bias = allocate<C>(width);
+    sum_biases(from.b_ih, from.b_hh, H_, width, layer.bias.get());
+  }
+
   // This thread's columns of every layer.
   void run(int thread, int threads) {
     const auto [c0, c1] = columns_of(thread, threads, H_, kernels_.panel);
@@ -149,20 +176,14 @@ private:
       PackedLayer& layer = layers_[l];
       if (c0 < c1) {
         FusedProduct<T, O> product{};
-        product.rows = B_, product.K = layer.inputs + H_, product.N = H_;
-        product.col_begin = c0, product.col_end = c1;
-        product.a = layer.rows[now_].get(), product.a_stride = layer.ld;
-        product.w = layer.w.get(), product.act = act_;
-        product.sums_before = layer.bias.get(), product.sums_before_stride = 0;
         product.operand = state(layer, 1 - now_, 0), product.operand_stride = layer.ld;
         product.out = layer.h.get(), product.out_stride = H_;
-        LeakStep<T> leak{};
-        if (layer.alpha != nullptr) {
-          leak.current = layer.current, leak.f = layer.f, leak.alpha = layer.alpha.get();
-          leak.carry = layer.carry.get(), leak.carry_stride = layer.carry_ld;
-          product.leak = &leak;
+        if (layer.gated != nullptr) {
+          product.a = state(layer, now_, 0), product.a_stride = layer.ld;
+          layer.gated->step(product, layer.rows[now_].get(), layer.ld, nullptr, thread, threads);
+        } else {
+          run_joined(layer, product, c0, c1);
         }
-        kernels_.fused_product(product);
         for (int64_t b = 0; l + 1 < layers_.size() && b < B_; ++b) {
           const O* const from = state(layer, 1 - now_, b);
           O* const to = layers_[l + 1].rows[now_].get() + b * layers_[l + 1].ld;
@@ -175,8 +196,26 @@ private:
     }
   }
 
+  // The columns [c0, c1) of a layer of plain or leaky units.
+  void run_joined(const PackedLayer& layer, FusedProduct<T, O>& product, int64_t c0,
+                  int64_t c1) const {
+    product.rows = B_, product.K = layer.inputs + H_, product.N = H_;
+    product.col_begin = c0, product.col_end = c1;
+    product.a = layer.rows[now_].get(), product.a_stride = layer.ld;
+    product.w = layer.w.get();
+    product.act = cell_ == Cell::kRelu ? Activation::kRelu : Activation::kTanh;
+    product.sums_before = layer.bias.get(), product.sums_before_stride = 0;
+    LeakStep<T> leak{};
+    if (layer.alpha != nullptr) {
+      leak.current = layer.current, leak.f = layer.f, leak.alpha = layer.alpha.get();
+      leak.carry = layer.carry.get(), leak.carry_stride = layer.carry_ld;
+      product.leak = &leak;
+    }
+    kernels_.fused_product(product);
+  }
+
   const int64_t B_, I_, H_;
-  const Activation act_;
+  const Cell cell_;
   const VectorKernels<T, O>& kernels_;
   Buffer<O> widened_ = allocate<O>(round_up(I_, 64) + 64); // one input row, in whole vectors
   std::vector<PackedLayer> layers_;
@@ -186,18 +225,18 @@ private:
 };
 
 template <class T>
-Stepper<T>::Stepper(int64_t B, int64_t I, int64_t H, bool relu, int threads,
+Stepper<T>::Stepper(int64_t B, int64_t I, int64_t H, Cell cell, int threads,
                     const std::vector<Layer>& layers) {
   if constexpr (std::is_same_v<T, bfloat16>) {
     if (current_isa().bf16_pairs != nullptr) {
-      impl_ = std::make_unique<ImplFor<T>>(B, I, H, relu, threads, layers);
+      impl_ = std::make_unique<ImplFor<T>>(B, I, H, cell, threads, layers);
       return;
     }
   }
   if constexpr (sizeof(T) == 2) {
-    impl_ = std::make_unique<ImplFor<float>>(B, I, H, relu, threads, layers);
+    impl_ = std::make_unique<ImplFor<float>>(B, I, H, cell, threads, layers);
   } else {
-    impl_ = std::make_unique<ImplFor<T>>(B, I, H, relu, threads, layers);
+    impl_ = std::make_unique<ImplFor<T>>(B, I, H, cell, threads, layers);
   }
 }
 template <class T> Stepper<T>::~Stepper() = default;
@@ -205,8 +244,10 @@ template <class T> Stepper<T>::~Stepper() = default;
 template <class T> void Stepper<T>::step(const T* x, int64_t x_row, T* out) {
   impl_->step(x, x_row, out);
 }
-template <class T> void Stepper<T>::read_state(T* h) const { impl_->read_state(h); }
-template <class T> void Stepper<T>::write_state(const T* h) { impl_->write_state(h); }
+template <class T> void Stepper<T>::read_state(T* h, T* c) const { impl_->read_state(h, c); }
+template <class T> void Stepper<T>::write_state(const T* h, const T* c) {
+  impl_->write_state(h, c);
+}
 template <class T> void Stepper<T>::reset(int64_t b) { impl_->reset(b); }
 
 template class Stepper<float>;

@@ -261,16 +261,17 @@ def sampler(table, layers, decoder, cell, *, temperature, top_k, top_p, stop, se
     return _C.Sampler(*tensors, *options)
 
 
-def stepper(batch_size, weights, biases, relu=False, alpha=None, leak=None):
+def stepper(batch_size, weights, biases, cell="tanh", alpha=None, leak=None):
     """Return a native object that runs one time step at a time; csrc/api/stepper.h describes it.
 
-    ``weights`` holds (w_ih, w_hh) and ``biases`` biases for each layer, and is copied. ``alpha``,
-    (L, H), and ``leak``, a `LeakyDescriptor`, are those of leaky units. Otherwise they are None.
+    ``weights`` holds (w_ih, w_hh) and ``biases`` biases for each layer, and is copied. ``cell`` is
+    "tanh", "relu", "gru" or "lstm". ``alpha``, (L, H), and ``leak``, a `LeakyDescriptor`, are those
+    of leaky units, for which ``cell`` is ignored. Otherwise they are None.
     """
     weights = [w.detach().resolve_neg().contiguous() for w in weights]
     kind = (False, "tanh") if leak is None else (leak.current, leak.nonlinearity)
     alpha = None if alpha is None else alpha.detach().contiguous()
-    return _C.Stepper(batch_size, weights, relu, biases, torch.get_num_threads(), alpha, *kind)
+    return _C.Stepper(batch_size, weights, cell, biases, torch.get_num_threads(), alpha, *kind)
 
 
 def reservoir(w_ih, w_hh, bias, alpha, leak):

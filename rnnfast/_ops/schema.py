@@ -122,6 +122,20 @@ def _weights_per_direction(bias):
     return 4 if bias else 2
 
 
+def _directions(weights, num_layers, bias):
+    """Return the number of directions of a call of an operator."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    per = _weights_per_direction(bias)
+    directions, rest = divmod(len(weights), num_layers * per)
+    if rest or directions not in (1, 2):
+        raise ValueError(
+            f"weights must have {per} tensors for each of {num_layers} layers and of 1 or 2 "
+            f"directions, got {len(weights)}"
+        )
+    return directions
+
+
 class _RNNFields(NamedTuple):
     num_layers: int
     directions: int
@@ -183,7 +197,7 @@ class RNNDescriptor(_RNNFields, _Layers):
     @classmethod
     def of_operator(cls, weights, num_layers, batch_first, relu, bias):
         """Return the description that belongs to the arguments of an operator."""
-        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        directions = _directions(weights, num_layers, bias)
         return cls(num_layers, directions, batch_first, "relu" if relu else "tanh", bias)
 
     @property
@@ -205,7 +219,7 @@ class GatedDescriptor(_GatedFields, _Layers):
     @classmethod
     def of_operator(cls, weights, cell, num_layers, batch_first, bias):
         """Return the description that belongs to the arguments of an operator."""
-        directions = len(weights) // (num_layers * _weights_per_direction(bias))
+        directions = _directions(weights, num_layers, bias)
         return cls(num_layers, directions, batch_first, cell, bias)
 
     @property

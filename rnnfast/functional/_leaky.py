@@ -12,9 +12,11 @@ from ._shared import (
     autocast_dtype,
     can_run_kernel,
     cast,
+    check_batch_sizes,
     check_reset,
     differentiable_gradients,
     has_own_torch_function,
+    input_product,
 )
 
 NONLINEARITIES = {
@@ -120,6 +122,8 @@ def leaky_rnn(
         )
     per = len(weights) // L
     rows, H = _ops.shape_of_rows(input, batch_sizes), weights[1].shape[-1]
+    if batch_sizes is not None:
+        check_batch_sizes(batch_sizes, rows[0])
     B = rows[0 if batch_first else 1] if batch_sizes is None else batch_sizes[0]
     is_one = xi is not None and L == 1 and xi.dim() == len(rows) + 1
     for name, t, shape in (
@@ -253,8 +257,7 @@ def leaky_rnn_stepwise(x, h0, alpha, noise, scale, seed, batch_sizes, reset, des
     """
     f, current = NONLINEARITIES[descriptor.nonlinearity], descriptor.current
     w_ih, w_hh, *bias = weights
-    # F.one_hot would look at the values of the tokens, which vmap refuses.
-    p = F.linear(x, w_ih) if x.is_floating_point() else F.embedding(x, w_ih.t())
+    p = input_product(x, w_ih)
     p = p + bias[0] if bias else p
     if noise is None and scale is not None:
         noise = _draw(seed, x, w_ih, batch_sizes, descriptor) * scale

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import _ops, _torch
-from ._shared import as_hx, autocast_dtype, each_state, state_widths, states_of
+from ._shared import as_hx, autocast_dtype, each_state, state_shapes, states_of
 
 PLAIN = (torch.nn.Parameter, torch.Tensor)
 _OPERATORS = {"tanh": "rnn_tanh", "relu": "rnn_relu", "gru": "gru", "lstm": "lstm"}
@@ -23,8 +23,21 @@ def check_hx_dtype(hx, dtype):
 
 
 def one_hot_vectors(tokens, w_ih):
-    """Return the vectors that ``tokens`` stand for, in the dtype of ``w_ih``."""
-    return F.one_hot(tokens, w_ih.shape[-1]).to(w_ih.dtype)
+    """Return the vectors that ``tokens`` stand for, in the dtype of ``w_ih``.
+
+    Raises:
+        IndexError: a token on the CPU is not in [0, I).
+    """
+    inputs = w_ih.shape[-1]
+    is_plain = tokens.is_cpu and type(tokens) is torch.Tensor
+    if is_plain and not _torch.is_dispatcher_observed() and not _torch.is_in_vmap():
+        wrong = tokens[(tokens < 0) | (tokens >= inputs)].tolist()
+        if wrong:
+            raise IndexError(
+                f"input: token {wrong[0]} is not in [0, {inputs}), the range of a one-hot input of "
+                f"size {inputs}"
+            )
+    return F.one_hot(tokens, inputs).to(w_ih.dtype)
 
 
 def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
@@ -40,8 +53,7 @@ def rnn_torch(input, hx, weights, batch_sizes, descriptor, dropout=0.0):
     cell = descriptor.cell
     if hx is None:
         B = input.shape[0 if batch_first else 1] if batch_sizes is None else batch_sizes[0]
-        widths = state_widths(weights, descriptor)
-        hx = as_hx([input.new_zeros(descriptor.num_states, B, width) for width in widths])
+        hx = as_hx([input.new_zeros(s) for s in state_shapes(weights, B, descriptor)])
     # cuDNN has a backward pass only for a forward pass in training mode. Without dropout both
     # modes give the same result. A trace may run with gradients and without, whatever the mode was
     # while it was recorded.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _ops
 from ._run import run_rnn
-from ._shared import check_reset
+from ._shared import check_batch_sizes, check_hx, check_reset
 
 
 def rnn(
@@ -66,7 +66,7 @@ def rnn(
     or once if it runs on cuDNN.
 
     Raises:
-        TypeError: ``input`` or ``hx`` is not a tensor.
+        TypeError: ``input``, ``hx``, a weight or ``batch_sizes`` is not a tensor.
         ValueError: the nonlinearity is unknown, ``dropout`` is not in [0, 1], there is no layer, or
             the number of weights or ``reset`` does not fit.
         RuntimeError: sizes, dtypes or devices do not fit one another.
@@ -240,6 +240,44 @@ def _run(
             f"weights must hold {numbers} tensors for each of {num_layers} layers x {D} "
             f"directions, got {len(weights)}"
         )
+    rows = _ops.shape_of_rows(input, batch_sizes)
+    if batch_sizes is None:
+        B = rows[0 if batch_first else 1]
+    else:
+        B = check_batch_sizes(batch_sizes, rows[0])
+    _check_weights(weights, input, descriptor)
+    if B is not None:
+        check_hx(hx, weights, B, descriptor)
     if reset is not None:
-        reset = check_reset(reset, _ops.shape_of_rows(input, batch_sizes))
+        reset = check_reset(reset, rows)
     return run_rnn(input, hx, weights, batch_sizes, descriptor, dropout, reset=reset)
+
+
+def _check_weights(weights, input, descriptor):
+    """Raise an error that names the weight whose shape fits neither ``input`` nor the others.
+
+    torch's operators would broadcast a bias of one element, and their messages name no argument.
+    """
+    for w in weights:
+        if not isinstance(w, torch.Tensor):
+            raise TypeError(f"weights must be tensors, got {type(w).__name__}")
+    L, D, G = descriptor.num_layers, descriptor.directions, descriptor.gates
+    per, biases = len(weights) // (L * D), 2 if descriptor.bias else 0
+    is_projected, shape = per > 2 + biases, weights[1].shape
+    if len(shape) != 2 or shape[0] % G or (shape[0] != G * shape[1] and not is_projected):
+        rows, columns = "H" if G == 1 else f"{G} * H", "P" if is_projected else "H"
+        raise RuntimeError(f"weight_hh_l0 must be ({rows}, {columns}), got {tuple(shape)}")
+    rows, P = shape  # P is the size of h, which is H without projections
+    inputs = (weights[0] if _ops.is_one_hot(input) else input).shape[-1:]
+    others = [(rows, P), *[(rows,)] * biases, *[(P, rows // G)] * is_projected]
+    wanted = [(rows, *inputs), *others] * D + [(rows, D * P), *others] * (D * (L - 1))
+    found = [w.shape for w in weights]
+    if found != wanted:
+        n = next(n for n, w in enumerate(weights) if w.shape != wanted[n])
+        kinds = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"][:biases], "weight_hr"]
+        layer, direction = divmod(n // per, D)
+        name = f"{kinds[n % per]}_l{layer}" + "_reverse" * direction
+        raise RuntimeError(
+            f"{name} must be {tuple(wanted[n])} to fit input and weight_hh_l0, got "
+            f"{tuple(found[n])}"
+        )

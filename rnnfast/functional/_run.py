@@ -102,10 +102,6 @@ def run_rnn(
         return run(input, hx, weights, batch_sizes, descriptor)
 
     D, one_layer = descriptor.directions, descriptor.one_layer
-    for state in states_of(hx):
-        if len(state) != descriptor.num_states:
-            wanted = f"({descriptor.num_states}, B, H)"
-            raise RuntimeError(f"hx must be {wanted}, got {tuple(state.shape)}")
     states, count = [], len(weights) // descriptor.num_layers
     for layer in range(descriptor.num_layers):
         if layer > 0:

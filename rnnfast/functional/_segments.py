@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._shared import as_hx, each_state, state_widths, states_of
+from ._shared import each_state
 
 
 class _Segments(NamedTuple):
@@ -70,16 +70,13 @@ def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
     reset = reset.cpu()
     segments = _find_segments(reset, sizes)
     rows, first, last = (t.to(x.device) for t in (segments.rows, segments.first, segments.last))
-    B = len(first)
-    kept = ~reset[:B].to(x.device)[:, None]
+    kept = ~reset[: len(first)].to(x.device)[:, None]
 
-    def begin(state, H):
+    def begin(state):
         """Return the states at the beginnings of the segments, for those of the sequences."""
-        if state.shape != (L * D, B, H):
-            raise RuntimeError(f"hx must be {(L * D, B, H)}, got {tuple(state.shape)}")
         # A forward direction begins with the first segment, a reverse direction with the last.
-        state = state.view(L, D, B, H).unbind(1)
-        start = state[0].new_zeros(L, int(segments.batch_sizes[0]), H)
+        state = state.unflatten(0, (L, D)).unbind(1)
+        start = state[0].new_zeros(L, int(segments.batch_sizes[0]), state[0].shape[-1])
         starts = [start.index_copy(1, first, torch.where(kept, state[0], 0.0))]
         if D == 2:
             starts.append(start.index_copy(1, last, state[1]))
@@ -91,10 +88,8 @@ def rnn_in_segments(run, x, h0, weights, batch_sizes, descriptor, reset):
         ends = [state[0].index_select(1, last), *(h.index_select(1, first) for h in state[1:])]
         return torch.stack(ends, 1).flatten(0, 1)
 
-    widths = state_widths(weights, descriptor)
-    hx = [begin(state, H) for state, H in zip(states_of(h0), widths, strict=False)]
     packed = descriptor._replace(batch_first=False)
-    output, h_n = run(x[rows], as_hx(hx), weights, segments.batch_sizes, packed)
+    output, h_n = run(x[rows], each_state(begin, h0), weights, segments.batch_sizes, packed)
     output = output[rows.argsort()]
     if batch_sizes is None:
         output = output.unflatten(0, steps)

@@ -1,6 +1,9 @@
 """What the functions of this package have in common."""
 
+import reprlib
+
 import torch
+from torch.nn import functional as F
 
 from .. import _torch
 
@@ -41,6 +44,34 @@ def has_own_torch_function(t):
     return function is not disabled and getattr(function, "__func__", function) is not inherited
 
 
+def check_batch_sizes(batch_sizes, rows):
+    """Raise an error unless ``batch_sizes`` divides a packed batch of this number of rows.
+
+    The values are not checked where Python must not look at them, for example in a graph.
+
+    Returns:
+        The number of sequences, or None if it was not looked at.
+    """
+    if not isinstance(batch_sizes, torch.Tensor):
+        raise TypeError(f"batch_sizes must be a tensor, got {type(batch_sizes).__name__}")
+    is_int64, shape = batch_sizes.dtype is torch.int64, tuple(batch_sizes.shape)
+    if not (is_int64 and batch_sizes.is_cpu and len(shape) == 1 and shape[0] > 0):
+        raise RuntimeError(
+            "batch_sizes must be torch.int64 (T) on the CPU with T at least 1, got "
+            f"{batch_sizes.dtype} {shape} on {batch_sizes.device}"
+        )
+    if not _torch.has_readable_values(batch_sizes):
+        return None
+    sizes = batch_sizes.tolist()
+    if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise RuntimeError(
+            f"batch_sizes must be positive and never increase, got {reprlib.repr(sizes)}"
+        )
+    if sum(sizes) != rows:
+        raise RuntimeError(f"batch_sizes must sum to the {rows} rows of input, got {sum(sizes)}")
+    return sizes[0]
+
+
 def check_reset(reset, shape):
     """Return ``reset``, or raise ValueError if it is not a bool tensor of this shape."""
     if not isinstance(reset, torch.Tensor):
@@ -72,6 +103,20 @@ def cast(t, dtype):
     return t.to(dtype)
 
 
+def input_product(x, w_ih):
+    """Return ``W_ih x``. Of int64 tokens these are columns of ``w_ih``."""
+    if x.is_floating_point():
+        return F.linear(x, w_ih)
+    try:
+        # F.one_hot would look at the values of the tokens, which vmap refuses.
+        return F.embedding(x, w_ih.t())
+    except IndexError as error:
+        inputs = w_ih.shape[1]
+        raise IndexError(
+            f"input: a token is not in [0, {inputs}), the range of a one-hot input of size {inputs}"
+        ) from error
+
+
 def states_of(hx):
     """Return the tensors of an initial state: none, one, or h and c of an LSTM."""
     if isinstance(hx, tuple):
@@ -93,13 +138,22 @@ def each_state(function, hx):
     return None if hx is None else function(hx)
 
 
-def state_widths(weights, descriptor):
-    """Return the number of elements of each state of one sequence and layer.
+def state_shapes(weights, B, descriptor):
+    """Return the shapes of the states of all layers: one, or those of h and c of an LSTM.
 
-    It is H. With the projections of torch's LSTM, h has fewer elements than c.
+    With the projections of torch's LSTM, h has fewer elements than c.
     """
     rows, columns = weights[1].shape
-    return (columns, rows // 4) if descriptor.cell == "lstm" else (columns,)
+    widths = (columns, rows // 4) if descriptor.cell == "lstm" else (columns,)
+    return [(descriptor.num_states, B, width) for width in widths]
+
+
+def check_hx(hx, weights, B, descriptor):
+    """Raise RuntimeError unless the initial state ``hx`` fits B sequences and the weights."""
+    shapes = state_shapes(weights, B, descriptor)
+    for name, state, shape in zip(("hx", "cx"), states_of(hx), shapes, strict=False):
+        if state.shape != shape:
+            raise RuntimeError(f"{name} must be {shape}, got {tuple(state.shape)}")
 
 
 def differentiable_gradients(ctx, call, inputs, gradients_of_outputs):

@@ -7,7 +7,7 @@ the recurrence, and torch.func.vmap, for which torch's operators have no batchin
 import torch
 from torch.nn import functional as F
 
-from ._shared import as_hx, state_widths, states_of
+from ._shared import as_hx, check_hx, input_product, state_shapes, states_of
 
 
 def _gru(from_input, from_state, h):
@@ -56,12 +56,9 @@ def rnn_stepwise(
         reset = None if reset is None else reset.transpose(0, 1)
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     B = x.shape[1] if sizes is None else sizes[0]
-    shapes = [(descriptor.num_states, B, width) for width in state_widths(weights, descriptor)]
     if h0 is None:
-        h0 = as_hx([weights[1].new_zeros(shape) for shape in shapes])
-    for state, shape in zip(states_of(h0), shapes, strict=True):
-        if state.shape != shape:  # the operations below would broadcast it
-            raise RuntimeError(f"hx must be {shape}, got {tuple(state.shape)}")
+        h0 = as_hx([weights[1].new_zeros(s) for s in state_shapes(weights, B, descriptor)])
+    check_hx(h0, weights, B, descriptor)  # the operations below would broadcast it
     resets = _split(reset, sizes)
     final = []
     for layer in range(descriptor.num_layers):
@@ -71,8 +68,7 @@ def rnn_stepwise(
             w_ih, w_hh, *rest = own
             b_ih, b_hh = rest[:2] if descriptor.bias else (None, None)
             projection = own[-1] if len(own) % 2 else None
-            # F.one_hot would look at the values of the tokens, which vmap refuses.
-            z = F.linear(x, w_ih) if x.is_floating_point() else F.embedding(x, w_ih.t())
+            z = input_product(x, w_ih)
             z = z if b_ih is None else z + b_ih
             old = [state[layer * D + direction] for state in states_of(h0)]
             keeps = None

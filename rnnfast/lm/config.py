@@ -187,7 +187,7 @@ class Config:
         Raises UserError for an unknown level, and for what `Config` refuses.
         """
         check_level(level)
-        optimizer = _OPTIMIZER_DEFAULTS.get(changes.get("optimizer", ""), {})
+        optimizer = _chosen(_OPTIMIZER_DEFAULTS, "optimizer", changes)
         untied = {"tied": False} if changes.get("adaptive") else {}
         preset = _preset(level, changes)
         defaults = {"level": level, **_LEVEL_DEFAULTS[level], **preset, **optimizer, **untied}
@@ -286,9 +286,15 @@ class Config:
         return cls(**settings)
 
 
+def _chosen(table: dict[str, dict[str, Any]], name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return what `table` has for a setting in `changes`. `Config` checks the value itself."""
+    value = changes.get(name)
+    return table.get(value, {}) if isinstance(value, str) else {}
+
+
 def _preset(level: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of the preset in `changes`, except those that `changes` rules out."""
-    settings = SETTINGS[level].get(changes.get("preset", ""), {})
+    settings = _chosen(SETTINGS[level], "preset", changes)
     ruled_out = set()
     if changes.get("model") == WINDOW:
         ruled_out |= {"weight_dropout", "nlayers"}

@@ -2,8 +2,7 @@
 
 They are :class:`FastRNN`, :class:`FastGRU`, :class:`FastLSTM`, :class:`FastRNNCell`,
 :class:`LeakyRNN` and :class:`Dropout`. :func:`accelerate` swaps the first three into an existing
-model. :func:`restore` is the way back. :class:`Stepper` runs a :class:`FastRNN` one time step at a
-time.
+model. :func:`restore` is the way back. :class:`Stepper` runs a module one time step at a time.
 """
 
 from ._dropout import Dropout

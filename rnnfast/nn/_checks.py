@@ -48,6 +48,8 @@ def checked_lengths(input, lengths, batch_first):
             lengths = torch.as_tensor(lengths, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"lengths must be integers (B,), got {lengths!r}") from None
+    if lengths.is_meta:
+        raise ValueError("lengths must have values, got a tensor on the device meta")
     B = input.shape[0 if batch_first else 1]
     if lengths.dtype not in _INTEGERS or lengths.shape != (B,):
         raise ValueError(

@@ -219,7 +219,7 @@ class LeakyRNN(nn.Module):
             results = self._forward_batch(input, hx, sigma, xi, reset)
         return results if return_state else results[:2]
 
-    def stepper(self, batch_size: int = 1) -> Stepper:
+    def stepper(self, batch_size: int = 1) -> Stepper[Tensor]:
         """Return a :class:`rnnfast.nn.Stepper`, which gets one time step at a time, without noise.
 
         Args:
@@ -235,7 +235,7 @@ class LeakyRNN(nn.Module):
         """Return the present weights with alpha, and the native part of a stepper."""
         weights, alpha = self._weights(), self.alpha
         leak = LeakyDescriptor(False, self.state == "current", self.nonlinearity)
-        options = (int(self.bias), False, alpha, leak)
+        options = (int(self.bias), "tanh", alpha, leak)
         return [*weights, alpha], native_stepper(self, batch_size, weights, *options)
 
     def _run(self, data, hx, batch_sizes, B, sigma, xi, reset):

@@ -13,6 +13,7 @@ from ..functional._operators import check_hx_dtype, one_hot_vectors
 from ..functional._run import run_rnn
 from ..functional._shared import as_hx, check_reset, each_state, states_of
 from ._checks import checked_lengths, packed_like, probability, warn_of_one_hot_vectors
+from ._stepper import Stepper, native_stepper
 
 _CELLS = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
 REGULARISERS = ("variational_dropout", "weight_dropout", "zoneout")
@@ -219,6 +220,37 @@ class Recurrent(nn.RNNBase, Generic[_State]):
         if not batched:
             return output.squeeze(batch_dim), each_state(lambda state: state.squeeze(1), h_n)
         return output, h_n
+
+    def stepper(self, batch_size: int = 1) -> Stepper[_State]:
+        """Return a :class:`rnnfast.nn.Stepper`, which gets one time step at a time.
+
+        Args:
+            batch_size: the number of sequences that run side by side.
+
+        Raises:
+            ValueError: ``batch_size`` is less than 1, the module is bidirectional, or it has
+                zoneout or projections.
+            RuntimeError: there is no kernel for the device and dtype of the weights.
+        """
+        return Stepper(self, batch_size)
+
+    def _native_stepper(self, batch_size):
+        """Return the present weights and the native part of a stepper."""
+        if self.bidirectional:
+            raise ValueError(
+                f"a bidirectional {self._torch_name} has no stepper, because its reverse direction "
+                "begins with the last time step"
+            )
+        if self.proj_size:
+            raise ValueError(
+                "proj_size must be 0 for a stepper, because rnnfast's kernels have no projections, "
+                f"got {self.proj_size}"
+            )
+        if self.zoneout:
+            raise ValueError(f"zoneout must be 0 for a stepper, got {self.zoneout}")
+        _, weights = _torch.named_rnn_weights(self)
+        options = (2 if self.bias else 0, _CELLS[self.mode])
+        return weights, native_stepper(self, batch_size, weights, *options)
 
     def _checked_hx(self, hx):
         """Return ``hx``, after a check of its type."""

@@ -2,10 +2,8 @@
 
 from torch import Tensor, nn
 
-from .. import _torch
 from .._ops import RNNDescriptor
 from ._recurrent import Recurrent
-from ._stepper import Stepper, native_stepper
 
 
 class FastRNN(Recurrent[Tensor], nn.RNN):
@@ -77,32 +75,6 @@ class FastRNN(Recurrent[Tensor], nn.RNN):
 
     _descriptor = RNNDescriptor
     nonlinearity: str
-
-    def stepper(self, batch_size: int = 1) -> Stepper:
-        """Return a :class:`rnnfast.nn.Stepper`, which gets one time step at a time.
-
-        Args:
-            batch_size: the number of sequences that run side by side.
-
-        Raises:
-            ValueError: ``batch_size`` is less than 1, the module is bidirectional, or it has
-                zoneout.
-            RuntimeError: there is no kernel for the device and dtype of the weights.
-        """
-        return Stepper(self, batch_size)
-
-    def _native_stepper(self, batch_size):
-        """Return the present weights and the native part of a stepper."""
-        if self.bidirectional:
-            raise ValueError(
-                "a bidirectional RNN has no stepper, because its reverse direction begins with the "
-                "last time step"
-            )
-        if self.zoneout:
-            raise ValueError(f"zoneout must be 0 for a stepper, got {self.zoneout}")
-        _, weights = _torch.named_rnn_weights(self)
-        options = (2 if self.bias else 0, self.mode == "RNN_RELU")
-        return weights, native_stepper(self, batch_size, weights, *options)
 
 
 class FastRNNCell(nn.RNNCell):

@@ -1,19 +1,21 @@
-"""An RNN that gets one time step at a time, for policies, sensors and audio."""
+"""A recurrent module that gets one time step at a time, for policies, sensors and audio."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from .. import _ops
+from ..functional._shared import as_hx, each_state
 
 if TYPE_CHECKING:
     from ._leaky import LeakyRNN
-    from ._rnn import FastRNN
+    from ._recurrent import Recurrent
 
+_State = TypeVar("_State")  # a tensor, or a pair of them for an LSTM
 
 # uint8 tensors were masks in older versions of torch, so they are refused.
 _NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -37,14 +39,15 @@ def native_stepper(module, batch_size, weights, *options):
     return _ops.stepper(batch_size, weights, *options)
 
 
-class Stepper:
+class Stepper(Generic[_State]):
     """The state and the packed weights of a recurrent module, for one time step at a time.
 
-    :meth:`FastRNN.stepper` and :meth:`LeakyRNN.stepper` make it. A call of a module with one time
-    step has to look for its weights, to pack them if there are more than four sequences, and to
-    make new tensors. A stepper packs them once and has one output. It computes no gradients, and no
-    dropout or noise, as in ``eval()``. The state begins as zeros, or as ``h0`` of a
-    :class:`LeakyRNN` that learns it. Only one thread may call it at a time.
+    The method ``stepper`` of :class:`FastRNN`, :class:`FastGRU`, :class:`FastLSTM` and
+    :class:`LeakyRNN` makes it. A call of a module with one time step has to look for its weights,
+    to pack them, except those of an RNN with up to four sequences, and to make new tensors. A
+    stepper packs them once and has one output. It computes no gradients, and no dropout or noise,
+    as in ``eval()``. The state begins as zeros, or as ``h0`` of a :class:`LeakyRNN` that learns it.
+    Only one thread may call it at a time.
 
     If an optimizer, ``load_state_dict`` or another in-place operation changes the weights, the next
     step packs them again and keeps the state. torch does not count all changes. After a step of an
@@ -68,7 +71,7 @@ class Stepper:
         >>> stepper.reset([1])  # the second sequence begins anew
     """
 
-    def __init__(self, module: FastRNN | LeakyRNN, batch_size: int = 1):
+    def __init__(self, module: Recurrent[_State] | LeakyRNN, batch_size: int = 1):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
@@ -76,7 +79,7 @@ class Stepper:
         self._pack()
         h0 = getattr(module, "h0", None)
         if h0 is not None:
-            self.state = h0.unsqueeze(1).expand(-1, batch_size, -1)
+            self.state = cast(_State, h0.unsqueeze(1).expand(-1, batch_size, -1))
 
     def step(self, input: Tensor) -> Tensor:
         """Run one time step of all layers.
@@ -85,7 +88,7 @@ class Stepper:
             input: (B, I) in the dtype of the weights, or (I) if ``batch_size`` is 1.
 
         Returns:
-            The output of the last layer, (B, H) or (H): its new state, or r of leaky units. It is
+            The output of the last layer, (B, H) or (H): its new state h, or r of leaky units. It is
             the same tensor at every step: clone it to keep it.
 
         Raises:
@@ -108,17 +111,28 @@ class Stepper:
         return output
 
     @property
-    def state(self) -> Tensor:
-        """The hidden state of all layers, (L, B, H), as a new tensor. It can be assigned."""
-        state = self._output.new_empty(self._module.num_layers, *self._output.shape)
-        self._native.read_state(state)
-        return state
+    def state(self) -> _State:
+        """The state of all layers as a new tensor, (L, B, H), or a pair (h, c) of an LSTM.
+
+        It can be assigned.
+        """
+        shape = (self._module.num_layers, *self._output.shape)
+        states = [self._output.new_empty(shape) for _ in range(self._native.states)]
+        self._native.read_state(*states)
+        return cast(_State, as_hx(states))
 
     @state.setter
-    def state(self, state: Tensor) -> None:
-        if not isinstance(state, Tensor):
-            raise TypeError(f"state must be a tensor, got {type(state).__name__}")
-        self._native.write_state(state.detach().resolve_neg().contiguous())
+    def state(self, state: _State) -> None:
+        given: Any = state
+        if self._native.states == 1:
+            given = (state,)
+        elif not isinstance(state, (tuple, list)) or len(state) != 2:
+            kind = type(state).__name__
+            raise TypeError(f"state must be a pair of tensors (h, c), got {kind}")
+        for one in given:
+            if not isinstance(one, Tensor):
+                raise TypeError(f"state must be a tensor, got {type(one).__name__}")
+        self._native.write_state(*(one.detach().resolve_neg().contiguous() for one in given))
 
     def reset(self, rows: Sequence[int] | Sequence[bool] | Tensor | None = None) -> None:
         """Set the state to zero.
@@ -149,12 +163,12 @@ class Stepper:
         """Pack the present weights of the module. The state stays as it is.
 
         Raises:
-            ValueError, RuntimeError: where :meth:`FastRNN.stepper` raises them. The stepper stays
-                as it is then.
+            ValueError, RuntimeError: where the method ``stepper`` of the module raises them. The
+                stepper stays as it is then.
         """
         state = self.state
         self._pack()
-        self.state = state.to(self._output.dtype)
+        self.state = cast(_State, each_state(lambda one: one.to(self._output.dtype), state))
 
     def _pack(self) -> None:
         module = self._module

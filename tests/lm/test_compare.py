@@ -14,6 +14,7 @@ from lm_helpers import PERIODIC, SMALL, WORDS
 
 from rnnfast import cli, lm
 from rnnfast.cli.compare import comparison_table
+from rnnfast.lm.presets import SETTINGS
 from rnnfast.lm.storage import read_settings
 
 CORPUS = lm.Corpus(WORDS, "the cat sat on a dog\na cat and the dog\n" * 9, WORDS[:400] + "zebra\n")
@@ -173,6 +174,21 @@ def test_models_of_one_vocabulary_and_level_alone(tmp_path, gone):
     with pytest.raises(lm.UserError, match=r"has another vocabulary than .* another --out"):
         lm.compare(corpus, settings, tmp_path, trained.append)
     assert all(trainer.finished for trainer in trained) and not (tmp_path / gone).exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--data", "text"]], ids=str)
+def test_rnnfast_train_does_not_resume_a_split_text(tmp_path, monkeypatch, capsys, given):
+    """The message says what goes on with the run."""
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text(PERIODIC)
+    command = ["compare", "--data", "text", "--threads", "1", "--preset", "small", "--epochs"]
+    monkeypatch.setitem(SETTINGS["char"], "small", SMALL)
+    assert cli.main([*command, "1"]) == 0
+    resume = ["train", "--resume", "rnnfast-compare/rnn", "--epochs", "2", *given]
+    assert cli.main(resume) == 2
+    assert "rnnfast compare goes on with its own runs: give it" in capsys.readouterr().err
+    assert cli.main([*command, "2"]) == 0
+    assert read_settings("rnnfast-compare/rnn")[0].epochs == 2
 
 
 @pytest.mark.parametrize("width", [20, 80, None])

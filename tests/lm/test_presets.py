@@ -65,6 +65,12 @@ def test_an_unknown_preset():
         lm.Config.defaults(preset="huge")
 
 
+@pytest.mark.parametrize("name", ["preset", "optimizer"])
+def test_a_choice_of_another_type(name):
+    with pytest.raises(lm.UserError, match=rf"{name} must be of type str.*, not \['small'\]"):
+        lm.Config.defaults(**{name: ["small"]})
+
+
 def test_a_run_keeps_its_preset(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text(zipf(3000))

@@ -620,11 +620,6 @@ def test_states_of_the_wrong_kind():
         FastGRU(3, 4)(x, (h, h))
 
 
-def test_only_rnns_have_a_stepper():
-    for cls in (FastGRU, FastLSTM):
-        assert not hasattr(cls, "stepper")
-
-
 def test_accelerate_keeps_an_lstm_with_projections():
     model = nn.Sequential(nn.LSTM(3, 6, proj_size=2))
     x = torch.randn(5, 2, 3)

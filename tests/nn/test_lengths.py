@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rnnfast import FastGRU, FastLSTM, FastRNN
+from rnnfast import FastGRU, FastLSTM, FastRNN, LeakyRNN
 
 CLASSES = {nn.RNN: FastRNN, nn.GRU: FastGRU, nn.LSTM: FastLSTM}
 OPTIONS = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
@@ -139,3 +139,10 @@ def test_what_is_no_integer_is_refused(dtype):
 def test_lengths_that_are_no_numbers(lengths):
     with pytest.raises(ValueError, match=r"lengths must be integers \(B,\), got ['\[]"):
         FastRNN(3, H)(torch.zeros(5, 3, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("cls", [FastRNN, FastLSTM, LeakyRNN])
+def test_lengths_without_values(cls):
+    lengths = torch.ones(3, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"lengths must have values, got .* on the device meta"):
+        cls(3, H)(torch.zeros(5, 3, 3), lengths=lengths)

@@ -336,6 +336,32 @@ def test_batch_sizes_with_strides(batch_sizes):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("num_layers", "count", "match"),
+    [
+        (0, 4, "num_layers must be at least 1, got 0"),
+        (-1, 4, "num_layers must be at least 1, got -1"),
+        (1, 0, "weights must have 4 tensors for each of 1 layers .*, got 0"),
+        (1, 1, "weights must have 4 tensors for each of 1 layers .*, got 1"),
+        (2, 4, "weights must have 4 tensors for each of 2 layers .*, got 4"),
+        (1, 12, "weights must have 4 tensors for each of 1 layers .*, got 12"),
+    ],
+)
+def test_wrong_layers_of_an_operator(num_layers, count, match, device):
+    x, weights = torch.randn(4, 3, 5, device=device), [torch.randn(6, 6, device=device)] * count
+    lengths, operators = torch.ones(3, dtype=torch.int64, device=device), torch.ops.rnnfast
+    plain, gated = (num_layers, False, False, True), ("gru", num_layers, False, True)
+    for call in (
+        lambda: operators.rnn(x, None, weights, None, *plain, False),
+        lambda: operators.rnn_padded(x, None, weights, lengths, *plain),
+        lambda: operators.gated_rnn(x, None, None, weights, None, *gated, False),
+        lambda: operators.gated_rnn_padded(x, None, None, weights, lengths, *gated),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
 def test_views_that_negate():
     """A tensor may have a minus sign that is not in its memory."""
     data = rule.make(Case(4, 3, 5, 6))

@@ -9,6 +9,12 @@ template <class C> struct GateSums {
   int64_t stride[4];
 };
 
+// The columns that a gate takes for the panel of units that begins `count` units before N, as
+// UnitLayout in gates.h says.
+template <class C> constexpr int64_t gate_columns(int64_t count) {
+  return count <= kVector<C> ? kVector<C> : kPanel<C>;
+}
+
 // Finish the units of a panel, from column `col` on, for the rows [row, row + rows). kWhole means
 // that the panel has no columns after N.
 template <class S, class O, class Cell, bool kSave, bool kWhole>
@@ -17,14 +23,15 @@ static void gated_forward(const FusedProduct<S, O>& product, int64_t row, int64_
   using C = Sum<S>;
   constexpr int VL = kVector<C>;
   const GateStep<S>& step = *product.gates;
+  const int64_t width = kWhole ? kPanel<C> : gate_columns<C>(product.N - col);
   for (int64_t i = 0; i < rows; ++i) {
     const C* const before = product.sums_before + (row + i) * product.sums_before_stride;
-    for (int64_t j = 0; j < kPanel<C> && (kWhole || col + j < product.N); j += VL) {
+    for (int64_t j = 0; j < width && (kWhole || col + j < product.N); j += VL) {
       const int64_t c = col + j, n = product.N - c;
       Vec<C> x[Cell::kGates], h[Cell::kGates], saved[Cell::kSaved];
 #pragma GCC unroll 4
       for (int g = 0; g < Cell::kGates; ++g) {
-        x[g] = load<C>(before + col * Cell::kGates + g * kPanel<C> + j);
+        x[g] = load<C>(before + col * Cell::kGates + g * width + j);
         h[g] = load<C>(sums.at[g] + i * sums.stride[g] + j);
       }
       if constexpr (std::is_same_v<Cell, GruCell>) {
@@ -102,8 +109,54 @@ static const Epilogue<S, O>& choose_gated_backward(const GateStep<S>& step) {
                                       : kGatedBackward<S, O, LstmCell>;
 }
 
-// Compute a forward step. The panels of the gates of the same units lie side by side. With few rows
-// a tile takes several of them, as in `fused_product`.
+// Compute the columns of all gates for the units of one panel, whose packed weights begin at `w`,
+// for the rows [row, row + rows). Gates that take half a panel share panels in pairs. With few rows
+// a tile takes several panels, as in `fused_product`.
+template <class S, class O, class Cell>
+static void gate_sums(const FusedProduct<S, O>& product, int64_t row, int64_t rows, int64_t width,
+                      const S* w, Sum<S>* acc, GateSums<Sum<S>>& sums) {
+  using C = Sum<S>;
+  constexpr int G = Cell::kGates;
+  const O* const a = product.a + row * product.a_stride;
+  const int64_t panel_size = padded_depth<O>(product.K) * kPanel<C>;
+  const int most = panels_at_once(rows);
+  const int in_panel = width == kPanel<C> ? 1 : 2; // the gates
+  for (int g = 0, panels = 1; g < G; g += panels * in_panel) {
+    const auto compute = [&](auto P, auto NV) {
+      accumulate_parts<S, O, P.value, NV.value>(rows, a, product.a_stride, w, panel_size, product.K,
+                                                acc);
+      panels = P.value;
+      for (int n = 0; n < panels * in_panel && g + n < G; ++n) {
+        sums.at[g + n] = acc + n * width, sums.stride[g + n] = P.value * NV.value * kVector<C>;
+      }
+    };
+    constexpr std::integral_constant<int, 1> one{};
+    constexpr std::integral_constant<int, 2> two{};
+    // `pack` makes a narrow panel for a single gate that is left, unless it needs wide ones.
+    const int left = (G - g + (kWidened<S, O> ? in_panel - 1 : 0)) / in_panel;
+    switch (most < left ? most : left) {
+    case 4:
+      compute(std::integral_constant<int, 4>(), two);
+      break;
+    case 3:
+      compute(std::integral_constant<int, 3>(), two);
+      break;
+    case 2:
+      compute(two, two);
+      break;
+    case 1:
+      compute(one, two);
+      break;
+    default:
+      if constexpr (!kWidened<S, O>) {
+        compute(one, one);
+      }
+    }
+    acc += rows * panels * kPanel<C>, w += panels * panel_size;
+  }
+}
+
+// Compute a forward step. The panels of the gates of the same units lie side by side.
 template <class S, class O, class Cell, bool kSave>
 static void gated_step(const FusedProduct<S, O>& product) {
   using C = Sum<S>;
@@ -111,40 +164,15 @@ static void gated_step(const FusedProduct<S, O>& product) {
   constexpr int G = Cell::kGates;
   alignas(64) C acc[RNNFAST_MAX_ROWS * kWide * G];
   const int64_t blocks = (product.rows + RNNFAST_MAX_ROWS - 1) / RNNFAST_MAX_ROWS;
-  const int64_t panel_size = padded_depth<O>(product.K) * kWide;
   fetch_left_factor(product, product.col_end - product.col_begin < product.N);
   for (int64_t c = product.col_begin; c < product.col_end; c += kWide) {
+    const int64_t width = gate_columns<C>(product.N - c);
+    const S* const w = product.w + c * G * padded_depth<O>(product.K);
     for (int64_t block = 0, row = 0; block < blocks; ++block) {
       const int64_t rows = (product.rows - row) / (blocks - block);
-      const O* const a = product.a + row * product.a_stride;
-      const int most = panels_at_once(rows);
-      fetch_sums(product, row, rows, c * G, G * kWide);
+      fetch_sums(product, row, rows, c * G, G * width);
       GateSums<C> sums;
-      for (int g = 0, count; g < G; g += count) {
-        const S* const w = product.w + (c / kWide * G + g) * panel_size;
-        C* const to = acc + g * rows * kWide;
-        const auto compute = [&](auto panels) {
-          accumulate_parts<S, O, panels.value, 2>(rows, a, product.a_stride, w, panel_size,
-                                                  product.K, to);
-        };
-        count = most < G - g ? most : G - g;
-        switch (count) {
-        case 4:
-          compute(std::integral_constant<int, 4>());
-          break;
-        case 3:
-          compute(std::integral_constant<int, 3>());
-          break;
-        case 2:
-          compute(std::integral_constant<int, 2>());
-          break;
-        default:
-          compute(std::integral_constant<int, 1>());
-        }
-        for (int n = 0; n < count; ++n) {
-          sums.at[g + n] = to + n * kWide, sums.stride[g + n] = count * kWide;
-        }
-      }
+      gate_sums<S, O, Cell>(product, row, rows, width, w, acc, sums);
       if (c + kWide <= product.N) {
         gated_forward<S, O, Cell, kSave, true>(product, row, rows, c, sums);
       } else {

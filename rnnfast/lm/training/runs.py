@@ -30,6 +30,10 @@ from .trainer import Trainer
 RESUMABLE = {"epochs", "max_seconds", "log_interval", "checkpoint_interval", "tensorboard"}
 RESUMABLE |= {"threads", "device", "compile", "cuda_graph"}
 
+# The end of messages about a run without a source. `rnnfast compare` makes some of them, because it
+# divides one text into three, which `rnnfast train` cannot do.
+_COMPARED = ". rnnfast compare goes on with its own runs: give it the same text and --out"
+
 
 @dataclass(frozen=True)
 class Streams:
@@ -223,7 +227,9 @@ def check_settings(path: str | Path, config: Config, changes: dict) -> None:
 def _reread(path: str | Path, about: dict) -> Corpus:
     source = about.get("source") or {}
     if not source:
-        raise UserError(f"the run in {path} was not trained on a file: give its text")
+        raise UserError(
+            f"the run in {path} does not know which files its text is in: give its text{_COMPARED}"
+        )
     return read(**{name: file for name, file in source.items() if name != "builtin"})
 
 
@@ -231,7 +237,7 @@ def _check_text(path: str | Path, about: dict, sha256: str) -> None:
     if sha256 != about.get("sha256"):
         raise UserError(
             f"the text is not the one that the run in {path} began with: give that text, or start "
-            "a new run"
+            f"a new run{'' if about.get('source') else _COMPARED}"
         )
 
 

@@ -12,8 +12,6 @@
 
 namespace {
 
-using Cell = LanguageModel::Cell;
-
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 // Replace h and c of a unit by the next ones. x and z are the parts of the gates that come from the
