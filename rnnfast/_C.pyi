@@ -193,6 +193,7 @@ def cuda_run(
     force: str | None,
     batch_first: bool,
     starts: Tensor | None,
+    reset: Tensor | None,
     directions: list[tuple],
     workspace: Tensor,
     stream: int,

@@ -83,11 +83,12 @@ bool py_prefers_torch(int64_t B, int64_t H, int directions, const std::string& p
 
 // Runs one layer. Each direction is a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end),
 // which recurrence.h describes. Sequences are (T, B, H), or (B, T, H) with `batch_first`. With
-// `starts` (T + 1) they are packed, (N, H). The device and the stream must be the current ones of
-// the caller.
+// `starts` (T + 1) they are packed, (N, H). `reset`, which may be None, has the same rows, each one
+// bool. The device and the stream must be the current ones of the caller.
 void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std::string& precision,
             const std::optional<std::string>& force, bool batch_first, py::handle starts_,
-            const py::list& directions, py::handle workspace_, uintptr_t stream) {
+            py::handle reset_, const py::list& directions, py::handle workspace_,
+            uintptr_t stream) {
   const std::optional<cuda::Kernel> forced = kernel_of(force);
   const cuda::Problem shape{
       T, B, H, int(directions.size()), backward, relu, precision_of(precision), nullptr};
@@ -155,6 +156,17 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
     if (d.out.data == nullptr || (backward ? d.h.data : d.in.data) == nullptr) {
       throw std::invalid_argument("out, and h or in, must be given");
     }
+  }
+  const TensorView reset = tensor("reset", reset_);
+  if (reset) {
+    const std::vector<int64_t> wanted = starts        ? std::vector{rows}
+                                        : batch_first ? std::vector{B, T}
+                                                      : std::vector{T, B};
+    if (reset.type().code != dlpack::kBool || reset.shape() != wanted) {
+      reset.refuse("torch.bool " + name_of(wanted));
+    }
+    problem.reset = {reset.data<const bool>(), starts ? 0 : reset.stride(batch_first),
+                     reset.stride(!starts && !batch_first)};
   }
   const TensorView workspace = tensor("workspace", workspace_);
   const py::gil_scoped_release release;

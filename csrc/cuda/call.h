@@ -8,6 +8,10 @@
 
 namespace rnnfast::cuda {
 
+// The layout of the batch and what the loop over time does with it. A kernel with resets finds the
+// rows of both layouts, and only where there are resets.
+enum class Mode { kDense, kPacked, kResets };
+
 // The arguments of a launch. The workspace holds the packed weights of each direction. If groups
 // exchange the state through device memory, it also holds for each group two states, which
 // alternate, and a counter.
@@ -19,12 +23,13 @@ struct Call {
   int first;       // the computed step, for the step kernel
   int first_block; // the first of the blocks of the problem that this launch runs
   Direction direction[2];
-  const uint4* weights; // [directions][members][units by blocks]
-  uint4* states;        // [directions * groups] parts of state_words; or nullptr
-  int64_t state_words;  // of a group, 16 bytes each
-  bool zero_states;     // the states begin as zeros and not as h0
-  uint32_t* counters;   // [directions * groups]; or nullptr
-  uint4* zeros;         // a row of zeros, which is read as dy; or nullptr
+  const uint4* weights;       // [directions][members][units by blocks]
+  uint4* states;              // [directions * groups] parts of state_words; or nullptr
+  int64_t state_words;        // of a group, 16 bytes each
+  bool zero_states;           // the states begin as zeros and not as h0
+  uint32_t* counters;         // [directions * groups]; or nullptr
+  uint4* zeros;               // a row of zeros, which is read as dy; or nullptr
+  Sequence<const bool> reset; // data == nullptr: no resets
 
   // The backward pass runs through time against the direction of the forward pass.
   RNNFAST_BOTH Steps steps(int direction_) const {

@@ -23,8 +23,9 @@ template <class P, template <class> class Exchange> constexpr Shape shape() {
           &P::rows,
           size_t(P::kSharedWords + Exchange<P>::kSharedWords) * 16,
           size_t(kGrid ? Exchange<P>::kGlobalBytes : 0),
-          {{&recur<P, Exchange, false, false>, &recur<P, Exchange, false, true>},
-           {&recur<P, Exchange, true, false>, &recur<P, Exchange, true, true>}}};
+          {{&recur<P, Exchange, false, Mode::kDense>, &recur<P, Exchange, true, Mode::kDense>},
+           {&recur<P, Exchange, false, Mode::kPacked>, &recur<P, Exchange, true, Mode::kPacked>},
+           {&recur<P, Exchange, false, Mode::kResets>, &recur<P, Exchange, true, Mode::kResets>}}};
 }
 
 // The kernels that keep W_hh on the chip. A thread holds at most 128 registers of W_hh and as much

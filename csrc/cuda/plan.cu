@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads)
 // Returns how many clusters of this size the current device can run at the same time.
 int active_clusters(const Shape& shape, const Problem& p, const Geometry& g) {
   const device::Launch how{g.members, g.members, false, shape.shared, nullptr};
-  return device::active_clusters(shape.function[p.backward][false], g.threads, how);
+  return device::active_clusters(shape.function[int(Mode::kDense)][p.backward], g.threads, how);
 }
 
 size_t align(size_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -364,7 +364,7 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
   Call call{};
   call.geometry = g;
   call.T = int(p.T), call.B = int(p.B), call.starts = p.starts;
-  call.backward = p.backward, call.relu = p.relu;
+  call.backward = p.backward, call.relu = p.relu, call.reset = p.reset;
   bool ends = false;
   for (int d = 0; d < p.directions; ++d) {
     call.direction[d] = directions[d];
@@ -398,13 +398,16 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
     }
     return;
   }
+  const Mode mode = p.reset.data != nullptr ? Mode::kResets
+                    : p.starts != nullptr   ? Mode::kPacked
+                                            : Mode::kDense;
   const Sizes s = sizes(p.precision);
   for (int d = 0; d < p.directions; ++d) {
     Direction& direction = call.direction[d];
     if (p.backward && direction.in.data == nullptr) {
       direction.in = {call.zeros, 0, 0};
     }
-    if (p.starts == nullptr && call.steps(d).from_end) {
+    if (mode == Mode::kDense && call.steps(d).from_end) {
       const auto turn = [&](auto& sequence, int bytes) {
         using Data = decltype(sequence.data);
         const intptr_t last =
@@ -417,7 +420,7 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
       turn(direction.out, s.stored);
     }
   }
-  void (*const kernel)(Call) = plan.shape->function[p.backward][p.starts != nullptr];
+  void (*const kernel)(Call) = plan.shape->function[int(mode)][p.backward];
   const bool grid = plan.kernel == Kernel::kGrid;
   const char* const name = grid ? "grid kernel" : "cluster kernel";
   // The blocks of the grid kernel must all run at the same time. Other groups need not.

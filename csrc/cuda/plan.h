@@ -20,7 +20,7 @@ struct Shape {
   int (*threads)(int units);
   int (*rows)(int units);       // the most that a block of `units` finishes
   size_t shared, group_bytes;   // bytes of a block; bytes of a group in device memory
-  void (*function[2][2])(Call); // [backward][packed]
+  void (*function[3][2])(Call); // [mode][backward]
 };
 
 struct Plan {

@@ -8,6 +8,9 @@
 // A row that is not active in a step of a packed batch keeps its state. So after the last step
 // every row has its last state, which is h_n in the forward pass. In the backward pass one more
 // product gives W_hh^T dpre of every row, which is dh0.
+//
+// Where a reset divides two computed steps, zeros are published in place of the state between them.
+// The output of the earlier step, and the state that its thread keeps, stay what they are.
 #pragma once
 
 #include <type_traits>
@@ -41,7 +44,7 @@ template <class T> struct Walk {
   }
 };
 
-template <class P, template <class> class Exchange, bool kBackward, bool kPacked>
+template <class P, template <class> class Exchange, bool kBackward, Mode kMode>
 __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Call call) {
   if constexpr (!Exchange<P>::kAvailable) {
     return; // this kernel is never launched on such a device
@@ -51,6 +54,7 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   using Sum = typename E::Sum;
   using In = std::conditional_t<kBackward, Stored, Sum>;
   constexpr int kCells = P::kCells, kUnits = P::kUnits, kAhead = P::kAhead;
+  constexpr bool kPacked = kMode != Mode::kDense, kResets = kMode == Mode::kResets;
   const Geometry& g = call.geometry;
   const Place place(call);
   const Direction& d = call.direction[place.direction];
@@ -91,23 +95,36 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       extra[j][e] = kBackward ? value : Sum(0);
     }
   }
-  const auto walk = [&](auto* data, const auto& sequence) {
+  const auto walk = [&](auto* data, const auto& sequence, int column) {
     const int64_t first = g.batch_row(product.row(0), place.group);
     const int64_t hop = g.batch_row(product.row(1), place.group) - first;
-    return Walk<std::remove_pointer_t<decltype(data)>>{data + first * sequence.row + unit,
-                                                       kPacked ? sequence.row : sequence.step,
+    const bool by_rows = kResets ? call.starts != nullptr : kPacked;
+    return Walk<std::remove_pointer_t<decltype(data)>>{data + first * sequence.row + column,
+                                                       by_rows ? sequence.row : sequence.step,
                                                        hop * sequence.row};
   };
-  Walk<const In> in = walk(static_cast<const In*>(d.in.data), d.in);
-  Walk<const Stored> h = walk(static_cast<const Stored*>(d.h.data), d.h);
-  Walk<Stored> out = walk(static_cast<Stored*>(d.out.data), d.out);
+  Walk<const In> in = walk(static_cast<const In*>(d.in.data), d.in, unit);
+  Walk<const Stored> h = walk(static_cast<const Stored*>(d.h.data), d.h, unit);
+  Walk<Stored> out = walk(static_cast<Stored*>(d.out.data), d.out, unit);
+  Walk<const bool> reset{};
+  if constexpr (kResets) {
+    reset = walk(call.reset.data, call.reset, 0);
+  }
 
   In ins[kAhead][kCells][kUnits];
   Stored hs[kAhead][kCells][kUnits];
-  Step packed[kAhead], later{0, 0}; // the steps of the slots, and the one after those
-  const auto fetch = [&](auto slot, int i, const Step& at) {
+  bool cut[kAhead][kCells]; // whether a reset comes after the step
+  // The steps of the slots, and the two after those.
+  Step packed[kAhead], later{0, 0}, after{0, 0};
+  const auto fetch = [&](auto slot, int i, const Step& at, const Step& next) {
 #pragma unroll
     for (int j = 0; j < kCells; ++j) {
+      if constexpr (kResets) {
+        // The reset is that of the later one of the two time steps.
+        const int start = steps.from_end ? at.start : next.start;
+        const int count = steps.from_end ? at.rows : next.rows;
+        cut[slot][j] = row[j] < count && reset.at[start * reset.step + j * reset.hop];
+      }
 #pragma unroll
       for (int e = 0; e < kUnits; ++e) {
         const bool active = kPacked ? inside[e] && row[j] < at.rows : i < limit[j][e];
@@ -128,9 +145,10 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   };
   unrolled<kAhead>([&](auto slot) {
     packed[slot] = kPacked ? steps.at(slot) : Step{0, 0};
-    fetch(slot, slot, packed[slot]);
+    fetch(slot, slot, packed[slot], kResets ? steps.at(slot + 1) : Step{0, 0});
   });
   later = kPacked ? steps.at(kAhead) : Step{0, 0};
+  after = kResets ? steps.at(kAhead + 1) : Step{0, 0};
 
   const auto step = [&](auto slot, int i) {
     product.multiply(exchange.state(i));
@@ -161,7 +179,14 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
         last[j][e] = y[e] = unit + e < H ? y[e] : Sum(0);
       }
       E::operands(y, words[j].word);
-      exchange.publish(i, j, product, words[j]);
+      Words<P> published = words[j];
+      if constexpr (kResets) {
+#pragma unroll
+        for (int w = 0; w < Words<P>::kCount; ++w) {
+          published.word[w] = cut[slot][j] ? 0 : words[j].word[w];
+        }
+      }
+      exchange.publish(i, j, product, published);
     }
 #pragma unroll
     for (int j = 0; j < kCells; ++j) {
@@ -177,10 +202,11 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
     if constexpr (!kPacked) {
       out.advance();
     }
-    fetch(slot, i + kAhead, later);
+    fetch(slot, i + kAhead, later, after);
     if constexpr (kPacked) {
       packed[slot] = later;
-      later = steps.at(i + kAhead + 1);
+      later = kResets ? after : steps.at(i + kAhead + 1);
+      after = kResets ? steps.at(i + kAhead + 2) : Step{0, 0};
     }
     exchange.wait(i);
   };

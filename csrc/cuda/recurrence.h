@@ -37,6 +37,9 @@ struct Problem {
   Precision precision;
   const int64_t*
       starts; // [T + 1] for a packed batch: the row at which step t begins, below 2^31; or nullptr
+  // T x B, read; Shape in ../api/rnn.h says what it does. Where the first step has a reset, the
+  // caller has set h0 to zero.
+  Sequence<const bool> reset{};
 };
 
 // One direction of one layer. Rows need no alignment except that of their elements.

@@ -158,6 +158,12 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
   const auto rows_at = [&](int i) { return g.local_rows(steps.at(i).rows, place.group); };
   const int rows_before = rows_at(i - 1), rows_next = rows_at(i + 1);
   const Step now{steps.at(i).start, rows_at(i)};
+  // A reset comes after the step if the later one of the two time steps has it.
+  const Step later = steps.at(steps.from_end ? i : i + 1);
+  const auto is_reset = [&](int64_t b) {
+    return call.reset.data != nullptr && b < later.rows &&
+           call.reset.data[steps.offset(call.reset, later, b)];
+  };
   // In the backward pass, rows that were active a step ago and are not now only need dh0.
   const int rows = call.backward && d.end != nullptr ? max(now.rows, rows_before) : now.rows;
   for (int first = 0; first < rows; first += g.chunk) {
@@ -231,7 +237,8 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
         }
       }
       if (row < now.rows) {
-        reinterpret_cast<Pair<E>*>(written + int64_t(row) * stride)[unit / 2] = pair;
+        reinterpret_cast<Pair<E>*>(written + int64_t(row) * stride)[unit / 2] =
+            is_reset(b) ? Pair<E>{} : pair;
       }
     }
     device::sync_block(); // before the sums of the next chunk

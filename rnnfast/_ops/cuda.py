@@ -129,11 +129,17 @@ class _Layout:
     """Where the rows of each time step are in memory.
 
     For a packed batch ``starts``, on the device, has the first row of each step; else it is None.
+    ``reset`` is that of the operators.
     """
 
-    def __init__(self, x, batch_sizes, batch_first, backward):
+    def __init__(self, x, batch_sizes, batch_first, backward, reset):
         self.batch_first, self.starts = batch_first and batch_sizes is None, None
-        self.rows = shape_of_rows(x, batch_sizes)
+        self.rows, self.reset = shape_of_rows(x, batch_sizes), reset
+        if reset is not None and (reset.dtype is not torch.bool or reset.shape != self.rows):
+            raise RuntimeError(
+                f"reset must be torch.bool {tuple(self.rows)}, got {reset.dtype} "
+                f"{tuple(reset.shape)}"
+            )
         if batch_sizes is None:
             self.T, self.B = self.rows if not batch_first else self.rows[::-1]
             return
@@ -160,6 +166,17 @@ class _Layout:
             sequences = torch.arange(self.B, device=x.device)
             lengths = torch.searchsorted(-sizes, -sequences)
             self.last = starts[lengths - 1] + sequences
+
+    def resets(self):
+        """Return ``reset`` as a column, step by step."""
+        by_steps = self.reset.t() if self.batch_first else self.reset
+        return by_steps.reshape(-1, 1)
+
+    def begin(self, h0, n, direction):
+        """Return the initial state of a direction, the n-th of all, or None."""
+        if h0 is None or direction == 1 or self.reset is None:
+            return None if h0 is None else h0[n]
+        return h0[n].masked_fill(self.resets()[: self.B], 0.0)
 
 
 def _upload(numbers, device):
@@ -206,7 +223,7 @@ def _run_kernel(force, layout, H, backward, relu, precision, directions, device)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
     options = (backward, relu, precision, force, layout.batch_first, layout.starts)
     stream = _torch.cuda_stream(device.index)
-    _C.cuda_run(T, B, H, *options, directions, workspace, stream)
+    _C.cuda_run(T, B, H, *options, layout.reset, directions, workspace, stream)
 
 
 def _project(x, w_ih):
@@ -264,15 +281,9 @@ def _state(name, state, wanted, dtype):
     return state.contiguous()
 
 
-def _refuse_resets(reset):
-    if reset is not None:
-        raise RuntimeError("the CUDA kernels have no resets: call rnnfast.functional.rnn")
-
-
 def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
-    _refuse_resets(reset)
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=False)
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, False, reset)
     H, dtype = _check(x, weights, descriptor)
     D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     shape = (descriptor.num_states, layout.B, H)
@@ -287,7 +298,7 @@ def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
             own = descriptor.weights_of(weights, layer, d)
             w_ih, w_hh, *b = (w.contiguous() for w in own)
             b_ih, b_hh = b or (None, None)
-            begin = None if h0 is None else h0[n]
+            begin = layout.begin(h0, n, d)
             pre = _project(below, w_ih)
             directions.append(
                 (d == 1, w_hh, pre, None, _half(out, d, H), b_ih, b_hh, begin, h_n[n])
@@ -314,6 +325,8 @@ def _dw_hh(layout, dpre, h, h0, reverse):
         later, earlier = (dpre[:-1], h[1:]) if reverse else (dpre[1:], h[:-1])
         first = dpre[-1] if reverse else dpre[0]
         later, earlier = later.flatten(0, 1), earlier.flatten(0, 1)
+    if layout.reset is not None:
+        earlier = earlier.masked_fill(layout.resets()[layout.B :], 0.0)
     dw = torch.mm(later.t(), earlier)
     return dw if h0 is None else dw.addmm_(first.t(), h0)
 
@@ -339,9 +352,8 @@ def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
 
 
 def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
-    _refuse_resets(reset)
     need_dx, need_dh0, need_dw = needs
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, backward=True)
+    layout = _Layout(x, batch_sizes, descriptor.batch_first, True, reset)
     H, dtype = _check(x, weights, descriptor)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction
     relu = descriptor.nonlinearity == "relu"
@@ -369,7 +381,7 @@ def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs
             n = layer * D + d
             w_ih, flat = descriptor.weights_of(weights, layer, d)[0], dpre.view(-1, H)
             if need_dw:
-                before = None if h0 is None else h0[n]
+                before = layout.begin(h0, n, d)
                 own = [_dw_ih(flat, below, w_ih), _dw_hh(layout, dpre, h, before, reverse)]
                 if descriptor.bias:
                     db = flat.sum(0)

@@ -90,12 +90,16 @@ def run_rnn(
             for state in states_of(hx):
                 if state.device != device:
                     raise RuntimeError(f"hx must be on {device} like the input, got {state.device}")
-        is_cuda = input.is_cuda and not torch.compiler.is_compiling()
-        if is_cuda and _ops.is_torch_faster(input, weights, batch_sizes, descriptor):
+        if (
+            input.is_cuda
+            and reset is None  # cuDNN has no resets
+            and not torch.compiler.is_compiling()
+            and _ops.is_torch_faster(input, weights, batch_sizes, descriptor)
+        ):
             run = rnn_torch
     if reset is not None and reset.numel() > 0:
         reset = reset.to(input.device)
-        if run is rnn_torch or (run is kernel and input.is_cuda):
+        if run is rnn_torch:
             run = partial(rnn_in_segments, run)
         run = partial(run, reset=reset)
     if descriptor.num_layers == 1 or not (dropout or variational_dropout):

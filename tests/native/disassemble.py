@@ -30,16 +30,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Instructions of a warp and step beside products: of the kernels for one row, dense and packed.
-ONE_ROW = {"Block": (80, 125), "Cluster": (200, 215), "Numbered": (200, 215), "Counted": (200, 215)}
+# The template argument Mode of the kernels.
+MODES = ("", " packed", " resets")
+# Instructions of a warp and step beside products, for each mode: of the kernels for one row.
+ONE_ROW = {
+    "Block": (80, 125, 145),
+    "Cluster": (200, 215, 235),
+    "Numbered": (200, 215, 235),
+    "Counted": (200, 215, 235),
+}
 # Instructions by which two values of tanh to float precision exceed two of bfloat16.
 EXACT_TANH = 26
-CODE_BYTES = 16 << 10
+CODE_BYTES = (16 << 10, 16 << 10, 17 << 10)  # for each mode
 PRODUCTS = ("HMMA", "FFMA")
 FENCES = ("MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL")
 LOCAL = ("LDL", "STL")
-# Accesses to local memory that the loop of a packed backward pass may have.
-MOST_LOCAL = {"Counted": 2}
+# Accesses to local memory that the loop of a backward pass may have, for each mode.
+MOST_LOCAL = {"Block": (0, 0, 1), "Cluster": (0, 0, 4), "Counted": (0, 2, 7)}
 
 
 def find_nvdisasm():
@@ -183,14 +190,14 @@ class Loop:
 
 
 def describe(name):
-    """(Exchange, product with its numbers, backward, packed) of a mangled name, or None."""
+    """(Exchange, product with its numbers, backward, mode) of a mangled name, or None."""
     readable = subprocess.run(["c++filt", name], capture_output=True, text=True).stdout
     readable = readable.replace("rnnfast::cuda::", "")
-    match = re.search(r"recur<(\w+)<([^>]*)>, (\w+), (\w+), (\w+)>", readable)
+    match = re.search(r"recur<(\w+)<([^>]*)>, (\w+), (\w+), \(Mode\)(\d)>", readable)
     if not match:
         return None
-    product, numbers, exchange, backward, packed = match.groups()
-    return exchange, product, numbers.split(", "), backward == "true", packed == "true"
+    product, numbers, exchange, backward, mode = match.groups()
+    return exchange, product, numbers.split(", "), backward == "true", int(mode)
 
 
 def sizes_of(exchange, product, numbers):
@@ -230,7 +237,7 @@ def main():
             if what is None:
                 continue
             kernels += 1
-            exchange, product, numbers, backward, packed = what
+            exchange, product, numbers, backward, mode = what
             steps, rows, loads = sizes_of(exchange, product, numbers)
             loop = Loop(code, labels)
             way = loop.longest()
@@ -238,21 +245,21 @@ def main():
             beside = total - sum(way[p] for p in PRODUCTS) / steps - loads
             title = (
                 f"{exchange} {product}<{', '.join(numbers)}> "
-                f"{'backward' if backward else 'forward'}{' packed' if packed else ''}"
+                f"{'backward' if backward else 'forward'}{MODES[mode]}"
             )
             fences, local = loop.count(FENCES), loop.count(LOCAL)
             values = (total, beside, way["BRA"] / steps, loop.bytes(), fences, local)
             print(f"{title:70}" + "".join(f"{v:13.0f}" for v in values))
-            budget = ONE_ROW[exchange][packed]
+            budget = ONE_ROW[exchange][mode]
             if numbers[0] in ("Tf32", "Float16") and not backward:
                 budget += EXACT_TANH
             if rows == 1 and beside > budget:
                 wrong.append(f"{title}: {beside:.0f} instructions a step, at most {budget}")
-            if loop.bytes() > CODE_BYTES:
-                wrong.append(f"{title}: {loop.bytes()} bytes of code, at most {CODE_BYTES}")
+            if loop.bytes() > CODE_BYTES[mode]:
+                wrong.append(f"{title}: {loop.bytes()} bytes of code, at most {CODE_BYTES[mode]}")
             if exchange == "Cluster" and fences:
                 wrong.append(f"{title}: {fences} fences in the loop")
-            most = MOST_LOCAL.get(exchange, 0) if packed and backward else 0
+            most = MOST_LOCAL[exchange][mode] if backward and exchange in MOST_LOCAL else 0
             if local > most:
                 wrong.append(f"{title}: {local} accesses to local memory, at most {most}")
     if not kernels:

@@ -111,14 +111,15 @@ struct Case {
   Layout layout;
   bool relu = false, backward = false, reverse = false;
   int directions = 1;
-  bool bias = true, begin = true, end = true, dy = true;
+  bool bias = true, begin = true, end = true, dy = true, reset = false;
 
   std::string name() const {
     return "T=" + std::to_string(T) + " B=" + std::to_string(B) + " H=" + std::to_string(H) +
            " layout=" + std::to_string(int(layout)) + (relu ? " relu" : " tanh") +
            (backward ? " backward" : " forward") + (reverse ? " reverse" : "") +
            " directions=" + std::to_string(directions) + (bias ? "" : " no bias") +
-           (begin ? "" : " no begin") + (end ? "" : " no end") + (dy ? "" : " no dy");
+           (begin ? "" : " no begin") + (end ? "" : " no end") + (dy ? "" : " no dy") +
+           (reset ? " reset" : "");
   }
 };
 
@@ -168,6 +169,12 @@ int check(const Case& c, const Format& f, Kernel kernel) {
   if (c.layout == Layout::kPacked) {
     problem.starts = rows.starts.data();
   }
+  const Rows reset_rows(c, lengths, c.layout == Layout::kHalf ? 3 : 1);
+  std::vector<char> resets(reset_rows.size);
+  if (c.reset) {
+    std::generate(resets.begin(), resets.end(), [] { return uniform() < -0.4; });
+    problem.reset = {reinterpret_cast<const bool*>(resets.data()), reset_rows.step, reset_rows.row};
+  }
 
   std::vector<Tensors> tensors;
   for (int d = 0; d < c.directions; ++d) {
@@ -182,6 +189,11 @@ int check(const Case& c, const Format& f, Kernel kernel) {
     for (int64_t i = 0; i < c.H * c.H; ++i) {
       t.w.set(i, uniform() / std::sqrt(double(c.H)));
     }
+    for (int64_t b = 0; !c.backward && !t.reverse && b < c.B; ++b) {
+      for (int64_t j = 0; resets[reset_rows.at(c, 0, b)] != 0 && j < c.H; ++j) {
+        t.begin.set(b * c.H + j, 0);
+      }
+    }
     tensors.push_back(t);
   }
   // The nested loops. They round the state as the kernels do when they store it.
@@ -195,9 +207,17 @@ int check(const Case& c, const Format& f, Kernel kernel) {
         product[j] = state[j] = c.begin ? t.begin.get(b * c.H + j) : 0;
         state[j] = round_to(state[j], f.operand_bits);
       }
+      // Whether a reset precedes this time step in the order of the forward pass.
+      const auto is_reset = [&](int64_t time) {
+        const int64_t later = t.reverse ? time + 1 : time;
+        return later < lengths[b] && resets[reset_rows.at(c, later, b)] != 0;
+      };
       for (int64_t i = 0; i < lengths[b]; ++i) {
         const int64_t time = t.reverse != c.backward ? lengths[b] - 1 - i : i;
         const int64_t at = rows.at(c, time, b);
+        if (!c.backward && is_reset(time)) {
+          std::fill(state.begin(), state.end(), 0.0);
+        }
         if (!c.backward || i > 0) {
           for (int64_t j = 0; j < c.H; ++j) {
             product[j] = 0;
@@ -219,6 +239,9 @@ int check(const Case& c, const Format& f, Kernel kernel) {
           }
           out[d][at + j] = value;
           state[j] = round_to(value, f.operand_bits);
+        }
+        if (c.backward && is_reset(time)) {
+          std::fill(state.begin(), state.end(), 0.0);
         }
       }
       for (int64_t j = 0; j < c.H; ++j) {
@@ -472,7 +495,7 @@ int main(int count, char** arguments) {
       {6, 1, 20, 3},
   };
   int cases = 0, ran = 0;
-  for (const auto& [T, B, H, processors] : sizes) {
+  const auto check_layouts = [&](int64_t T, int64_t B, int64_t H, int64_t processors, bool reset) {
     for (const Layout layout :
          {Layout::kTime, Layout::kBatchFirst, Layout::kHalf, Layout::kPacked}) {
       for (const Format& f : kFormats) {
@@ -487,11 +510,18 @@ int main(int count, char** arguments) {
             }
             Case c{T, B, H, layout, bit(0), backward, bit(1)};
             c.directions = 1 + bit(2), c.bias = bit(3), c.begin = bit(4), c.end = bit(5);
-            c.dy = bit(6) || bit(7);
+            c.dy = bit(6) || bit(7), c.reset = reset;
             device::host.machine.processors = int(processors) * c.directions;
             ran += check(c, f, kernel);
           }
         }
+      }
+    }
+  };
+  for (const bool reset : {false, true}) {
+    for (const auto& [T, B, H, processors] : sizes) {
+      if (!reset || T > 2) {
+        check_layouts(T, B, H, processors, reset);
       }
     }
   }

@@ -4,90 +4,18 @@ import functools
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import rule
 import torch
+from reset_rule import draw_resets, in_parts, reference_of_parts
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
 
 import rnnfast
-from rnnfast import FastRNN, reference
+from rnnfast import FastRNN
 from rnnfast.functional import rnn
-from rnnfast.functional._operators import rnn_torch
-from rnnfast.functional._segments import rnn_in_segments
 from rnnfast.functional._stepwise import rnn_stepwise
-
-
-def draw_resets(data, probability, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(data.input.shape[:-1], generator=generator) < probability
-
-
-def baseline(input, hx, weights, *, batch_first, batch_sizes, num_layers, nonlinearity,
-             bidirectional, reset):  # fmt: skip
-    """torch's operator, which runs the parts between resets as sequences of their own."""
-    D = 2 if bidirectional else 1
-    bias = len(weights) == 4 * num_layers * D
-    descriptor = rnnfast._ops.RNNDescriptor(num_layers, D, batch_first, nonlinearity, bias)
-    return rnn_in_segments(rnn_torch, input, hx, weights, batch_sizes, descriptor, reset)
-
-
-def reference_of_parts(case, data, reset):
-    """Run each part between resets through the NumPy reference, and put the results together."""
-    wide = np.longdouble if case.dtype == torch.float64 else np.float64
-
-    def array(t):
-        return None if t is None else t.detach().double().numpy().astype(wide)
-
-    x, hx, dy, dh_n = map(array, (data.input, data.hx, data.dy, data.dh_n))
-    weights, resets = [array(w) for w in data.weights], reset.numpy()
-    lengths = rule.lengths_of(case) if case.layout == "packed" else [case.T] * case.B
-    if case.layout == "packed":
-        starts = np.concatenate([[0], np.cumsum(data.batch_sizes.numpy())])
-        rows_of = [starts[:length] + b for b, length in enumerate(lengths)]
-    else:
-        if case.layout == "batch":
-            x, dy, resets = (a.swapaxes(0, 1) for a in (x, dy, resets))
-        rows_of = [np.arange(case.T) * case.B + b for b in range(case.B)]
-    shapes = dy.shape, x.shape
-    x, dy, resets = (a.reshape(-1, *a.shape[-1:])[:] for a in (x, dy, resets[..., None]))
-    output, dx = np.zeros_like(dy), np.zeros_like(x)
-    h_n, dhx, dweights = np.zeros_like(dh_n), np.zeros_like(dh_n), [0] * len(weights)
-    D = 2 if case.bidirectional else 1
-    for b, rows in enumerate(rows_of):
-        cuts = 1 + np.flatnonzero(resets[rows[1:], 0])
-        parts = np.split(rows, cuts)
-        for n, part in enumerate(parts):
-            # The forward direction begins with the first part, the reverse one with the last.
-            takes = [n == 0 and not resets[rows[0], 0], n == len(parts) - 1]
-            gives = [n == len(parts) - 1, n == 0]
-            start, seed = np.zeros_like(dh_n[:, b : b + 1]), np.zeros_like(dh_n[:, b : b + 1])
-            for d in range(D):
-                if takes[d] and hx is not None:
-                    start[d::D, 0] = hx[d::D, b]
-                if gives[d]:
-                    seed[d::D, 0] = dh_n[d::D, b]
-            steps = part[:, None]
-            outputs, last = reference.rnn(x[steps], start, weights, **case.options)
-            output[steps] = outputs[-1]
-            dx[steps], dstart, more = reference.rnn_backward(
-                x[steps], start, weights, outputs, dy[steps], seed, **case.options
-            )
-            dweights = [total + part for total, part in zip(dweights, more, strict=True)]
-            for d in range(D):
-                if gives[d]:
-                    h_n[d::D, b] = last[d::D, 0]
-                if takes[d]:
-                    dhx[d::D, b] = dstart[d::D, 0]
-    output, dx = output.reshape(shapes[0]), dx.reshape(shapes[1])
-    if case.layout == "batch":
-        output, dx = output.swapaxes(0, 1), dx.swapaxes(0, 1)
-    results = {"output": output, "h_n": h_n, "d input": dx, "d hx": dhx}
-    results |= {f"d weight {i}": d for i, d in enumerate(dweights)}
-    return {name: results[name] for name in ("output", "h_n", *(f"d {n}" for n in data.wanted))}
-
 
 CASES = [
     rule.Case(1, 3, 4, 5),
@@ -111,7 +39,7 @@ def judged(case, probability):
     """Return the resets, torch's results and those of the reference."""
     data = rule.make(case)
     reset = draw_resets(data, probability)
-    torchs = rule.run(partial(baseline, reset=reset), case, data)
+    torchs = rule.run(partial(in_parts, reset=reset), case, data)
     return reset, torchs, reference_of_parts(case, data, reset)
 
 
@@ -175,7 +103,7 @@ def tensors(module, seed=0):
     return x, hx, torch.rand(T, B, generator=generator) < 0.3
 
 
-def in_parts(module, x, hx, reset):
+def module_in_parts(module, x, hx, reset):
     """Run an nn.RNN of one forward direction over each part between resets."""
     outputs, last = [], []
     for b in range(x.shape[1]):
@@ -194,7 +122,7 @@ def test_layouts():
     """batch_first, no batch, single steps, lengths and packed input give the same states."""
     module = FastRNN(3, 5, 2)
     x, hx, reset = tensors(module)
-    expected, last = in_parts(module, x, hx, reset)
+    expected, last = module_in_parts(module, x, hx, reset)
     output, h_n = module(x, hx, reset=reset)
     torch.testing.assert_close((output, h_n), (expected, last))
 
@@ -216,7 +144,7 @@ def test_layouts():
     for lengths in ([9, 2, 5, 1], [9, 9, 3, 0]):
         output, h_n = module(x, hx, lengths=lengths, reset=reset)
         for b, length in enumerate(lengths):
-            own, own_last = in_parts(
+            own, own_last = module_in_parts(
                 module, x[:length, b : b + 1], hx[:, b : b + 1], reset[:length, b : b + 1]
             ) if length else (expected[:0, b : b + 1], hx[:, b : b + 1])  # fmt: skip
             torch.testing.assert_close(output[:length, b : b + 1], own)
@@ -427,7 +355,7 @@ def test_default_device():
     data = rule.make(CASES[6])
     reset = draw_resets(data, 0.3)
     options = {"batch_first": False, "batch_sizes": data.batch_sizes, **CASES[6].options}
-    expected = baseline(data.input, data.hx, data.weights, **options, reset=reset)
+    expected = in_parts(data.input, data.hx, data.weights, **options, reset=reset)
     with torch.device("meta"):
-        found = baseline(data.input, data.hx, data.weights, **options, reset=reset)
+        found = in_parts(data.input, data.hx, data.weights, **options, reset=reset)
     torch.testing.assert_close(found, expected)

@@ -15,6 +15,7 @@ import pytest
 import rule
 import test_ops
 import torch
+from reset_rule import draw_resets, in_parts, reference_of_parts
 from rule import Case
 from test_kernels import check
 from torch.nn.parallel import DataParallel
@@ -55,15 +56,23 @@ def stand_in(layout, H, backward, relu, dtype, directions, device):
             length = layout.T
             if starts is not None:
                 length = sum(starts[t + 1] - starts[t] > b for t in range(layout.T))
+
+            def is_reset(t, b=b, length=length, reverse=reverse):
+                """Return whether a reset precedes step t in the order of the forward pass."""
+                later = t + 1 if reverse else t
+                return layout.reset is not None and later < length and at(layout.reset, later, b)
+
             state = torch.zeros(H, dtype=dtype) if begin is None else begin[b]
             for i in range(length):
                 t = length - 1 - i if reverse != backward else i
+                if not backward and i > 0 and is_reset(t):
+                    state = torch.zeros(H, dtype=dtype)
                 if backward:
                     state = state + (0 if given is None else at(given, t, b))
                     y = at(h, t, b)
                     dpre = state * ((y > 0) if relu else 1 - y * y)
                     at(out, t, b).copy_(dpre)
-                    state = dpre @ w_hh
+                    state = torch.zeros(H, dtype=dtype) if is_reset(t) else dpre @ w_hh
                 else:
                     state = f(at(given, t, b) + bias + w_hh @ state)
                     at(out, t, b).copy_(state)
@@ -87,6 +96,19 @@ def test_rule(on_cpu, case, layout, dtype):
     case = replace(case, layout=layout, dtype=dtype)
     results = [rule.run(call, case, rule.make(case)) for call in (rule.baseline, functional.rnn)]
     rule.check(results[1], results[0], rule.run_reference(case, rule.make(case)), dtype)
+
+
+@pytest.mark.parametrize("probability", [0.3, 1.0])
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rule_with_resets(on_cpu, case, layout, probability):
+    case = replace(case, layout=layout)
+    reset = draw_resets(rule.make(case), probability)
+    results = [
+        rule.run(functools.partial(call, reset=reset), case, rule.make(case))
+        for call in (in_parts, functional.rnn)
+    ]
+    rule.check(results[1], results[0], reference_of_parts(case, rule.make(case), reset), case.dtype)
 
 
 @pytest.mark.parametrize("layout", ["time", "packed"])
@@ -298,7 +320,7 @@ class Kernels:
         return (B, H, directions, precision) == (256, 2048, 1, "float32")
 
 
-LAYOUT = SimpleNamespace(T=3, B=2, batch_first=False, starts=None)
+LAYOUT = SimpleNamespace(T=3, B=2, batch_first=False, starts=None, reset=None)
 
 
 def run_on(monkeypatch, kernels, times=1):
@@ -407,6 +429,20 @@ def test_rule_on_a_gpu(cuda_kernel, precision, size, layout, dtype):
     case = replace(size, layout=layout, dtype=precision(dtype))
     # torch may not use TF32 for some sizes. float16 has the same number of bits.
     check(case, "cuda", torch.float16 if dtype == "tf32" else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["time", "batch", "packed"])
+@pytest.mark.parametrize("size", GPU_SIZES[:4], ids=lambda c: f"T{c.T}-B{c.B}-H{c.H}")
+def test_resets_on_a_gpu(cuda_kernel, size, layout, dtype):
+    case = replace(size, layout=layout, dtype=dtype)
+    data = rule.make(case)
+    reset = draw_resets(data, 0.3)
+    results = [
+        rule.run(functools.partial(call, reset=reset), case, rule.make(case, "cuda"))
+        for call in (in_parts, functional.rnn)
+    ]
+    rule.check(results[1], results[0], reference_of_parts(case, data, reset), dtype)
 
 
 def inference(case, data):
