@@ -76,10 +76,10 @@ def test_rule_with_resets(isa, size, cell, dtype):
 
 @dtypes
 @cells
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_rule_for_long_sequences(bidirectional, layout, cell, dtype):
+def test_rule_for_long_sequences(bidirectional, cell, dtype):
     """The backward goes through them in blocks of steps, in which the directions meet."""
+    layout = layout_of(bidirectional, cell, dtype)
     check(
         Case(200, 33, 5, 16, 2, bidirectional=bidirectional, layout=layout, dtype=dtype, cell=cell)
     )
@@ -283,7 +283,7 @@ def test_saturated_gates(isa, cell, dtype, size):
 
 THREADED = [
     Case(30, 1, 5, 257),
-    Case(30, 33, 5, 257, layout="packed"),
+    Case(12, 33, 5, 257, layout="packed"),
     Case(3, 5, 64, 257, bidirectional=True, layout="batch"),
     Case(30, 9, 5, 129, bidirectional=True),
     Case(200, 2, 7, 65, num_layers=2, with_reset=True),
@@ -299,7 +299,7 @@ def test_threads_do_not_change_a_bit(isa, num_threads, case, cell, dtype):
     data = gated_rule.make(case)
     num_threads(1)
     expected = gated_rule.run_kernel(case, data)
-    for threads in (1, 2, 3, 8):
+    for threads in (2, 3, 8):
         num_threads(threads)
         for name, tensor in gated_rule.run_kernel(case, data).items():
             assert torch.equal(tensor, expected[name]), (threads, name)
