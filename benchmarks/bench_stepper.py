@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from rnnfast import FastGRU, FastLSTM, FastRNN, bench
+from rnnfast import bench
+from rnnfast.bench.comparison import CELLS
 
-MODULES = {"rnn": (FastRNN, nn.RNN), "gru": (FastGRU, nn.GRU), "lstm": (FastLSTM, nn.LSTM)}
 SHAPES = "1,16,64 1,16,128 1,64,256 16,128,128 1,512,512"
 
 
@@ -21,8 +20,7 @@ def measure(cell, shape, repeats):
     """Return the median microseconds of a step of each implementation."""
     B, *sizes = shape
     torch.manual_seed(0)
-    classes = MODULES[cell]
-    ours, theirs = (cls(*sizes) for cls in classes)
+    ours, theirs = CELLS[cell].ours(*sizes), CELLS[cell].theirs(*sizes)
     theirs.load_state_dict(ours.state_dict())
     stepper = ours.stepper(B)
     x, h = torch.randn(1, B, sizes[0]), torch.zeros(1, B, sizes[1])
@@ -30,8 +28,8 @@ def measure(cell, shape, repeats):
     torch.testing.assert_close(stepper.step(x[0]), ours(x, h)[0][0])
     calls = {
         "stepper": lambda: stepper.step(x[0]),
-        classes[0].__name__: lambda: ours(x, h),
-        f"nn.{classes[1].__name__}": lambda: theirs(x, h),
+        CELLS[cell].ours.__name__: lambda: ours(x, h),
+        bench.THEIRS[cell]: lambda: theirs(x, h),
     }
     with torch.no_grad():
         torch.testing.assert_close(ours(x, h), theirs(x, h))
@@ -44,7 +42,7 @@ def measure(cell, shape, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     about = "Cell (default: rnn)"
-    parser.add_argument("--cell", choices=MODULES, default="rnn", help=about)
+    parser.add_argument("--cell", choices=CELLS, default="rnn", help=about)
     about = "Shapes B,I,H, separated by blanks (default: five)"
     parser.add_argument("--shapes", metavar="SHAPES", default=SHAPES, help=about)
     about = "Samples (default: as many as fit in 1.5 s a shape, at least 5)"
@@ -52,8 +50,7 @@ def main():
     args = parser.parse_args()
 
     table = Table("B,I,H", title=f"us of a step, {torch.get_num_threads()} threads")
-    ours, theirs = (cls.__name__ for cls in MODULES[args.cell])
-    theirs = f"nn.{theirs}"
+    ours, theirs = CELLS[args.cell].ours.__name__, bench.THEIRS[args.cell]
     for column in ("stepper", ours, theirs, f"{theirs} / stepper", f"{theirs} / {ours}"):
         table.add_column(column, justify="right")
     for text in args.shapes.split():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rnnfast import lm
+from rnnfast.bench.comparison import CELLS
 
 
 @pytest.mark.parametrize("case", [("word", 9, 5, 5, 2, 2, 3), ("char", 7, 5, 6, 1, 2, 3)], ids=str)
@@ -51,10 +52,10 @@ def test_reservoir():
     assert {"rnnfast", "torch"} <= us.keys() and min(us.values()) > 0
 
 
-@pytest.mark.parametrize("cell", bench_stepper.MODULES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_stepper(cell):
     us = bench_stepper.measure(cell, (2, 4, 5), repeats=1)
-    ours, theirs = bench_stepper.MODULES[cell]
+    ours, theirs, *_ = CELLS[cell]
     assert list(us) == ["stepper", ours.__name__, f"nn.{theirs.__name__}"]
     assert min(us.values()) > 0
 
