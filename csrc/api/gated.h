@@ -29,7 +29,7 @@ enum class GatedCell { kGru, kLstm };
 enum class Cell { kTanh, kRelu, kGru, kLstm };
 
 constexpr bool is_gated(Cell cell) { return cell == Cell::kGru || cell == Cell::kLstm; }
-// Of a gated cell only.
+// Return a cell as a GatedCell. The cell must be gated.
 constexpr GatedCell gated(Cell cell) {
   return cell == Cell::kGru ? GatedCell::kGru : GatedCell::kLstm;
 }

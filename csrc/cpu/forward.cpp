@@ -83,7 +83,7 @@ public:
         const S* const b_hn = call.b_hh != nullptr ? call.b_hh + 2 * H : nullptr;
         recurrent_bias_ = widened(b_hn, b_hn != nullptr ? H : 0, width);
       }
-      last_panel_ = allocate<S>(layout_.gates * kernels_.panel * std::max(I_, H));
+      last_panel_ = allocate<S>(layout_.last_size(std::max(I_, H)));
     } else {
       bias_ = allocate<C>(width);
       sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());

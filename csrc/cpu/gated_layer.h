@@ -69,7 +69,7 @@ private:
   // A W_ih or W_hh, [G H, K], in the order of the layout.
   Buffer<S> packed(const S* w, int64_t K) const {
     Buffer<S> result = allocate<S>(kernels_.packed_size(K, layout_.width()));
-    const Buffer<S> last = allocate<S>(layout_.gates * layout_.panel * K);
+    const Buffer<S> last = allocate<S>(layout_.last_size(K));
     pack_gates(kernels_, w, layout_, K, 0, 1, last.get(), result.get());
     return result;
   }

@@ -27,6 +27,8 @@ struct UnitLayout {
   int64_t columns_at(int64_t c) const { return H - c <= panel / 2 ? panel / 2 : panel; }
   // The length of a row.
   int64_t width() const { return gates == 1 ? H : gates * (tail() + columns_at(tail())); }
+  // The elements of the columns of all gates for the last units, with K elements in a column.
+  int64_t last_size(int64_t K) const { return gates * columns_at(tail()) * K; }
   // The place of gate g of unit c.
   int64_t place(int64_t g, int64_t c) const {
     const int64_t first = c / panel * panel;
@@ -62,7 +64,7 @@ struct GateSlots {
 };
 
 // Pack the units of a W_ih or W_hh, [G H, K], that belong to `thread` for a product whose columns
-// are laid out by `layout`. `last` has memory for a panel of K rows for each gate.
+// are laid out by `layout`. `last` has memory for layout.last_size(K) elements.
 template <class S, class O>
 void pack_gates(const VectorKernels<S, O>& kernels, const S* w, const UnitLayout& layout, int64_t K,
                 int thread, int threads, S* last, S* packed) {
