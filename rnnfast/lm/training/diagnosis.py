@@ -65,6 +65,7 @@ def diagnose(
             f"updates the validation loss is {loss:.4g} nats, and a unigram model has "
             f"{unigram():.4g}. {_cause(config)}"
         )
+    best = min(curve, key=lambda record: record["valid_loss"])
     recent = curve[-1 - RISING_VALIDATIONS :]
     losses = [record["valid_loss"] for record in recent]
     rises = len(recent) > RISING_VALIDATIONS and losses == sorted(set(losses))
@@ -73,10 +74,11 @@ def diagnose(
             f"the validation loss rose from {losses[0]:.4g} to {losses[-1]:.4g} nats in "
             f"{RISING_VALIDATIONS} validations. "
         )
-        if last["train_loss"] < recent[0]["train_loss"]:
+        # From one validation to the next, chance moves the training loss more than learning does.
+        if last["train_loss"] < best["train_loss"]:
             return message + (
-                "The training loss fell, so the model learns its text by heart: use more "
-                "--dropout, fewer units or a larger text"
+                "The training loss is lower than at the best validation, so the model learns its "
+                "text by heart: use more --dropout, fewer units or a larger text"
             )
         return message + _lower_rate(config)
     return None
