@@ -54,7 +54,8 @@ tests() {
     which="cuda-$kernel or [$kernel"
     [ "$kernel" = torch ] && which="(cuda or gpu) and $others"
     timeout -s INT -k 10 110 "$python" -m pytest -v -p no:cacheprovider --tb=short --maxfail=40 \
-      -o faulthandler_timeout=60 -k "$which" tests/{ops/test_cuda,test_kernels,nn/test_module}.py \
+      -o faulthandler_timeout=60 -k "$which" \
+      tests/{ops/test_cuda{,_leaky},test_kernels,nn/test_module}.py \
       >"$notes/test-$kernel.log" 2>&1 &
     pids[$kernel]=$!
   done

@@ -194,6 +194,7 @@ def cuda_run(
     batch_first: bool,
     starts: Tensor | None,
     reset: Tensor | None,
+    leak: tuple | None,
     directions: list[tuple],
     workspace: Tensor,
     stream: int,

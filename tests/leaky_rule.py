@@ -4,12 +4,17 @@ The rule is that of tests/rule.py: the error of each output and gradient against
 wider dtype is at most twice that of the torch loop in the dtype under test, plus four roundings.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from rule import TINY
 from torch.nn import functional as F
+
+from rnnfast.functional import leaky_rnn
+
+SIGMA = 0.3  # the standard deviation of the noise
 
 # f and its derivative as a function of the argument.
 NUMPY = {
@@ -26,6 +31,7 @@ TORCH = {
     "softplus": F.softplus,
     "linear": lambda x: x,
 }
+KINDS = list(itertools.product(("rate", "current"), TORCH))
 
 
 @dataclass(frozen=True)
@@ -145,3 +151,38 @@ def check(ours, baseline, expected, dtype):
 
         allowed = 2 * error(baseline) + TINY * eps * scale
         assert error(ours) <= allowed, (name, float(error(ours)), float(allowed))
+
+
+def run(tensors, reset, case, **options):
+    """Call `leaky_rnn` for a case."""
+    weights = [tensors[name] for name in ("w_ih", "w_hh", "b") if name in tensors]
+    hx = tensors["hx"].unsqueeze(0) if "hx" in tensors else None
+    noise = {"noise": SIGMA, "xi": tensors["xi"]} if "xi" in tensors else {}
+    options = {"state": case.state, "nonlinearity": case.nonlinearity, **noise, **options}
+    output, h_n, states = leaky_rnn(
+        tensors["input"], hx, weights, tensors["alpha"], reset=reset, **options
+    )
+    return output, h_n[0], states
+
+
+def with_gradients(outputs, tensors, gradients, case):
+    """Return the outputs and the gradients of ``tensors`` by name."""
+    used = slice(3 if case.state == "current" else 2)
+    grads = torch.autograd.grad(outputs[used], list(tensors.values()), gradients[used])
+    named = dict(zip(("output", "h_n", "states"), outputs, strict=True))
+    return named | dict(zip(tensors, grads, strict=True))
+
+
+def check_case(case, seed=0, device="cpu"):
+    """Hold `leaky_rnn` on a device to the rule."""
+    tensors, reset, gradients = make(case, seed)
+    there = {name: t.detach().to(device).requires_grad_() for name, t in tensors.items()}
+    given = [g.to(device) for g in gradients]
+    ours = with_gradients(run(there, reset, case), there, given, case)
+    ours = {name: t.cpu() for name, t in ours.items()}
+    baseline = with_gradients(loop(tensors, reset, case, SIGMA), tensors, gradients, case)
+    if case.state == "rate":
+        gradients = (*gradients[:2], torch.zeros_like(gradients[2]))
+    outputs, grads = reference(tensors, reset, gradients, case, SIGMA)
+    expected = dict(zip(("output", "h_n", "states"), outputs, strict=True)) | grads
+    check(ours, baseline, expected, case.dtype)

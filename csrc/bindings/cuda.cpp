@@ -84,11 +84,13 @@ bool py_prefers_torch(int64_t B, int64_t H, int directions, const std::string& p
 // Runs one layer. Each direction is a tuple (reverse, w_hh, in, h, out, b_ih, b_hh, begin, end),
 // which recurrence.h describes. Sequences are (T, B, H), or (B, T, H) with `batch_first`. With
 // `starts` (T + 1) they are packed, (N, H). `reset`, which may be None, has the same rows, each one
-// bool. The device and the stream must be the current ones of the caller.
+// bool. Leaky units have `leak`, a tuple (current, nonlinearity, alpha, first, dstates, kept,
+// carry), and otherwise it is None. The device and the stream must be the current ones of the
+// caller.
 void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std::string& precision,
             const std::optional<std::string>& force, bool batch_first, py::handle starts_,
-            py::handle reset_, const py::list& directions, py::handle workspace_,
-            uintptr_t stream) {
+            py::handle reset_, const std::optional<py::tuple>& leak_, const py::list& directions,
+            py::handle workspace_, uintptr_t stream) {
   const std::optional<cuda::Kernel> forced = kernel_of(force);
   const cuda::Problem shape{
       T, B, H, int(directions.size()), backward, relu, precision_of(precision), nullptr};
@@ -156,6 +158,29 @@ void py_run(int64_t T, int64_t B, int64_t H, bool backward, bool relu, const std
     if (d.out.data == nullptr || (backward ? d.h.data : d.in.data) == nullptr) {
       throw std::invalid_argument("out, and h or in, must be given");
     }
+  }
+  cuda::Leaky leak{};
+  if (leak_) {
+    const py::tuple& t = *leak_;
+    if (t.size() != 7 || directions.size() != 1 || all[0].reverse) {
+      throw std::invalid_argument("leak must be a tuple of 7, for one direction forward in time");
+    }
+    leak.current = t[0].cast<bool>(), leak.f = nonlinearity_of(t[1].cast<std::string>());
+    leak.alpha = tensor("alpha", t[2]).expect_contiguous(dtype, {H}).data<void>();
+    leak.first = optional(tensor("first", t[3]), {B, H});
+    const Sequence<void> dstates = sequence(tensor("the gradient of the states", t[4]), dtype);
+    leak.dstates = {dstates.data, dstates.step, dstates.row};
+    const Sequence<void> kept = sequence(tensor("kept", t[5]), dtype);
+    leak.kept = kept.data;
+    const Sequence<void>& out = all[0].out;
+    if (kept.data != nullptr && (kept.step != out.step || kept.row != out.row)) {
+      throw std::invalid_argument("kept must have the strides of out");
+    }
+    if (leak.current && (backward ? leak.first : all[0].begin) == nullptr) {
+      throw std::invalid_argument("r of a current before the first step must be given");
+    }
+    leak.carry = tensor("carry", t[6]).expect_contiguous(sums, {B, H}).data<void>();
+    problem.leak = &leak;
   }
   const TensorView reset = tensor("reset", reset_);
   if (reset) {

@@ -8,9 +8,10 @@
 
 namespace rnnfast::cuda {
 
-// The layout of the batch and what the loop over time does with it. A kernel with resets finds the
-// rows of both layouts, and only where there are resets.
-enum class Mode { kDense, kPacked, kResets };
+// What the loop over time has to do. kDense and kPacked are layouts of the batch. The others run
+// both layouts: kResets with resets inside of sequences, and kLeaky with leaky units, which may
+// have resets.
+enum class Mode { kDense, kPacked, kResets, kLeaky };
 
 // The arguments of a launch. The workspace holds the packed weights of each direction. If groups
 // exchange the state through device memory, it also holds for each group two states, which
@@ -30,6 +31,7 @@ struct Call {
   uint32_t* counters;         // [directions * groups]; or nullptr
   uint4* zeros;               // a row of zeros, which is read as dy; or nullptr
   Sequence<const bool> reset; // data == nullptr: no resets
+  Leaky leak;
 
   // The backward pass runs through time against the direction of the forward pass.
   RNNFAST_BOTH Steps steps(int direction_) const {
@@ -50,7 +52,7 @@ private:
         team(block / g.members), member(block % g.members) {}
 };
 
-// Returns an element of the state before the first step: h0, or zero in the backward pass.
+// Returns an element of what the first step multiplies: h0, or zero in the backward pass.
 template <class E>
 RNNFAST_DEVICE typename E::Stored initial(const Call& call, int direction, int64_t row, int k) {
   using Stored = typename E::Stored;
@@ -59,7 +61,7 @@ RNNFAST_DEVICE typename E::Stored initial(const Call& call, int direction, int64
   return given ? E::operand(E::load(begin[row * call.geometry.H + k])) : Stored(0);
 }
 
-// Returns 16 bytes of the state before the first step.
+// Returns 16 bytes of what the first step multiplies.
 template <class E>
 RNNFAST_DEVICE uint4 initial_word(const Call& call, int direction, int64_t row, int word) {
   constexpr int kElements = kBlock<E> / 4;

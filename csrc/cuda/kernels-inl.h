@@ -25,7 +25,8 @@ template <class P, template <class> class Exchange> constexpr Shape shape() {
           size_t(kGrid ? Exchange<P>::kGlobalBytes : 0),
           {{&recur<P, Exchange, false, Mode::kDense>, &recur<P, Exchange, true, Mode::kDense>},
            {&recur<P, Exchange, false, Mode::kPacked>, &recur<P, Exchange, true, Mode::kPacked>},
-           {&recur<P, Exchange, false, Mode::kResets>, &recur<P, Exchange, true, Mode::kResets>}}};
+           {&recur<P, Exchange, false, Mode::kResets>, &recur<P, Exchange, true, Mode::kResets>},
+           {&recur<P, Exchange, false, Mode::kLeaky>, &recur<P, Exchange, true, Mode::kLeaky>}}};
 }
 
 // The kernels that keep W_hh on the chip. A thread holds at most 128 registers of W_hh and as much
@@ -120,9 +121,12 @@ template <class E> void prepare_for(const Call& call, uint4* weights, int blocks
 
 template <class E> constexpr Kernels kernels_of() {
   if constexpr (sizeof(typename E::Sum) == 4) {
-    return {kShapes<E>.data(), int(kShapes<E>.size()), &prepare_for<E>, &step<E>};
+    return {kShapes<E>.data(),
+            int(kShapes<E>.size()),
+            &prepare_for<E>,
+            {&step<E, false>, &step<E, true>}};
   } else {
-    return {nullptr, 0, &prepare_for<E>, &step<E>};
+    return {nullptr, 0, &prepare_for<E>, {&step<E, false>, &step<E, true>}};
   }
 }
 

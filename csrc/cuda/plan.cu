@@ -365,6 +365,7 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
   call.geometry = g;
   call.T = int(p.T), call.B = int(p.B), call.starts = p.starts;
   call.backward = p.backward, call.relu = p.relu, call.reset = p.reset;
+  call.leak = p.leak != nullptr ? *p.leak : Leaky{};
   bool ends = false;
   for (int d = 0; d < p.directions; ++d) {
     call.direction[d] = directions[d];
@@ -391,16 +392,21 @@ void run(const Problem& p, const Plan& plan, const Direction* directions, void* 
   of.prepare(call, weights, blocks, stream);
   if (plan.kernel == Kernel::kStep) {
     const device::Launch how{teams * g.members, 1, false, plan.shared, stream};
-    device::allow("step kernel", of.step, how);
+    void (*const step)(Call) = of.step[p.leak != nullptr];
+    device::allow("step kernel", step, how);
     const int last = call.T + (p.backward && ends ? 1 : 0);
     for (call.first = 0; call.first < last; ++call.first) {
-      device::launch("step kernel", of.step, kThreads, how, call);
+      device::launch("step kernel", step, kThreads, how, call);
     }
     return;
   }
-  const Mode mode = p.reset.data != nullptr ? Mode::kResets
-                    : p.starts != nullptr   ? Mode::kPacked
-                                            : Mode::kDense;
+  const Mode mode = p.leak != nullptr         ? Mode::kLeaky
+                    : p.reset.data != nullptr ? Mode::kResets
+                    : p.starts != nullptr     ? Mode::kPacked
+                                              : Mode::kDense;
+  if (call.leak.dstates.data == nullptr) {
+    call.leak.dstates = {call.zeros, 0, 0};
+  }
   const Sizes s = sizes(p.precision);
   for (int d = 0; d < p.directions; ++d) {
     Direction& direction = call.direction[d];

@@ -20,7 +20,7 @@ struct Shape {
   int (*threads)(int units);
   int (*rows)(int units);       // the most that a block of `units` finishes
   size_t shared, group_bytes;   // bytes of a block; bytes of a group in device memory
-  void (*function[3][2])(Call); // [mode][backward]
+  void (*function[4][2])(Call); // [mode][backward]
 };
 
 struct Plan {
@@ -40,7 +40,7 @@ struct Kernels {
   const Shape* shapes;
   int count;
   void (*prepare)(const Call&, uint4* weights, int blocks, void* stream);
-  void (*step)(Call);
+  void (*step[2])(Call); // [whether the units are leaky]
 };
 const Kernels& kernels(Precision);
 

@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "exchange.h"
+#include "leak.h"
 
 namespace rnnfast::cuda {
 
@@ -53,8 +54,11 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   using Stored = typename E::Stored;
   using Sum = typename E::Sum;
   using In = std::conditional_t<kBackward, Stored, Sum>;
-  constexpr int kCells = P::kCells, kUnits = P::kUnits, kAhead = P::kAhead;
-  constexpr bool kPacked = kMode != Mode::kDense, kResets = kMode == Mode::kResets;
+  constexpr int kCells = P::kCells, kUnits = P::kUnits;
+  constexpr bool kPacked = kMode != Mode::kDense, kLeaky = kMode == Mode::kLeaky;
+  constexpr bool kResets = kMode == Mode::kResets || kLeaky;
+  // The steps of leaky units are longer and have more code.
+  constexpr int kAhead = kLeaky ? (P::kAhead + 1) / 2 : P::kAhead;
   const Geometry& g = call.geometry;
   const Place place(call);
   const Direction& d = call.direction[place.direction];
@@ -87,7 +91,8 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       const bool exists = product.row(j) < rows;
       row[j] = exists ? int(g.batch_row(product.row(j), place.group)) : INT32_MAX;
       limit[j][e] = exists && inside[e] ? T : 0;
-      const Stored* const begin = static_cast<const Stored*>(d.begin);
+      const void* const state = kLeaky && !kBackward ? call.leak.first : d.begin;
+      const Stored* const begin = static_cast<const Stored*>(state);
       const Sum value = limit[j][e] > 0 && begin != nullptr
                             ? E::load(begin[int64_t(row[j]) * H + unit + e])
                             : Sum(0);
@@ -108,11 +113,37 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   Walk<Stored> out = walk(static_cast<Stored*>(d.out.data), d.out, unit);
   Walk<const bool> reset{};
   if constexpr (kResets) {
-    reset = walk(call.reset.data, call.reset, 0);
+    if (!kLeaky || call.reset.data != nullptr) {
+      reset = walk(call.reset.data, call.reset, 0);
+    }
+  }
+
+  // What only leaky units need. `zero` is what a thread publishes where the state is zero.
+  const Leaky& leak = call.leak;
+  const bool current = leak.current;
+  Sum alpha[kUnits];
+  Words<P> zero{};
+  Walk<const Stored> dstates{};
+  Stored* kept = nullptr; // as far from `leak.kept` as the thread's first cell is from `d.out`
+  if constexpr (kLeaky) {
+    Sum of_zero[1][kUnits] = {};
+    apply<E>(leak.f, of_zero);
+#pragma unroll
+    for (int e = 0; e < kUnits; ++e) {
+      alpha[e] = inside[e] ? E::load(static_cast<const Stored*>(leak.alpha)[unit + e]) : Sum(0);
+      of_zero[0][e] = inside[e] && current && !kBackward ? of_zero[0][e] : Sum(0);
+    }
+    E::operands(of_zero[0], zero.word);
+    if constexpr (kBackward) {
+      dstates = walk(static_cast<const Stored*>(leak.dstates.data), leak.dstates, unit);
+    }
+    if (leak.kept != nullptr) {
+      kept = walk(static_cast<Stored*>(leak.kept), d.out, unit).at;
+    }
   }
 
   In ins[kAhead][kCells][kUnits];
-  Stored hs[kAhead][kCells][kUnits];
+  Stored hs[kAhead][kCells][kUnits], dss[kAhead][kCells][kUnits];
   bool cut[kAhead][kCells]; // whether a reset comes after the step
   // The steps of the slots, and the two after those.
   Step packed[kAhead], later{0, 0}, after{0, 0};
@@ -123,7 +154,8 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
         // The reset is that of the later one of the two time steps.
         const int start = steps.from_end ? at.start : next.start;
         const int count = steps.from_end ? at.rows : next.rows;
-        cut[slot][j] = row[j] < count && reset.at[start * reset.step + j * reset.hop];
+        cut[slot][j] = row[j] < count && (!kLeaky || reset.at != nullptr) &&
+                       reset.at[start * reset.step + j * reset.hop];
       }
 #pragma unroll
       for (int e = 0; e < kUnits; ++e) {
@@ -133,6 +165,11 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
         if constexpr (kBackward) {
           hs[slot][j][e] =
               active ? h.at[(kPacked ? at.start * h.step : 0) + j * h.hop + e] : Stored(0);
+        }
+        if constexpr (kBackward && kLeaky) {
+          const bool given = active && current;
+          dss[slot][j][e] =
+              given ? dstates.at[at.start * dstates.step + j * dstates.hop + e] : Stored(0);
         }
       }
     }
@@ -157,36 +194,90 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
     }
     exchange.read(i);
     Words<P> words[kCells];
-#pragma unroll
-    for (int j = 0; j < kCells; ++j) {
-      const bool active = !kPacked || row[j] < packed[slot].rows;
-      Sum y[kUnits];
-      product.sum(j, y);
-#pragma unroll
-      for (int e = 0; e < kUnits; ++e) {
-        if constexpr (!kBackward) {
-          y[e] += ins[slot][j][e] + bias[e];
-          y[e] = device::select(relu, device::relu(y[e]), E::tanh(y[e]));
-        } else {
-          y[e] += E::load(ins[slot][j][e]) + extra[j][e];
-          const Sum h = E::load(hs[slot][j][e]);
-          y[e] = device::select(relu, h > 0 ? y[e] : Sum(0), y[e] * (1 - h * h));
-          extra[j][e] = active ? Sum(0) : extra[j][e];
-        }
-        y[e] = active ? y[e] : last[j][e];
-        // Units beyond H stay zero. Otherwise an infinity in a row would become NaN there and
-        // spread.
-        last[j][e] = y[e] = unit + e < H ? y[e] : Sum(0);
-      }
-      E::operands(y, words[j].word);
-      Words<P> published = words[j];
+    const auto publish = [&](int j, const Words<P>& own) {
+      Words<P> published = own;
       if constexpr (kResets) {
 #pragma unroll
         for (int w = 0; w < Words<P>::kCount; ++w) {
-          published.word[w] = cut[slot][j] ? 0 : words[j].word[w];
+          published.word[w] = cut[slot][j] ? zero.word[w] : own.word[w];
         }
       }
       exchange.publish(i, j, product, published);
+    };
+    [[maybe_unused]] Sum done[kCells][kUnits], also[kCells][kUnits]; // of leaky units
+    if constexpr (kLeaky) {
+      // All values meet the nonlinearity together, so that it is chosen once.
+      Sum sums[kCells][kUnits], values[kCells][kUnits];
+#pragma unroll
+      for (int j = 0; j < kCells; ++j) {
+        const bool active = row[j] < packed[slot].rows;
+        product.sum(j, sums[j]);
+#pragma unroll
+        for (int e = 0; e < kUnits; ++e) {
+          if constexpr (!kBackward) {
+            const Sum p = sums[j][e] + ins[slot][j][e] + bias[e];
+            sums[j][e] = active ? (1 - alpha[e]) * last[j][e] + alpha[e] * p : last[j][e];
+            values[j][e] = current ? sums[j][e] : p;
+          } else {
+            sums[j][e] += E::load(ins[slot][j][e]);
+            values[j][e] = current ? sums[j][e] : alpha[e] * (sums[j][e] + extra[j][e]);
+          }
+        }
+      }
+      if constexpr (!kBackward) {
+        apply<E>(leak.f, values);
+      } else {
+        multiply_by_derivative<E>(leak.f, values, hs[slot]);
+      }
+#pragma unroll
+      for (int j = 0; j < kCells; ++j) {
+        const bool active = row[j] < packed[slot].rows;
+#pragma unroll
+        for (int e = 0; e < kUnits; ++e) {
+          const Sum value = values[j][e];
+          if constexpr (!kBackward) {
+            const Sum leaked = active ? (1 - alpha[e]) * last[j][e] + alpha[e] * value : last[j][e];
+            const Sum state = current ? sums[j][e] : leaked;
+            also[j][e] = current ? state : value;
+            done[j][e] = inside[e] ? (current ? value : state) : Sum(0);
+            last[j][e] = inside[e] && !cut[slot][j] ? state : Sum(0);
+          } else {
+            const Sum above = current ? value + E::load(dss[slot][j][e]) : sums[j][e];
+            also[j][e] = above + extra[j][e];
+            const Sum dp = current ? alpha[e] * also[j][e] : value;
+            const Sum carried = cut[slot][j] ? Sum(0) : (1 - alpha[e]) * also[j][e];
+            extra[j][e] = active ? carried : extra[j][e];
+            last[j][e] = done[j][e] = !inside[e] ? Sum(0) : active ? dp : last[j][e];
+          }
+        }
+        E::operands(done[j], words[j].word);
+        publish(j, words[j]);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kCells; ++j) {
+        const bool active = !kPacked || row[j] < packed[slot].rows;
+        Sum y[kUnits];
+        product.sum(j, y);
+#pragma unroll
+        for (int e = 0; e < kUnits; ++e) {
+          if constexpr (!kBackward) {
+            y[e] += ins[slot][j][e] + bias[e];
+            y[e] = device::select(relu, device::relu(y[e]), E::tanh(y[e]));
+          } else {
+            y[e] += E::load(ins[slot][j][e]) + extra[j][e];
+            const Sum h = E::load(hs[slot][j][e]);
+            y[e] = device::select(relu, h > 0 ? y[e] : Sum(0), y[e] * (1 - h * h));
+            extra[j][e] = active ? Sum(0) : extra[j][e];
+          }
+          y[e] = active ? y[e] : last[j][e];
+          // Units beyond H stay zero. Otherwise an infinity in a row would become NaN there and
+          // spread.
+          last[j][e] = y[e] = unit + e < H ? y[e] : Sum(0);
+        }
+        E::operands(y, words[j].word);
+        publish(j, words[j]);
+      }
     }
 #pragma unroll
     for (int j = 0; j < kCells; ++j) {
@@ -194,8 +285,13 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       for (int e = 0; e < kUnits; ++e) {
         const bool active = kPacked ? inside[e] && row[j] < packed[slot].rows : limit[j][e] > 0;
         if (active && product.owns()) {
-          out.at[(kPacked ? packed[slot].start * out.step : 0) + j * out.hop + e] =
-              E::stored(last[j][e], words[j].word, e);
+          const int64_t at = (kPacked ? packed[slot].start * out.step : 0) + j * out.hop + e;
+          out.at[at] = E::stored(kLeaky ? done[j][e] : last[j][e], words[j].word, e);
+          if constexpr (kLeaky) {
+            if (kept != nullptr) {
+              kept[at] = E::store(also[j][e]);
+            }
+          }
         }
       }
     }
@@ -230,13 +326,29 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
     }
 #pragma unroll
     for (int j = 0; j < kCells; ++j) {
-      Sum value[kUnits];
-      product.sum(j, value);
+      Sum value[1][kUnits];
+      product.sum(j, value[0]);
+      if constexpr (kLeaky && kBackward) { // dh0
+        Stored r0[1][kUnits] = {};
+#pragma unroll
+        for (int e = 0; e < kUnits; ++e) {
+          if (current && limit[j][e] > 0) {
+            r0[0][e] = static_cast<const Stored*>(leak.first)[int64_t(row[j]) * H + unit + e];
+          }
+        }
+        if (current) {
+          multiply_by_derivative<E>(leak.f, value, r0);
+        }
+#pragma unroll
+        for (int e = 0; e < kUnits; ++e) {
+          value[0][e] += extra[j][e];
+        }
+      }
 #pragma unroll
       for (int e = 0; e < kUnits; ++e) {
         if (product.owns() && limit[j][e] > 0) {
           static_cast<Stored*>(d.end)[int64_t(row[j]) * H + unit + e] =
-              E::store(kBackward ? value[e] : last[j][e]);
+              E::store(kBackward ? value[0][e] : last[j][e]);
         }
       }
     }

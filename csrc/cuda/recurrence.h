@@ -30,6 +30,26 @@ enum class Precision { kFloat32, kTf32, kBfloat16, kFloat16, kFloat64 };
 enum class Kernel { kCluster, kGrid, kStep };
 constexpr const char* kKernelNames[] = {"cluster", "grid", "step"};
 
+// What makes the units leaky; ../api/leaky.h has the equations. Such a call has one direction,
+// which is not `reverse`. The data of a Direction then have these meanings:
+//
+//   forward    in: W_ih x_t + n_t;  begin: r before the first step;  out: r_t;
+//              end: the state after the last step
+//   backward   in: dr_t;  h: r_t of a current, f(p_t) of a rate;  out: dp_t;
+//              begin, end: the gradients of the state after the last step and before the first
+struct Leaky {
+  bool current; // true: the equation of a current; false: that of a rate
+  Nonlinearity f;
+  const void* alpha;            // [H]
+  const void* first;            // [B, H]; forward: the state before the first step, or nullptr:
+                                // zeros; backward: r before the first step, for a current only
+  Sequence<const void> dstates; // T x B x H, backward pass of a current: the gradient of s_t, or
+                                // data == nullptr: zeros
+  void* kept;  // T x B x H, laid out as `out`, written, or nullptr: not wanted; forward: s_t of a
+               // current, f(p_t) of a rate; backward: the gradient of the state
+  void* carry; // [B, H] of Sum: memory for the states between steps
+};
+
 struct Problem {
   int64_t T, B, H;
   int directions;      // 1 or 2 of one layer, which run at the same time in one launch
@@ -38,8 +58,9 @@ struct Problem {
   const int64_t*
       starts; // [T + 1] for a packed batch: the row at which step t begins, below 2^31; or nullptr
   // T x B, read; Shape in ../api/rnn.h says what it does. Where the first step has a reset, the
-  // caller has set h0 to zero.
+  // caller has set h0 to zero. For leaky units it has set the state to zero, and r to f of it.
   Sequence<const bool> reset{};
+  const Leaky* leak = nullptr; // nullptr, or what makes the units leaky; then `relu` is ignored
 };
 
 // One direction of one layer. Rows need no alignment except that of their elements.

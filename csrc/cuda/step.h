@@ -3,6 +3,7 @@
 #pragma once
 
 #include "call.h"
+#include "leak.h"
 
 namespace rnnfast::cuda {
 
@@ -114,8 +115,56 @@ RNNFAST_DEVICE void multiply(const uint4* weights, int tile_stride, int blocks, 
   sums.store(to, sum_stride, lane);
 }
 
+// Finishes one cell of a step of leaky units: the sum `value` of the unit in row b of the batch.
+// `is_first` says whether it is the row's first step, and `active` whether the row has this step.
+// Otherwise only dh0 is wanted.
+template <class E> struct LeakyCell {
+  using Sum = typename E::Sum;
+  using Stored = typename E::Stored;
+  Sum out{}, kept{}, end{};
+
+  RNNFAST_DEVICE LeakyCell(const Call& call, const Step& now, int64_t b, int unit, Sum value,
+                           bool is_first, bool active, bool is_reset) {
+    const Direction& d = call.direction[0];
+    const Leaky& leak = call.leak;
+    const Steps steps = call.steps(0);
+    const int64_t cell = b * call.geometry.H + unit;
+    const auto at = [&](const auto& sequence) {
+      const Stored* const data = static_cast<const Stored*>(sequence.data);
+      const bool given = data != nullptr && active;
+      return given ? E::load(data[steps.offset(sequence, now, b) + unit]) : Sum(0);
+    };
+    const auto of_state = [&](const void* states) {
+      return states != nullptr ? E::load(static_cast<const Stored*>(states)[cell]) : Sum(0);
+    };
+    Sum& carry = static_cast<Sum*>(leak.carry)[cell];
+    const Sum alpha = E::load(static_cast<const Stored*>(leak.alpha)[unit]);
+    const Sum before = is_first ? of_state(call.backward ? d.begin : leak.first) : carry;
+    with_nonlinearity<E>(leak.f, [&](auto units) {
+      if (!call.backward) {
+        value += static_cast<const Sum*>(d.in.data)[steps.offset(d.in, now, b) + unit];
+        const Sum target = leak.current ? value : units.value(value);
+        end = (1 - alpha) * before + alpha * target;
+        out = leak.current ? units.value(end) : end;
+        kept = leak.current ? end : target;
+        carry = is_reset ? Sum(0) : end;
+      } else if (!active) {
+        const Sum dr = leak.current ? units.times_derivative(value, of_state(leak.first)) : value;
+        end = dr + before;
+      } else {
+        value = (is_first ? Sum(0) : value) + at(d.in);
+        const Sum y = at(d.h);
+        const Sum dr = leak.current ? units.times_derivative(value, y) : value;
+        kept = dr + before + at(leak.dstates);
+        out = leak.current ? alpha * kept : units.times_derivative(alpha * kept, y);
+        carry = is_reset ? Sum(0) : (1 - alpha) * kept;
+      }
+    });
+  }
+};
+
 // Computes step call.first.
-template <class E>
+template <class E, bool kLeaky>
 __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call call) {
   using Stored = typename E::Stored;
   using Sum = typename E::Sum;
@@ -164,6 +213,13 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
     return call.reset.data != nullptr && b < later.rows &&
            call.reset.data[steps.offset(call.reset, later, b)];
   };
+  Pair<E> zero{}; // what is published where the state is zero
+  if (kLeaky && call.leak.current && !call.backward) {
+    with_nonlinearity<E>(call.leak.f, [&](auto units) {
+      zero.first = unit < g.H ? E::operand(units.value(0)) : Stored(0);
+      zero.second = unit + 1 < g.H ? E::operand(units.value(0)) : Stored(0);
+    });
+  }
   // In the backward pass, rows that were active a step ago and are not now only need dh0.
   const int rows = call.backward && d.end != nullptr ? max(now.rows, rows_before) : now.rows;
   for (int first = 0; first < rows; first += g.chunk) {
@@ -207,6 +263,24 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
           continue;
         }
         Sum value = values[e];
+        if constexpr (kLeaky) {
+          const bool active = row < now.rows;
+          const LeakyCell<E> cell(call, now, b, unit + e, values[e] + bias[e], row >= rows_before,
+                                  active, is_reset(b));
+          (e == 0 ? pair.first : pair.second) = E::operand(cell.out);
+          if (active) {
+            static_cast<Stored*>(d.out.data)[steps.offset(d.out, now, b) + unit + e] =
+                E::store(cell.out);
+          }
+          if (active && call.leak.kept != nullptr) {
+            static_cast<Stored*>(call.leak.kept)[steps.offset(d.out, now, b) + unit + e] =
+                E::store(cell.kept);
+          }
+          if (d.end != nullptr && (call.backward ? !active : row >= rows_next)) {
+            static_cast<Stored*>(d.end)[b * g.H + unit + e] = E::store(cell.end);
+          }
+          continue;
+        }
         if (!call.backward) {
           const Sum* const pre = static_cast<const Sum*>(d.in.data);
           value += pre[steps.offset(d.in, now, b) + unit + e] + bias[e];
@@ -238,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
       }
       if (row < now.rows) {
         reinterpret_cast<Pair<E>*>(written + int64_t(row) * stride)[unit / 2] =
-            is_reset(b) ? Pair<E>{} : pair;
+            is_reset(b) ? zero : pair;
       }
     }
     device::sync_block(); // before the sums of the next chunk

@@ -29,9 +29,17 @@ from .dispatch import (
     rnn_forward,
 )
 from .padded import gated_rnn_padded, rnn_padded
-from .schema import GatedDescriptor, LeakyDescriptor, RNNDescriptor, is_one_hot, shape_of_rows
+from .schema import (
+    NONLINEARITIES,
+    GatedDescriptor,
+    LeakyDescriptor,
+    RNNDescriptor,
+    is_one_hot,
+    shape_of_rows,
+)
 
 __all__ = [
+    "NONLINEARITIES",
     "GatedDescriptor",
     "LeakyDescriptor",
     "RNNDescriptor",

@@ -125,7 +125,7 @@ def plan(
     return f"torch's own path; with rnnfast.set_cuda_kernel('auto'): {reason}"
 
 
-class _Layout:
+class Layout:
     """Where the rows of each time step are in memory.
 
     For a packed batch ``starts``, on the device, has the first row of each step; else it is None.
@@ -187,9 +187,12 @@ def _upload(numbers, device):
     return tensor
 
 
-def _launch(layout, H, backward, relu, dtype, directions, device):
-    """Run one layer; csrc/cuda/recurrence.h describes ``directions``, a tuple for each."""
-    arguments = (layout, H, backward, relu, _precision(dtype), directions, device)
+def launch(layout, H, backward, relu, dtype, directions, device, leak=None):
+    """Run one layer.
+
+    csrc/bindings/cuda.cpp describes ``directions``, a tuple for each, and ``leak``.
+    """
+    arguments = (layout, H, backward, relu, _precision(dtype), directions, device, leak)
     if device.index == torch.cuda.current_device():  # a context takes microseconds
         _run(*arguments)
     else:
@@ -197,11 +200,11 @@ def _launch(layout, H, backward, relu, dtype, directions, device):
             _run(*arguments)
 
 
-def _run(layout, H, backward, relu, precision, directions, device):
+def _run(layout, H, backward, relu, precision, directions, device, leak=None):
     """Run one layer on the current device, if need be by the kernel that runs everywhere."""
     global _choice
     force = _forced(precision)
-    arguments = (layout, H, backward, relu, precision, directions, device)
+    arguments = (layout, H, backward, relu, precision, directions, device, leak)
     try:
         _run_kernel(force, *arguments)
     except _C.CudaError as error:
@@ -217,16 +220,16 @@ def _run(layout, H, backward, relu, precision, directions, device):
         _run_kernel("step", *arguments)
 
 
-def _run_kernel(force, layout, H, backward, relu, precision, directions, device):
+def _run_kernel(force, layout, H, backward, relu, precision, directions, device, leak):
     T, B = layout.T, layout.B
     size = _C.cuda_workspace(B, H, len(directions), backward, precision, force)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
     options = (backward, relu, precision, force, layout.batch_first, layout.starts)
     stream = _torch.cuda_stream(device.index)
-    _C.cuda_run(T, B, H, *options, layout.reset, directions, workspace, stream)
+    _C.cuda_run(T, B, H, *options, layout.reset, leak, directions, workspace, stream)
 
 
-def _project(x, w_ih):
+def project(x, w_ih):
     """Return W_ih x of all steps in the dtype of the sums: float32 if ``x`` has two bytes."""
     rows, H = x.shape if is_one_hot(x) else x.shape[:-1], len(w_ih)
     if is_one_hot(x):
@@ -245,10 +248,10 @@ def _half(t, d, H):
     return None if t is None else t[..., d * H : (d + 1) * H]
 
 
-def _check(x, weights, descriptor):
+def check(x, weights, descriptor):
     """Check the sizes and dtypes of the input and the weights, and return ``(H, dtype)``.
 
-    The number of dimensions of the input is already checked, by `_Layout`.
+    The number of dimensions of the input is already checked, by `Layout`.
     """
     one_hot, w_hh = is_one_hot(x), weights[1]
     if w_hh.dim() != 2 or w_hh.shape[0] != w_hh.shape[1]:
@@ -269,7 +272,7 @@ def _check(x, weights, descriptor):
     return H, dtype
 
 
-def _state(name, state, wanted, dtype):
+def as_state(name, state, wanted, dtype):
     """Return a state, or its gradient, contiguous; RuntimeError if its shape or dtype is wrong."""
     if state is None:
         return None
@@ -283,11 +286,11 @@ def _state(name, state, wanted, dtype):
 
 def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
     """Run ``rnn`` on the CUDA kernels; arguments and results are described in ``schema.py``."""
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, False, reset)
-    H, dtype = _check(x, weights, descriptor)
+    layout = Layout(x, batch_sizes, descriptor.batch_first, False, reset)
+    H, dtype = check(x, weights, descriptor)
     D, relu, like = descriptor.directions, descriptor.nonlinearity == "relu", weights[1]
     shape = (descriptor.num_states, layout.B, H)
-    h0 = _state("hx", h0, shape, dtype)
+    h0 = as_state("hx", h0, shape, dtype)
     h_n = like.new_empty(shape)
     outs, below = [], x
     for layer in range(descriptor.num_layers):
@@ -299,11 +302,11 @@ def rnn_cuda(x, h0, weights, batch_sizes, descriptor, keep, reset=None):
             w_ih, w_hh, *b = (w.contiguous() for w in own)
             b_ih, b_hh = b or (None, None)
             begin = layout.begin(h0, n, d)
-            pre = _project(below, w_ih)
+            pre = project(below, w_ih)
             directions.append(
                 (d == 1, w_hh, pre, None, _half(out, d, H), b_ih, b_hh, begin, h_n[n])
             )
-        _launch(layout, H, False, relu, dtype, directions, x.device)
+        launch(layout, H, False, relu, dtype, directions, x.device)
         outs.append(out)
         below = out
     return outs if keep else outs[-1:], h_n
@@ -331,7 +334,7 @@ def _dw_hh(layout, dpre, h, h0, reverse):
     return dw if h0 is None else dw.addmm_(first.t(), h0)
 
 
-def _dw_ih(flat, below, w_ih):
+def dw_ih(flat, below, w_ih):
     """Return the gradient of W_ih, the sum of dpre_t x_t^T over all rows of ``flat``, dpre."""
     if is_one_hot(below):
         tokens = below.reshape(-1)
@@ -353,13 +356,13 @@ def rnn_backward_cuda(dy, dh_n, outs, x, *arguments):
 
 def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs, reset=None):
     need_dx, need_dh0, need_dw = needs
-    layout = _Layout(x, batch_sizes, descriptor.batch_first, True, reset)
-    H, dtype = _check(x, weights, descriptor)
+    layout = Layout(x, batch_sizes, descriptor.batch_first, True, reset)
+    H, dtype = check(x, weights, descriptor)
     D, per_direction = descriptor.directions, descriptor.weights_per_direction
     relu = descriptor.nonlinearity == "relu"
     shape = (descriptor.num_states, layout.B, H)
-    h0 = _state("hx", h0, shape, dtype)
-    dh_n = _state("the gradient of h_n", dh_n, shape, dtype)
+    h0 = as_state("hx", h0, shape, dtype)
+    dh_n = as_state("the gradient of h_n", dh_n, shape, dtype)
     dh0 = outs[0].new_empty(shape) if need_dh0 else None
     dw = [None] * len(weights)
     for layer in reversed(range(descriptor.num_layers)):
@@ -375,14 +378,14 @@ def _rnn_backward(dy, dh_n, outs, x, h0, weights, batch_sizes, descriptor, needs
             w_hh = descriptor.weights_of(weights, layer, d)[1].contiguous()
             tensors = (_half(dy, d, H), _half(out, d, H), dpre, None, None, begin, end)
             directions.append((d == 1, w_hh, *tensors))
-        _launch(layout, H, True, relu, dtype, directions, x.device)
+        launch(layout, H, True, relu, dtype, directions, x.device)
         dx = None
         for d, (reverse, _, _, h, dpre, *_) in enumerate(directions):
             n = layer * D + d
             w_ih, flat = descriptor.weights_of(weights, layer, d)[0], dpre.view(-1, H)
             if need_dw:
                 before = layout.begin(h0, n, d)
-                own = [_dw_ih(flat, below, w_ih), _dw_hh(layout, dpre, h, before, reverse)]
+                own = [dw_ih(flat, below, w_ih), _dw_hh(layout, dpre, h, before, reverse)]
                 if descriptor.bias:
                     db = flat.sum(0)
                     own += [db, db.clone()]  # outputs of an operator may not alias

@@ -20,6 +20,7 @@ from .cpu import (
     rnn_cpu,
 )
 from .cuda import rnn_backward_cuda, rnn_cuda
+from .cuda_leaky import leaky_rnn_backward_cuda, leaky_rnn_cuda
 from .schema import GatedDescriptor, LeakyDescriptor, RNNDescriptor, library
 
 
@@ -42,7 +43,7 @@ def has_gated_kernel(device_type, dtype):
 
 def has_leaky_kernel(device_type, dtype):
     """Return whether ``leaky_rnn`` has a kernel for ``dtype`` on devices of this type."""
-    return device_type == "cpu" and dtype in cpu.DTYPES
+    return has_rnn_kernel(device_type, dtype)
 
 
 def has_dropout_kernel(device_type, dtype):
@@ -106,21 +107,30 @@ def _gated_rnn_backward_operator(
     return *(_or_empty(outs[0], g) for g in results), dw
 
 
-def _leaky_rnn_operator(*args, reset=None):
-    *tensors, batch_first, current, nonlinearity, keep_states, keep_saved = args
-    descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
-    results = leaky_rnn_cpu(*tensors, descriptor, (keep_states, keep_saved), reset)
-    return tuple(_or_empty(results[0], t) for t in results)
+def _leaky_rnn_operator(run):
+    """Return the operator ``leaky_rnn`` that calls ``run`` with a descriptor."""
+
+    def operator(*args, reset=None):
+        *tensors, batch_first, current, nonlinearity, keep_states, keep_saved = args
+        descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
+        results = run(*tensors, descriptor, (keep_states, keep_saved), reset)
+        return tuple(_or_empty(results[0], t) for t in results)
+
+    return operator
 
 
-def _leaky_rnn_backward_operator(dy, dh_n, dstates, output, states, saved, *rest, reset=None):
-    *tensors, batch_first, current, nonlinearity, dx, dh0, dw, dalpha, dnoise = rest
-    descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
-    outputs = (output, *(t if t.numel() else None for t in (states, saved)))
-    needs = (dx, dh0, dw, dalpha, dnoise)
-    gradients = (dy, dh_n, dstates)
-    results = leaky_rnn_backward_cpu(gradients, outputs, *tensors, descriptor, needs, reset)
-    return tuple(g if isinstance(g, list) else _or_empty(output, g) for g in results)
+def _leaky_rnn_backward_operator(run):
+    """Return the operator ``leaky_rnn_backward`` that calls ``run`` with a descriptor."""
+
+    def operator(dy, dh_n, dstates, output, states, saved, *rest, reset=None):
+        *tensors, batch_first, current, nonlinearity, dx, dh0, dw, dalpha, dnoise = rest
+        descriptor = LeakyDescriptor(batch_first, current, nonlinearity)
+        outputs = (output, *(t if t.numel() else None for t in (states, saved)))
+        needs = (dx, dh0, dw, dalpha, dnoise)
+        results = run((dy, dh_n, dstates), outputs, *tensors, descriptor, needs, reset)
+        return tuple(g if isinstance(g, list) else _or_empty(output, g) for g in results)
+
+    return operator
 
 
 for _name, _device, _implementation in (
@@ -130,8 +140,10 @@ for _name, _device, _implementation in (
     ("rnn_backward", "CUDA", _rnn_backward_operator(rnn_backward_cuda)),
     ("gated_rnn", "CPU", _gated_rnn_operator),
     ("gated_rnn_backward", "CPU", _gated_rnn_backward_operator),
-    ("leaky_rnn", "CPU", _leaky_rnn_operator),
-    ("leaky_rnn_backward", "CPU", _leaky_rnn_backward_operator),
+    ("leaky_rnn", "CPU", _leaky_rnn_operator(leaky_rnn_cpu)),
+    ("leaky_rnn", "CUDA", _leaky_rnn_operator(leaky_rnn_cuda)),
+    ("leaky_rnn_backward", "CPU", _leaky_rnn_backward_operator(leaky_rnn_backward_cpu)),
+    ("leaky_rnn_backward", "CUDA", _leaky_rnn_backward_operator(leaky_rnn_backward_cuda)),
     ("normal", "CPU", normal_cpu),
     ("linear_cross_entropy", "CPU", linear_cross_entropy_cpu),
     ("dropout", "CPU", dropout_cpu),
@@ -218,7 +230,8 @@ def leaky_rnn(x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes, *res
     """
     tensors = (x, h0, weights, alpha, noise, noise_scale, seed, batch_sizes)
     if _can_call_directly(weights, x, h0, alpha, noise):
-        return leaky_rnn_cpu(*tensors, *rest)
+        run = leaky_rnn_cpu if x.is_cpu else leaky_rnn_cuda
+        return run(*tensors, *rest)
     descriptor, keeps, reset = rest
     return _leaky_rnn_op(*tensors, *descriptor, *keeps, reset=reset)
 
@@ -234,7 +247,8 @@ def leaky_rnn_backward(gradients, outputs, x, h0, weights, alpha, batch_sizes, *
     tensors = (x, h0, weights, alpha, batch_sizes)
     if _can_call_directly(weights, x, h0, alpha, *gradients):
         outputs = [t if t is None or t.numel() else None for t in outputs]
-        return leaky_rnn_backward_cpu(gradients, outputs, *tensors, *rest)
+        run = leaky_rnn_backward_cpu if x.is_cpu else leaky_rnn_backward_cuda
+        return run(gradients, outputs, *tensors, *rest)
     descriptor, needs, reset = rest
     outputs = [_or_empty(outputs[0], t) for t in outputs]
     return _leaky_rnn_backward_op(*gradients, *outputs, *tensors, *descriptor, *needs, reset=reset)

@@ -54,6 +54,15 @@ A gradient that is not needed is returned as an empty tensor.
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
+
+NONLINEARITIES = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "linear": lambda x: x,
+}
 
 library = torch.library.Library("rnnfast", "DEF")
 _tags = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _ops, _torch
+from .._ops import NONLINEARITIES
 from ._shared import (
     autocast_dtype,
     can_run_kernel,
@@ -18,14 +19,6 @@ from ._shared import (
     has_own_torch_function,
     input_product,
 )
-
-NONLINEARITIES = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-    "linear": lambda x: x,
-}
 
 
 def leaky_rnn(
@@ -71,9 +64,9 @@ def leaky_rnn(
         nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"linear"``.
         noise: the standard deviation of the noise, at least 0.
         xi: the random numbers of the noise, (L, T, B, H) in the layout of ``input``, or without L
-            for one layer. Default: they are drawn inside the kernel, seeded by one number of
-            torch's generator, and depend neither on the number of threads nor on the batch order
-            of memory.
+            for one layer. Default: they are drawn, on the CPU inside the kernel. There they are
+            seeded by one number of torch's generator, and depend neither on the number of threads
+            nor on the batch order of memory.
         batch_first: whether ``input``, ``output`` and ``states`` are (B, T, ...).
         batch_sizes: int64 CPU tensor (T), the number of rows at each step of a packed batch.
         reset: bool tensor with one element for each row of ``input``, or None. Where it is true,
@@ -85,8 +78,10 @@ def leaky_rnn(
         are the output itself.
 
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, which keep the state
-    in float32 or float64 from step to step. Other dtypes and devices and transforms of torch.func
-    run time step by time step on torch's operators. There the noise is drawn by ``torch.randn``.
+    in float32 or float64 from step to step. CUDA devices use rnnfast's kernels as
+    :func:`rnnfast.set_cuda_kernel` says. Other dtypes and devices and transforms of torch.func run
+    time step by time step on torch's operators. There, and on CUDA devices, ``torch.randn`` draws
+    the noise.
     The result can be differentiated twice.
 
     Raises:
@@ -187,7 +182,7 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
         scale = noise * (2 / alpha).sqrt()
         seed = torch.randint(torch.iinfo(torch.int64).max, (), device="cpu")
         needs_xi = is_sparse or (scale.requires_grad and torch.is_grad_enabled())
-        if xi is None and not on_kernel:
+        if xi is None and (x.is_cuda or not on_kernel):
             shape = (*_ops.shape_of_rows(x, batch_sizes), weights[1].shape[-1])
             xi = torch.randn(shape, dtype=dtype, device=x.device)
         elif xi is None and needs_xi:
@@ -202,7 +197,7 @@ def _run_layer(x, h0, weights, alpha, noise, xi, batch_sizes, descriptor, reset)
                 "it dense, weight_hh.to_dense()"
             )
         has_kernel = dtype in (torch.float32, torch.float64) and x.is_floating_point()
-        if on_kernel and has_kernel and batch_sizes is None:
+        if on_kernel and has_kernel and x.is_cpu and batch_sizes is None:
             return _run_sparse(x, h0, weights, alpha, xi, descriptor, reset)
         weights = [weights[0], weights[1].to_dense(), *weights[2:]]
     tensors = (x, h0, alpha, xi, scale, seed, batch_sizes, reset, descriptor, *weights)

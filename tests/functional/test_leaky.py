@@ -1,52 +1,15 @@
 """The kernels of leaky units, held to the rule of tests/leaky_rule.py."""
 
-import itertools
-
 import leaky_rule
 import numpy as np
 import pytest
 import torch
-from leaky_rule import Case
+from leaky_rule import KINDS, Case, run
+from leaky_rule import check_case as check
 
 import rnnfast
 from rnnfast import _ops
 from rnnfast.functional import leaky_rnn
-from rnnfast.functional._leaky import NONLINEARITIES
-
-SIGMA = 0.3
-KINDS = list(itertools.product(("rate", "current"), NONLINEARITIES))
-
-
-def run(tensors, reset, case, **options):
-    """Call `leaky_rnn` for a case."""
-    weights = [tensors[name] for name in ("w_ih", "w_hh", "b") if name in tensors]
-    hx = tensors["hx"].unsqueeze(0) if "hx" in tensors else None
-    noise = {"noise": SIGMA, "xi": tensors["xi"]} if "xi" in tensors else {}
-    options = {"state": case.state, "nonlinearity": case.nonlinearity, **noise, **options}
-    output, h_n, states = leaky_rnn(
-        tensors["input"], hx, weights, tensors["alpha"], reset=reset, **options
-    )
-    return output, h_n[0], states
-
-
-def with_gradients(outputs, tensors, gradients, case):
-    """Return the outputs and the gradients of ``tensors`` by name."""
-    used = slice(3 if case.state == "current" else 2)
-    grads = torch.autograd.grad(outputs[used], list(tensors.values()), gradients[used])
-    named = dict(zip(("output", "h_n", "states"), outputs, strict=True))
-    return named | dict(zip(tensors, grads, strict=True))
-
-
-def check(case, seed=0):
-    tensors, reset, gradients = leaky_rule.make(case, seed)
-    ours = with_gradients(run(tensors, reset, case), tensors, gradients, case)
-    loop = leaky_rule.loop(tensors, reset, case, SIGMA)
-    baseline = with_gradients(loop, tensors, gradients, case)
-    if case.state == "rate":
-        gradients = (*gradients[:2], torch.zeros_like(gradients[2]))
-    outputs, grads = leaky_rule.reference(tensors, reset, gradients, case, SIGMA)
-    expected = dict(zip(("output", "h_n", "states"), outputs, strict=True)) | grads
-    leaky_rule.check(ours, baseline, expected, case.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -8,7 +8,7 @@
 #          if Clang has them; skipped if there is no Clang
 # aarch64  the CPU kernels compiled for AArch64, without threads, and run by qemu; skipped if there
 #          is no cross compiler or no qemu
-# cuda     the CUDA kernels with test_cuda.cpp for the host, where shim.h takes the place of a GPU:
+# cuda     the CUDA kernels with test_cuda*.cpp for the host, where shim.h takes the place of a GPU:
 #          all cases, and some of them under the sanitizers
 #
 # A test with OpenMP runs alone as soon as it is compiled, because the kernels use fewer threads
@@ -120,7 +120,7 @@ part_aarch64() {
 check_cuda() {
   local name=$1 parts=$2 some=$3 part start=$SECONDS
   shift 3
-  printf '%s\n' csrc/cuda/{,*/}*.cu tests/native/test_cuda.cpp |
+  printf '%s\n' csrc/cuda/{,*/}*.cu tests/native/test_cuda{,_leaky}.cpp |
     compile "$temporary/$name" "$compiler" -x c++ "${flags[@]}" -I tests/native \
       -Wno-unknown-pragmas "$@"
   "$compiler" "$@" "$temporary/$name"/*.o -o "$temporary/$name/test"
@@ -135,9 +135,10 @@ check_cuda() {
 part_cuda() {
   check_cuda cuda 8 '1 2 3 4 5 6 7 8'
   # 61 parts, so that every kernel meets every size, forward and backward. ThreadSanitizer takes
-  # minutes and gigabytes for such a part, so it gets two parts of 488.
+  # minutes and gigabytes for such a part, so it gets two parts of 488. An odd part has the forward
+  # pass, and an even part has the backward pass.
   check_cuda cuda-memory 61 '1 12 23 34' "${gcc_memory[@]}"
-  check_cuda cuda-threads 488 '1 245' -fsanitize=thread
+  check_cuda cuda-threads 488 '1 246' -fsanitize=thread
 }
 
 [ $# -gt 0 ] || set -- cpu clang aarch64 cuda

@@ -5,11 +5,8 @@
 //
 //   test_cuda [seed] [part of the cases, for example 1/3]
 //   test_cuda table     prints what would be chosen on an H200, for csrc/cuda/README.md
-#include "cuda/plan.h"
+#include "cuda_testing.h"
 
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,93 +15,6 @@ using namespace rnnfast;
 using namespace rnnfast::cuda;
 
 namespace {
-
-[[noreturn]] void fail(const std::string& message) {
-  std::fprintf(stderr, "FAILED: %s\n", message.c_str());
-  std::exit(1);
-}
-
-uint64_t random_state = 1;
-double uniform() { // in [-1, 1)
-  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-  return double(int64_t(random_state) >> 11) / double(int64_t(1) << 52);
-}
-
-// Rounds to `bits` of mantissa after the leading one, ties to even. It computes with numbers and
-// not with bit patterns, so that it shares no mistake with the kernels.
-double round_to(double x, int bits) {
-  int exponent;
-  const double mantissa = std::frexp(x, &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(mantissa, bits + 1)), exponent - bits - 1);
-}
-
-struct Format {
-  Precision precision;
-  const char* name;
-  size_t stored;                 // bytes
-  int stored_bits, operand_bits; // of mantissa
-  double tolerance;              // relative to 1 + |expected|, for sums that round differently
-};
-const Format kFormats[] = {
-    {Precision::kFloat32, "float32", 4, 23, 23, 2e-6},
-    {Precision::kTf32, "tf32", 4, 23, 10, 4e-4},
-    {Precision::kBfloat16, "bfloat16", 2, 7, 7, 1.2e-2},
-    {Precision::kFloat16, "float16", 2, 10, 10, 1.5e-3},
-    {Precision::kFloat64, "float64", 8, 52, 52, 1e-13},
-};
-
-// A tensor in a format, in an allocation of exactly its size.
-class Array {
-public:
-  Array(Precision precision, size_t bytes, int64_t n)
-      : precision_(precision), bytes_(bytes), data_(n * bytes, char(0x5a)) {}
-  void* data() { return data_.data(); }
-  void set(int64_t i, double x) {
-    char* const at = data_.data() + i * bytes_;
-    if (bytes_ == 8) {
-      std::memcpy(at, &x, 8);
-    } else if (bytes_ == 4) {
-      const float f = float(x);
-      std::memcpy(at, &f, 4);
-    } else {
-      const uint16_t u = precision_ == Precision::kFloat16 ? device::to_float16(float(x))
-                                                           : device::to_bfloat16(float(x));
-      std::memcpy(at, &u, 2);
-    }
-  }
-  double get(int64_t i) const {
-    const char* const at = data_.data() + i * bytes_;
-    if (bytes_ == 8) {
-      double x;
-      std::memcpy(&x, at, 8);
-      return x;
-    }
-    if (bytes_ == 4) {
-      float x;
-      std::memcpy(&x, at, 4);
-      return x;
-    }
-    uint16_t u;
-    std::memcpy(&u, at, 2);
-    return precision_ == Precision::kFloat16 ? device::from_float16(u) : device::from_bfloat16(u);
-  }
-  bool untouched(int64_t i) const {
-    return std::all_of(data_.begin() + i * bytes_, data_.begin() + (i + 1) * bytes_,
-                       [](char c) { return c == 0x5a; });
-  }
-  void fill() {
-    for (int64_t i = 0; i < int64_t(data_.size() / bytes_); ++i) {
-      set(i, uniform());
-    }
-  }
-
-private:
-  Precision precision_;
-  size_t bytes_;
-  std::vector<char> data_;
-};
-
-enum class Layout { kTime, kBatchFirst, kHalf, kPacked };
 
 struct Case {
   int64_t T, B, H;
@@ -123,38 +33,10 @@ struct Case {
   }
 };
 
-struct Rows { // where rows of H elements lie, `pitch` elements apart
-  int64_t step, row, size;
-  std::vector<int64_t> starts; // the first row of each step in a packed batch
-
-  Rows(const Case& c, const std::vector<int64_t>& lengths, int64_t pitch) {
-    row = c.layout == Layout::kBatchFirst ? c.T * pitch : pitch;
-    step = c.layout == Layout::kBatchFirst ? pitch : c.B * pitch;
-    starts.push_back(0);
-    for (int64_t t = 0; t < c.T; ++t) {
-      starts.push_back(starts.back() + std::count_if(lengths.begin(), lengths.end(),
-                                                     [t](int64_t n) { return n > t; }));
-    }
-    size = c.layout == Layout::kPacked ? starts.back() * pitch : c.T * c.B * pitch;
-    step = c.layout == Layout::kPacked ? std::numeric_limits<int64_t>::max() / 2 : step;
-  }
-  int64_t at(const Case& c, int64_t t, int64_t b) const {
-    return c.layout == Layout::kPacked ? (starts[t] + b) * row : t * step + b * row;
-  }
-};
-
 struct Tensors {
   Array w, in, h, out, b_ih, b_hh, begin, end;
   bool reverse;
 };
-
-void compare(const std::string& name, const char* what, double found, double expected,
-             double tolerance) {
-  if (!(std::abs(found - expected) <= tolerance * (1 + std::abs(expected)))) {
-    fail(name + ": " + what + " " + std::to_string(found) + ", expected " +
-         std::to_string(expected));
-  }
-}
 
 int check(const Case& c, const Format& f, Kernel kernel) {
   const Precision p = f.precision;
@@ -164,12 +46,12 @@ int check(const Case& c, const Format& f, Kernel kernel) {
     lengths[b] = std::max<int64_t>(1, c.T - b * c.T / c.B);
   }
   const int64_t pitch = c.layout == Layout::kHalf ? 2 * c.H + 1 : c.H;
-  const Rows rows(c, lengths, pitch);
+  const Rows rows(c.layout, c.T, c.B, lengths, pitch);
   Problem problem{c.T, c.B, c.H, c.directions, c.backward, c.relu, p, nullptr};
   if (c.layout == Layout::kPacked) {
     problem.starts = rows.starts.data();
   }
-  const Rows reset_rows(c, lengths, c.layout == Layout::kHalf ? 3 : 1);
+  const Rows reset_rows(c.layout, c.T, c.B, lengths, c.layout == Layout::kHalf ? 3 : 1);
   std::vector<char> resets(reset_rows.size);
   if (c.reset) {
     std::generate(resets.begin(), resets.end(), [] { return uniform() < -0.4; });
@@ -190,7 +72,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
       t.w.set(i, uniform() / std::sqrt(double(c.H)));
     }
     for (int64_t b = 0; !c.backward && !t.reverse && b < c.B; ++b) {
-      for (int64_t j = 0; resets[reset_rows.at(c, 0, b)] != 0 && j < c.H; ++j) {
+      for (int64_t j = 0; resets[reset_rows.at(0, b)] != 0 && j < c.H; ++j) {
         t.begin.set(b * c.H + j, 0);
       }
     }
@@ -210,11 +92,11 @@ int check(const Case& c, const Format& f, Kernel kernel) {
       // Whether a reset precedes this time step in the order of the forward pass.
       const auto is_reset = [&](int64_t time) {
         const int64_t later = t.reverse ? time + 1 : time;
-        return later < lengths[b] && resets[reset_rows.at(c, later, b)] != 0;
+        return later < lengths[b] && resets[reset_rows.at(later, b)] != 0;
       };
       for (int64_t i = 0; i < lengths[b]; ++i) {
         const int64_t time = t.reverse != c.backward ? lengths[b] - 1 - i : i;
-        const int64_t at = rows.at(c, time, b);
+        const int64_t at = rows.at(time, b);
         if (!c.backward && is_reset(time)) {
           std::fill(state.begin(), state.end(), 0.0);
         }
@@ -247,7 +129,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
       for (int64_t j = 0; j < c.H; ++j) {
         double& last = end[d][b * c.H + j];
         if (!c.backward) {
-          last = out[d][rows.at(c, t.reverse ? 0 : lengths[b] - 1, b) + j];
+          last = out[d][rows.at(t.reverse ? 0 : lengths[b] - 1, b) + j];
           continue;
         }
         for (int64_t k = 0; k < c.H; ++k) {
@@ -297,7 +179,7 @@ int check(const Case& c, const Format& f, Kernel kernel) {
       for (int64_t b = 0; b < c.B; ++b) {
         for (int64_t j = 0; j < c.H; ++j) {
           for (int64_t t = 0; t < lengths[b]; ++t) {
-            const int64_t at = rows.at(c, t, b) + j;
+            const int64_t at = rows.at(t, b) + j;
             mine[at] = true;
             compare(name, "out", tensors[d].out.get(at), out[d][at], f.tolerance);
           }
@@ -495,7 +377,8 @@ int main(int count, char** arguments) {
       {6, 1, 20, 3},
   };
   int cases = 0, ran = 0;
-  const auto check_layouts = [&](int64_t T, int64_t B, int64_t H, int64_t processors, bool reset) {
+  enum class Units { kPlain, kWithResets, kLeaky };
+  const auto check_layouts = [&](int64_t T, int64_t B, int64_t H, int64_t processors, Units units) {
     for (const Layout layout :
          {Layout::kTime, Layout::kBatchFirst, Layout::kHalf, Layout::kPacked}) {
       for (const Format& f : kFormats) {
@@ -508,20 +391,25 @@ int main(int count, char** arguments) {
                 (f.precision == Precision::kFloat64 && kernel != Kernel::kStep)) {
               continue;
             }
+            device::host.machine.processors = int(processors);
+            if (units == Units::kLeaky) {
+              ran += check_leaky(T, B, H, layout, backward, bits, f, kernel);
+              continue;
+            }
             Case c{T, B, H, layout, bit(0), backward, bit(1)};
             c.directions = 1 + bit(2), c.bias = bit(3), c.begin = bit(4), c.end = bit(5);
-            c.dy = bit(6) || bit(7), c.reset = reset;
-            device::host.machine.processors = int(processors) * c.directions;
+            c.dy = bit(6) || bit(7), c.reset = units == Units::kWithResets;
+            device::host.machine.processors *= c.directions;
             ran += check(c, f, kernel);
           }
         }
       }
     }
   };
-  for (const bool reset : {false, true}) {
+  for (const Units units : {Units::kPlain, Units::kWithResets, Units::kLeaky}) {
     for (const auto& [T, B, H, processors] : sizes) {
-      if (!reset || T > 2) {
-        check_layouts(T, B, H, processors, reset);
+      if (units != Units::kWithResets || T > 2) {
+        check_layouts(T, B, H, processors, units);
       }
     }
   }

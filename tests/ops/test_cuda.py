@@ -40,22 +40,26 @@ CASES = [
 ]
 
 
+def row_of(layout, sequence, t, b):
+    """Return the row of sequence ``b`` at time step ``t``."""
+    if layout.starts is not None:
+        return sequence[layout.starts[t] + b]
+    return sequence[b, t] if layout.batch_first else sequence[t, b]
+
+
+def length_of(layout, b):
+    """Return the number of time steps of sequence ``b``."""
+    return layout.T if layout.starts is None else int((layout.starts.diff() > b).sum())
+
+
 def stand_in(layout, H, backward, relu, dtype, directions, device):
     """Do what csrc/cuda/recurrence.h describes, step by step."""
     f = torch.relu if relu else torch.tanh
-    starts = None if layout.starts is None else layout.starts.tolist()
-
-    def at(sequence, t, b):
-        if starts is not None:
-            return sequence[starts[t] + b]
-        return sequence[b, t] if layout.batch_first else sequence[t, b]
-
+    at = functools.partial(row_of, layout)
     for reverse, w_hh, given, h, out, b_ih, b_hh, begin, end in directions:
         bias = 0 if b_ih is None else b_ih + b_hh
         for b in range(layout.B):
-            length = layout.T
-            if starts is not None:
-                length = sum(starts[t + 1] - starts[t] > b for t in range(layout.T))
+            length = length_of(layout, b)
 
             def is_reset(t, b=b, length=length, reverse=reverse):
                 """Return whether a reset precedes step t in the order of the forward pass."""
@@ -83,7 +87,7 @@ def stand_in(layout, H, backward, relu, dtype, directions, device):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Run calls on CPU tensors like calls on CUDA tensors, except for the kernels."""
-    monkeypatch.setattr(cuda, "_launch", stand_in)
+    monkeypatch.setattr(cuda, "launch", stand_in)
     monkeypatch.setattr(cuda, "_upload", lambda numbers, device: torch.tensor(numbers))
     monkeypatch.setattr(dispatch, "rnn_cpu", cuda.rnn_cuda)
     monkeypatch.setattr(dispatch, "rnn_backward_cpu", cuda.rnn_backward_cuda)
