@@ -51,9 +51,8 @@ RNNFAST_INLINE Vec<Sum<O>> multiply_add(Vec<Sum<O>> sum, const O* a, Vec<Sum<O>>
 constexpr int panels_at_once(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 // A tile fetches the packed factor so many bytes ahead, because a large one comes from the last
-// cache or from memory, and what the CPU fetches by itself ends with each page of 4 KiB. With 1024
-// units a step takes 0.87 of the time. A tile of up to three rows does without: reading is what
-// limits it, and it would take 1.1 to 1.3 times as long.
+// cache or from memory, and what the CPU fetches by itself ends with each page of 4 KiB. A tile of
+// up to three rows does without, because reading is what limits it. csrc/README.md has the figures.
 constexpr int64_t kFetchAhead = 1 << 14;
 
 // Compute the tile result = a w and store it without gaps. GCC keeps the accumulators in registers

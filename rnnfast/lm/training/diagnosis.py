@@ -74,7 +74,7 @@ def diagnose(
             f"the validation loss rose from {losses[0]:.4g} to {losses[-1]:.4g} nats in "
             f"{RISING_VALIDATIONS} validations. "
         )
-        # From one validation to the next, chance moves the training loss more than learning does.
+        # Not since the last validations: chance moves the training loss more in so short a time.
         if last["train_loss"] < best["train_loss"]:
             return message + (
                 "The training loss is lower than at the best validation, so the model learns its "
