@@ -3,6 +3,7 @@
 
 #include "cuda/plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

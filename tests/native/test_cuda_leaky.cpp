@@ -1,6 +1,8 @@
 // Compares the CUDA kernels of leaky units with a loop over time; see test_cuda.cpp.
 #include "cuda_testing.h"
 
+#include <algorithm>
+
 namespace rnnfast::cuda {
 namespace {
 
