@@ -331,7 +331,7 @@ def run_on(monkeypatch, kernels, times=1):
     monkeypatch.setattr(cuda, "_C", kernels)
     monkeypatch.setattr(cuda._torch, "cuda_stream", lambda index: 0)
     for _ in range(times):
-        cuda._run(LAYOUT, 5, False, False, "float32", [None], torch.device("cpu"))
+        cuda._run(LAYOUT, 5, False, False, "float32", [None], torch.device("cpu"), None)
 
 
 def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
