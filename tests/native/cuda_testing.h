@@ -131,6 +131,9 @@ inline void compare(const std::string& name, const char* what, double found, dou
   }
 }
 
+// Compares the nonlinearities of leaky units, one by one, with their formulas.
+void check_nonlinearities();
+
 // Compares one case of leaky units with the loop over time (test_cuda_leaky.cpp). Returns how many
 // cuts of it ran.
 int check_leaky(int64_t T, int64_t B, int64_t H, Layout layout, bool backward, unsigned bits,
