@@ -100,7 +100,10 @@ def set_isa(name: str | None = None) -> None:
 
 
 def set_cuda_kernel(name: str | None = None) -> None:
-    """Choose what runs FastRNN and :func:`rnnfast.functional.rnn` on CUDA devices.
+    """Choose what runs FastRNN and LeakyRNN on CUDA devices.
+
+    The choice also holds for :func:`rnnfast.functional.rnn` and
+    :func:`rnnfast.functional.leaky_rnn`.
 
     Args:
         name: None for torch's own operators. ``"auto"`` for the fastest way according to the model
@@ -145,7 +148,8 @@ def cuda_plan(
 
     Returns:
         str: one line with the kernel, how it is divided into groups and blocks, and the predicted
-        microseconds per time step of each kernel.
+        microseconds per time step of each kernel. The times are those of a layer of
+        :class:`FastRNN`. They do not count what leaky units cost in addition.
 
     Raises:
         ValueError: the kernel forced by :func:`set_cuda_kernel` cannot hold the sizes.

@@ -1,5 +1,6 @@
 """Fixtures that many test files use: devices, instruction sets, threads, the command line."""
 
+import contextlib
 import os
 
 import hypothesis
@@ -15,7 +16,7 @@ def pytest_configure(config):
     # These variables would colour the output of the command line, also in child processes.
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         os.environ.pop(name, None)
-    # The rule compares float32 with float32. The tests in test_cuda.py that need TF32 enable it.
+    # The rule compares float32 with float32. The tests that need TF32 enable it.
     torch.backends.cudnn.allow_tf32 = False
 
 
@@ -65,6 +66,19 @@ def cuda_kernel(request):
     """The name of each kind of CUDA kernel. rnnfast is made to use it."""
     _existing("cuda")
     yield from _forced_kernel(request.param)
+
+
+@pytest.fixture
+def precision():
+    """Set the precision of float32 in torch's RNNs for one test."""
+    with contextlib.ExitStack() as flags:
+
+        def set_to(dtype):
+            tf32 = dtype == "tf32"
+            flags.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32))
+            return torch.float32 if tf32 else dtype
+
+        yield set_to
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ wider dtype is at most twice that of the torch loop in the dtype under test, plu
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -173,14 +173,16 @@ def with_gradients(outputs, tensors, gradients, case):
     return named | dict(zip(tensors, grads, strict=True))
 
 
-def check_case(case, seed=0, device="cpu"):
-    """Hold `leaky_rnn` on a device to the rule."""
+def check_case(case, seed=0, device="cpu", loops_dtype=None):
+    """Hold `leaky_rnn` on a device to the rule; the loop runs in ``loops_dtype`` if it is given."""
     tensors, reset, gradients = make(case, seed)
     there = {name: t.detach().to(device).requires_grad_() for name, t in tensors.items()}
     given = [g.to(device) for g in gradients]
     ours = with_gradients(run(there, reset, case), there, given, case)
     ours = {name: t.cpu() for name, t in ours.items()}
-    baseline = with_gradients(loop(tensors, reset, case, SIGMA), tensors, gradients, case)
+    its = replace(case, dtype=loops_dtype or case.dtype)
+    own, _, own_gradients = make(its, seed)
+    baseline = with_gradients(loop(own, reset, its, SIGMA), own, own_gradients, its)
     if case.state == "rate":
         gradients = (*gradients[:2], torch.zeros_like(gradients[2]))
     outputs, grads = reference(tensors, reset, gradients, case, SIGMA)

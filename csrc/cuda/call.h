@@ -29,7 +29,7 @@ struct Call {
   int64_t state_words;        // of a group, 16 bytes each
   bool zero_states;           // the states begin as zeros and not as h0
   uint32_t* counters;         // [directions * groups]; or nullptr
-  uint4* zeros;               // a row of zeros, which is read as dy; or nullptr
+  uint4* zeros;               // a row of zeros, read as dy or dstates; or nullptr
   Sequence<const bool> reset; // data == nullptr: no resets
   Leaky leak;
 

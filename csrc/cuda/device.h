@@ -223,6 +223,15 @@ RNNFAST_DEVICE float tanh_roughly(float x) {
   return y;
 }
 
+// The relative error is 2^-23, and a result below 2^-126 becomes 0. The reciprocal that is rounded
+// correctly would call a function for such results.
+RNNFAST_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+RNNFAST_DEVICE double reciprocal(double x) { return 1 / x; }
+
 // Returns max(x, 0). NaN stays NaN.
 RNNFAST_DEVICE float relu(float x) {
   float y;

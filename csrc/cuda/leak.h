@@ -6,22 +6,24 @@
 
 namespace rnnfast::cuda {
 
-// The five functions are three formulas with coefficients. Each formula has the function, and the
-// product of v with its derivative, which is computed from the value y of the function.
+// The five functions are four formulas, of which the last has a coefficient. Each formula has the
+// function, and the product of v with its derivative, which is computed from the value y of the
+// function.
 
-// tanh(x), or sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
-template <class E> struct SmoothUnits {
+template <class E> struct TanhUnits {
   using Sum = typename E::Sum;
-  bool sigmoid;
 
-  RNNFAST_DEVICE Sum value(Sum x) const {
-    const Sum scale = sigmoid ? Sum(0.5) : Sum(1), shift = sigmoid ? Sum(0.5) : Sum(0);
-    return scale * E::tanh(scale * x) + shift;
-  }
-  RNNFAST_DEVICE Sum times_derivative(Sum v, Sum y) const { // 1 - y^2 or y (1 - y)
-    const Sum one = sigmoid ? Sum(0) : Sum(1);
-    return v * ((1 - one - y) * y + one);
-  }
+  RNNFAST_DEVICE Sum value(Sum x) const { return E::tanh(x); }
+  RNNFAST_DEVICE Sum times_derivative(Sum v, Sum y) const { return v * (1 - y * y); }
+};
+
+// This is not computed as tanh(x / 2) / 2 + 1 / 2, which has a large relative error where x is
+// negative. Where exp(-x) is infinite, the value is 0.
+template <class E> struct SigmoidUnits {
+  using Sum = typename E::Sum;
+
+  RNNFAST_DEVICE Sum value(Sum x) const { return device::reciprocal(1 + std::exp(-x)); }
+  RNNFAST_DEVICE Sum times_derivative(Sum v, Sum y) const { return v * ((1 - y) * y); }
 };
 
 template <class E> struct SoftplusUnits {
@@ -43,11 +45,14 @@ template <class E> struct LinearUnits {
 };
 
 // Calls `use` with the formula of f. All threads of a launch take the same one. With five formulas
-// the compiler would make a table of jumps, whose ways disassemble.py cannot follow.
+// the compiler would make a table of jumps, whose ways disassemble.py cannot follow. With four it
+// makes such tables only after the loop of some backward kernels, for dh0.
 template <class E, class Use>
 RNNFAST_DEVICE void with_nonlinearity(Nonlinearity f, const Use& use) {
-  if (f == Nonlinearity::kTanh || f == Nonlinearity::kSigmoid) {
-    use(SmoothUnits<E>{f == Nonlinearity::kSigmoid});
+  if (f == Nonlinearity::kTanh) {
+    use(TanhUnits<E>());
+  } else if (f == Nonlinearity::kSigmoid) {
+    use(SigmoidUnits<E>());
   } else if (f == Nonlinearity::kSoftplus) {
     use(SoftplusUnits<E>());
   } else {

@@ -11,6 +11,10 @@
 //
 // Where a reset divides two computed steps, zeros are published in place of the state between them.
 // The output of the earlier step, and the state that its thread keeps, stay what they are.
+//
+// Leaky units differ in two points. After a reset the state that a thread keeps becomes zero, too,
+// and a current publishes f(0) in the forward pass. For dh0 of a current, the last product is
+// multiplied by f'(r_0), and for both kinds the gradient that passes through the leak is added.
 #pragma once
 
 #include <type_traits>
@@ -76,8 +80,12 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   const int unit = place.member * g.units + product.unit();
   int row[kCells], limit[kCells][kUnits];
   bool inside[kUnits];
-  Sum last[kCells][kUnits];  // the values that were published last
-  Sum extra[kCells][kUnits]; // backward: dh_n, which is added in the first step of a row
+  // The values that were published last. In the forward pass of a current this is s, while f(s) is
+  // published.
+  Sum last[kCells][kUnits];
+  // Backward: dh_n, which is added in the first step of a row. For leaky units, the gradient of the
+  // state that passed through the leak takes its place in later steps.
+  Sum extra[kCells][kUnits];
   Sum bias[kUnits];
 #pragma unroll
   for (int e = 0; e < kUnits; ++e) {
@@ -124,7 +132,9 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
   Sum alpha[kUnits];
   Words<P> zero{};
   Walk<const Stored> dstates{};
-  Stored* kept = nullptr; // as far from `leak.kept` as the thread's first cell is from `d.out`
+  // The place in `leak.kept` of the thread's first cell of the first row, or nullptr. The rows lie
+  // there as in `out`.
+  Stored* kept_at = nullptr;
   if constexpr (kLeaky) {
     Sum of_zero[1][kUnits] = {};
     apply<E>(leak.f, of_zero);
@@ -138,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       dstates = walk(static_cast<const Stored*>(leak.dstates.data), leak.dstates, unit);
     }
     if (leak.kept != nullptr) {
-      kept = walk(static_cast<Stored*>(leak.kept), d.out, unit).at;
+      kept_at = walk(static_cast<Stored*>(leak.kept), d.out, unit).at;
     }
   }
 
@@ -204,7 +214,8 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
       }
       exchange.publish(i, j, product, published);
     };
-    [[maybe_unused]] Sum done[kCells][kUnits], also[kCells][kUnits]; // of leaky units
+    // Leaky units: what is written to `out` and to `kept`.
+    [[maybe_unused]] Sum output[kCells][kUnits], kept_value[kCells][kUnits];
     if constexpr (kLeaky) {
       // All values meet the nonlinearity together, so that it is chosen once.
       Sum sums[kCells][kUnits], values[kCells][kUnits];
@@ -238,19 +249,19 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
           if constexpr (!kBackward) {
             const Sum leaked = active ? (1 - alpha[e]) * last[j][e] + alpha[e] * value : last[j][e];
             const Sum state = current ? sums[j][e] : leaked;
-            also[j][e] = current ? state : value;
-            done[j][e] = inside[e] ? (current ? value : state) : Sum(0);
+            kept_value[j][e] = current ? state : value;
+            output[j][e] = inside[e] ? (current ? value : state) : Sum(0);
             last[j][e] = inside[e] && !cut[slot][j] ? state : Sum(0);
           } else {
             const Sum above = current ? value + E::load(dss[slot][j][e]) : sums[j][e];
-            also[j][e] = above + extra[j][e];
-            const Sum dp = current ? alpha[e] * also[j][e] : value;
-            const Sum carried = cut[slot][j] ? Sum(0) : (1 - alpha[e]) * also[j][e];
+            kept_value[j][e] = above + extra[j][e];
+            const Sum dp = current ? alpha[e] * kept_value[j][e] : value;
+            const Sum carried = cut[slot][j] ? Sum(0) : (1 - alpha[e]) * kept_value[j][e];
             extra[j][e] = active ? carried : extra[j][e];
-            last[j][e] = done[j][e] = !inside[e] ? Sum(0) : active ? dp : last[j][e];
+            last[j][e] = output[j][e] = !inside[e] ? Sum(0) : active ? dp : last[j][e];
           }
         }
-        E::operands(done[j], words[j].word);
+        E::operands(output[j], words[j].word);
         publish(j, words[j]);
       }
     } else {
@@ -286,10 +297,10 @@ __global__ void __launch_bounds__(kThreads, 1) recur(const __grid_constant__ Cal
         const bool active = kPacked ? inside[e] && row[j] < packed[slot].rows : limit[j][e] > 0;
         if (active && product.owns()) {
           const int64_t at = (kPacked ? packed[slot].start * out.step : 0) + j * out.hop + e;
-          out.at[at] = E::stored(kLeaky ? done[j][e] : last[j][e], words[j].word, e);
+          out.at[at] = E::stored(kLeaky ? output[j][e] : last[j][e], words[j].word, e);
           if constexpr (kLeaky) {
-            if (kept != nullptr) {
-              kept[at] = E::store(also[j][e]);
+            if (kept_at != nullptr) {
+              kept_at[at] = E::store(kept_value[j][e]);
             }
           }
         }

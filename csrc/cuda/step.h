@@ -115,53 +115,59 @@ RNNFAST_DEVICE void multiply(const uint4* weights, int tile_stride, int blocks, 
   sums.store(to, sum_stride, lane);
 }
 
-// Finishes one cell of a step of leaky units: the sum `value` of the unit in row b of the batch.
-// `is_first` says whether it is the row's first step, and `active` whether the row has this step.
-// Otherwise only dh0 is wanted.
+// What a cell of leaky units gives in a step: its output, the value for Leaky::kept, and the state
+// or its gradient, which is written where a sequence ends.
 template <class E> struct LeakyCell {
+  typename E::Sum out, kept, end;
+};
+
+// Finishes one cell of a step of leaky units: the sum `value` of the unit in row b of the batch. It
+// also updates Leaky::carry. `is_first` says whether it is the row's first step, and `active`
+// whether the row has this step. Otherwise only dh0 is wanted.
+template <class E>
+RNNFAST_DEVICE LeakyCell<E> finish_leaky(const Call& call, const Step& now, int64_t b, int unit,
+                                         typename E::Sum value, bool is_first, bool active,
+                                         bool is_reset) {
   using Sum = typename E::Sum;
   using Stored = typename E::Stored;
-  Sum out{}, kept{}, end{};
-
-  RNNFAST_DEVICE LeakyCell(const Call& call, const Step& now, int64_t b, int unit, Sum value,
-                           bool is_first, bool active, bool is_reset) {
-    const Direction& d = call.direction[0];
-    const Leaky& leak = call.leak;
-    const Steps steps = call.steps(0);
-    const int64_t cell = b * call.geometry.H + unit;
-    const auto at = [&](const auto& sequence) {
-      const Stored* const data = static_cast<const Stored*>(sequence.data);
-      const bool given = data != nullptr && active;
-      return given ? E::load(data[steps.offset(sequence, now, b) + unit]) : Sum(0);
-    };
-    const auto of_state = [&](const void* states) {
-      return states != nullptr ? E::load(static_cast<const Stored*>(states)[cell]) : Sum(0);
-    };
-    Sum& carry = static_cast<Sum*>(leak.carry)[cell];
-    const Sum alpha = E::load(static_cast<const Stored*>(leak.alpha)[unit]);
-    const Sum before = is_first ? of_state(call.backward ? d.begin : leak.first) : carry;
-    with_nonlinearity<E>(leak.f, [&](auto units) {
-      if (!call.backward) {
-        value += static_cast<const Sum*>(d.in.data)[steps.offset(d.in, now, b) + unit];
-        const Sum target = leak.current ? value : units.value(value);
-        end = (1 - alpha) * before + alpha * target;
-        out = leak.current ? units.value(end) : end;
-        kept = leak.current ? end : target;
-        carry = is_reset ? Sum(0) : end;
-      } else if (!active) {
-        const Sum dr = leak.current ? units.times_derivative(value, of_state(leak.first)) : value;
-        end = dr + before;
-      } else {
-        value = (is_first ? Sum(0) : value) + at(d.in);
-        const Sum y = at(d.h);
-        const Sum dr = leak.current ? units.times_derivative(value, y) : value;
-        kept = dr + before + at(leak.dstates);
-        out = leak.current ? alpha * kept : units.times_derivative(alpha * kept, y);
-        carry = is_reset ? Sum(0) : (1 - alpha) * kept;
-      }
-    });
-  }
-};
+  const Direction& d = call.direction[0];
+  const Leaky& leak = call.leak;
+  const Steps steps = call.steps(0);
+  const int64_t cell = b * call.geometry.H + unit;
+  const auto at = [&](const auto& sequence) {
+    const Stored* const data = static_cast<const Stored*>(sequence.data);
+    const bool given = data != nullptr && active;
+    return given ? E::load(data[steps.offset(sequence, now, b) + unit]) : Sum(0);
+  };
+  const auto of_state = [&](const void* states) {
+    return states != nullptr ? E::load(static_cast<const Stored*>(states)[cell]) : Sum(0);
+  };
+  Sum& carry = static_cast<Sum*>(leak.carry)[cell];
+  const Sum alpha = E::load(static_cast<const Stored*>(leak.alpha)[unit]);
+  const Sum before = is_first ? of_state(call.backward ? d.begin : leak.first) : carry;
+  LeakyCell<E> result{};
+  with_nonlinearity<E>(leak.f, [&](auto units) {
+    if (!call.backward) {
+      value += static_cast<const Sum*>(d.in.data)[steps.offset(d.in, now, b) + unit];
+      const Sum target = leak.current ? value : units.value(value);
+      const Sum state = (1 - alpha) * before + alpha * target;
+      carry = is_reset ? Sum(0) : state;
+      result = {leak.current ? units.value(state) : state, leak.current ? state : target, state};
+    } else if (!active) {
+      const Sum dr = leak.current ? units.times_derivative(value, of_state(leak.first)) : value;
+      result.end = dr + before;
+    } else {
+      value = (is_first ? Sum(0) : value) + at(d.in);
+      const Sum y = at(d.h);
+      const Sum dr = leak.current ? units.times_derivative(value, y) : value;
+      result.kept = dr + before + at(leak.dstates);
+      const Sum dtarget = alpha * result.kept;
+      result.out = leak.current ? dtarget : units.times_derivative(dtarget, y);
+      carry = is_reset ? Sum(0) : (1 - alpha) * result.kept;
+    }
+  });
+  return result;
+}
 
 // Computes step call.first.
 template <class E, bool kLeaky>
@@ -262,11 +268,10 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
         if (unit + e >= g.H) {
           continue;
         }
-        Sum value = values[e];
         if constexpr (kLeaky) {
           const bool active = row < now.rows;
-          const LeakyCell<E> cell(call, now, b, unit + e, values[e] + bias[e], row >= rows_before,
-                                  active, is_reset(b));
+          const LeakyCell<E> cell = finish_leaky<E>(call, now, b, unit + e, values[e] + bias[e],
+                                                    row >= rows_before, active, is_reset(b));
           (e == 0 ? pair.first : pair.second) = E::operand(cell.out);
           if (active) {
             static_cast<Stored*>(d.out.data)[steps.offset(d.out, now, b) + unit + e] =
@@ -281,6 +286,7 @@ __global__ void __launch_bounds__(kThreads, 1) step(const __grid_constant__ Call
           }
           continue;
         }
+        Sum value = values[e];
         if (!call.backward) {
           const Sum* const pre = static_cast<const Sum*>(d.in.data);
           value += pre[steps.offset(d.in, now, b) + unit + e] + bias[e];

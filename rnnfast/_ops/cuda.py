@@ -200,7 +200,7 @@ def launch(layout, H, backward, relu, dtype, directions, device, leak=None):
             _run(*arguments)
 
 
-def _run(layout, H, backward, relu, precision, directions, device, leak=None):
+def _run(layout, H, backward, relu, precision, directions, device, leak):
     """Run one layer on the current device, if need be by the kernel that runs everywhere."""
     global _choice
     force = _forced(precision)

@@ -123,8 +123,8 @@ def _backward(
     ends = (None if dh_n is None else dh_n[0], None if dh0 is None else dh0[0])
     y = output if current else saved
     directions = [(False, w_hh, _rows(dy), y, dpre, None, None, *ends)]
-    leak = (current, descriptor.nonlinearity, alpha, r0, _rows(dstates), dstate)
-    leak = (*leak, _carry(layout, w_hh))
+    dstates = _rows(dstates) if current else None  # the states of a rate are the output itself
+    leak = (current, descriptor.nonlinearity, alpha, r0, dstates, dstate, _carry(layout, w_hh))
     cuda.launch(layout, H, True, False, dtype, directions, x.device, leak)
 
     flat, dw, dalpha = dpre.view(-1, H), [], None

@@ -64,9 +64,11 @@ def leaky_rnn(
         nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"linear"``.
         noise: the standard deviation of the noise, at least 0.
         xi: the random numbers of the noise, (L, T, B, H) in the layout of ``input``, or without L
-            for one layer. Default: they are drawn, on the CPU inside the kernel. There they are
-            seeded by one number of torch's generator, and depend neither on the number of threads
-            nor on the batch order of memory.
+            for one layer. Default: they are drawn. rnnfast's kernels for CPUs draw them from a
+            seed, which is one number of torch's generator, so that they depend neither on the
+            number of threads nor on ``batch_first``. An operator draws the same numbers before the
+            kernel runs if alpha needs a gradient or ``w_hh`` is sparse. On CUDA devices,
+            ``torch.randn`` draws them from the generator of the device before the kernel runs.
         batch_first: whether ``input``, ``output`` and ``states`` are (B, T, ...).
         batch_sizes: int64 CPU tensor (T), the number of rows at each step of a packed batch.
         reset: bool tensor with one element for each row of ``input``, or None. Where it is true,
@@ -80,9 +82,8 @@ def leaky_rnn(
     float32, float64, bfloat16 and float16 on the CPU run on rnnfast's kernels, which keep the state
     in float32 or float64 from step to step. CUDA devices use rnnfast's kernels as
     :func:`rnnfast.set_cuda_kernel` says. Other dtypes and devices and transforms of torch.func run
-    time step by time step on torch's operators. There, and on CUDA devices, ``torch.randn`` draws
-    the noise.
-    The result can be differentiated twice.
+    time step by time step on torch's operators, where ``torch.randn`` draws the noise. The result
+    can be differentiated twice.
 
     Raises:
         TypeError: ``input``, ``hx`` or ``alpha`` is not a tensor.

@@ -84,9 +84,9 @@ class LeakyRNN(nn.Module):
 
     :class:`rnnfast.tasks.EchoState` is a reservoir with a readout that is fitted.
 
-    Noise is seeded by torch's generator. On the CPU it is drawn inside the kernel, and does not
-    depend on the number of threads. :func:`rnnfast.functional.leaky_rnn` says what runs on torch's
-    operators instead.
+    Noise is seeded by torch's generator. rnnfast's kernels for CPUs draw it, and there it does not
+    depend on the number of threads. On CUDA devices, ``torch.randn`` draws it before the kernel
+    runs. :func:`rnnfast.functional.leaky_rnn` says what runs on torch's operators instead.
 
     Raises:
         ValueError: an argument is out of range, or ``lengths``, ``noise`` or ``reset`` do not fit.

@@ -3,6 +3,7 @@
 
 #include "cuda/plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -129,6 +130,9 @@ inline void compare(const std::string& name, const char* what, double found, dou
          std::to_string(expected));
   }
 }
+
+// Compares the nonlinearities of leaky units, one by one, with their formulas.
+void check_nonlinearities();
 
 // Compares one case of leaky units with the loop over time (test_cuda_leaky.cpp). Returns how many
 // cuts of it ran.

@@ -52,6 +52,8 @@ inline float to_tf32(float x) {
   return std::isfinite(x) ? float_of((bits_of(x) + 0x1000) & ~uint32_t(0x1fff)) : x;
 }
 inline float tanh_roughly(float x) { return std::tanh(x); }
+inline float reciprocal(float x) { return 1 / x; }
+inline double reciprocal(double x) { return 1 / x; }
 inline float relu(float x) { return x < 0 ? 0 : x; }
 inline float select(bool which, float yes, float no) { return which ? yes : no; }
 template <class T> void keep(T*&) {}

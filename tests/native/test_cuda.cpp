@@ -364,6 +364,7 @@ int main(int count, char** arguments) {
   check_choice();
   check_memory_of_choices();
   check_upload();
+  check_nonlinearities();
   const int64_t sizes[][4] = {
       // T, B, H, multiprocessors
       {1, 1, 1, 1},   // everything is an edge

@@ -4,7 +4,6 @@ Without a GPU a stand-in for the kernels runs on CPU tensors. tests/native runs 
 themselves without a GPU. Tests for all devices are in test_kernels.py.
 """
 
-import contextlib
 import functools
 import re
 import warnings
@@ -331,7 +330,7 @@ def run_on(monkeypatch, kernels, times=1):
     monkeypatch.setattr(cuda, "_C", kernels)
     monkeypatch.setattr(cuda._torch, "cuda_stream", lambda index: 0)
     for _ in range(times):
-        cuda._run(LAYOUT, 5, False, False, "float32", [None], torch.device("cpu"))
+        cuda._run(LAYOUT, 5, False, False, "float32", [None], torch.device("cpu"), None)
 
 
 def test_a_kernel_that_cannot_be_launched_is_replaced(unset, monkeypatch):
@@ -411,19 +410,6 @@ GPU_SIZES = [
     Case(40, 20, 16, 257),
 ]
 GPU_DTYPES = [torch.float32, "tf32", torch.bfloat16, torch.float16, torch.float64]
-
-
-@pytest.fixture
-def precision():
-    """Set the precision of float32 in torch's RNNs for one test."""
-    with contextlib.ExitStack() as flags:
-
-        def set_to(dtype):
-            tf32 = dtype == "tf32"
-            flags.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32))
-            return torch.float32 if tf32 else dtype
-
-        yield set_to
 
 
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)

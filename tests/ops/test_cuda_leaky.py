@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from leaky_rule import KINDS, Case, check_case, make, run
-from test_cuda import length_of, row_of
+from test_cuda import GPU_DTYPES, length_of, row_of
 
 from rnnfast import LeakyRNN
 from rnnfast._ops import NONLINEARITIES, LeakyDescriptor, cuda, cuda_leaky, dispatch
@@ -85,15 +85,11 @@ def test_rule(monkeypatch, case, state, nonlinearity, dtype):
     check_case(replace(case, state=state, nonlinearity=nonlinearity, dtype=dtype))
 
 
-@pytest.mark.parametrize("state", ["rate", "current"])
-@pytest.mark.parametrize("layout", ["batch", "packed"])
-@pytest.mark.parametrize("tokens", [False, True])
-def test_layouts(monkeypatch, state, layout, tokens):
-    """The outputs and gradients are those of the CPU kernels."""
-    case = Case(6, 4, 3, 5, state, "softplus", with_reset=True, dtype=torch.float64)
+def run_in_layout(case, layout, tokens=False, device="cpu"):
+    """Return the outputs and the gradients of a case with 6 time steps and 4 sequences."""
     tensors, reset, _ = make(case)
     if tokens:
-        tensors["input"] = torch.randint(3, (6, 4))
+        tensors["input"] = torch.arange(24).view(6, 4) % case.inputs
     sizes = torch.tensor([4, 4, 3, 1, 1, 1])
     rows = torch.arange(4) < sizes[:, None]
 
@@ -101,18 +97,24 @@ def test_layouts(monkeypatch, state, layout, tokens):
         return t.transpose(0, 1).contiguous() if layout == "batch" else t[rows]
 
     options = {"batch_first": True} if layout == "batch" else {"batch_sizes": sizes}
+    given = {n: arranged(t) if n in ("input", "xi") else t for n, t in tensors.items()}
+    given = {name: t.to(device) for name, t in given.items()}
+    outputs = run(given, arranged(reset).to(device), case, **options)
+    outputs = outputs[: 3 if case.state == "current" else 2]
+    wanted = [t for t in tensors.values() if t.requires_grad]
+    return outputs, torch.autograd.grad(sum(t.square().sum() for t in outputs), wanted)
 
-    def call():
-        given = {n: arranged(t) if n in ("input", "xi") else t for n, t in tensors.items()}
-        outputs = run(given, arranged(reset), case, **options)
-        outputs = outputs[: 3 if state == "current" else 2]
-        wanted = [t for t in tensors.values() if t.requires_grad]
-        return outputs, torch.autograd.grad(sum(t.square().sum() for t in outputs), wanted)
 
-    expected = call()
+@pytest.mark.parametrize("state", ["rate", "current"])
+@pytest.mark.parametrize("layout", ["batch", "packed"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_layouts(monkeypatch, state, layout, tokens):
+    """The outputs and gradients are those of the CPU kernels."""
+    case = Case(6, 4, 3, 5, state, "softplus", with_reset=True, dtype=torch.float64)
+    expected = run_in_layout(case, layout, tokens)
     with monkeypatch.context() as patch:
         pretend(patch)
-        found = call()
+        found = run_in_layout(case, layout, tokens)
     torch.testing.assert_close(found, expected)
 
 
@@ -135,12 +137,64 @@ def test_without_gradients(monkeypatch):
         cuda_leaky.leaky_rnn_cuda(*call, alpha, torch.tensor(1), None, descriptor, keeps)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("state", "nonlinearity"), KINDS)
+# On a GPU
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The kernels that have been asked for, as the test goes on."""
+    launch, names = cuda._run_kernel, []
+
+    def counted(force, *arguments):
+        names.append(force)
+        launch(force, *arguments)
+
+    monkeypatch.setattr(cuda, "_run_kernel", counted)
+    return names
+
+
+# Without ReLU where states are rounded to 10 bits or fewer; test_16_bits in tests/functional says
+# why.
+GPU_KINDS = [
+    (state, nonlinearity, dtype)
+    for dtype in GPU_DTYPES
+    for state, nonlinearity in KINDS
+    if nonlinearity != "relu" or dtype in (torch.float32, torch.float64)
+]
+
+
+@pytest.mark.parametrize(("state", "nonlinearity", "dtype"), GPU_KINDS, ids=str)
 @pytest.mark.parametrize("case", [*CASES, Case(20, 9, 5, 130, with_reset=True)], ids=str)
-def test_rule_on_a_gpu(cuda_kernel, case, state, nonlinearity, dtype):
-    case = replace(case, state=state, nonlinearity=nonlinearity, dtype=dtype)
-    check_case(case, device="cuda")
+def test_rule_on_a_gpu(cuda_kernel, precision, launches, case, state, nonlinearity, dtype):
+    case = replace(case, state=state, nonlinearity=nonlinearity, dtype=precision(dtype))
+    # The loop has no TF32. float16 has the same number of bits.
+    loops_dtype = torch.float16 if dtype == "tf32" else None
+    check_case(case, device="cuda", loops_dtype=loops_dtype)
+    assert len(launches) == 2  # forward and backward, and no kernel failed
+
+
+# By what the results may differ from those of the CPU kernels in float64.
+TOLERANCES = {
+    torch.float32: 1e-4,
+    "tf32": 1e-2,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+    torch.float64: 1e-9,
+}
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("state", ["rate", "current"])
+@pytest.mark.parametrize("layout", ["batch", "packed"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_layouts_on_a_gpu(cuda_kernel, precision, launches, state, layout, tokens, dtype):
+    case = Case(6, 4, 3, 40, state, "softplus", with_reset=True, dtype=precision(dtype))
+    found = run_in_layout(case, layout, tokens, "cuda")
+    assert len(launches) == 2
+    expected = run_in_layout(replace(case, dtype=torch.float64), layout, tokens)
+    for ours, wanted in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+        error = (ours.cpu().double() - wanted).abs().max()
+        assert error <= TOLERANCES[dtype] * wanted.abs().max()
 
 
 @pytest.mark.parametrize("state", ["rate", "current"])
