@@ -128,12 +128,14 @@ def _backward(
     cuda.launch(layout, H, True, False, dtype, directions, x.device, leak)
 
     flat, dw, dalpha = dpre.view(-1, H), [], None
-    if need_dw:
+    if need_dw or (need_dalpha and not current):
         before = _before(layout, output, r0, _rest(descriptor))
+    if need_dw:
         dw = [cuda.dw_ih(flat, x, weights[0]), torch.mm(flat.t(), before.view(-1, H))]
         dw += [flat.sum(0)] * (len(weights) > 2)
     if need_dalpha:
-        before = _before(layout, states if current else output, s0, 0.0)
+        if current:  # the state of a rate is the output
+            before = _before(layout, states, s0, 0.0)
         wide = [t.float() if t.element_size() == 2 else t for t in (dstate, saved, before)]
         dalpha = (wide[0] * (wide[1] - wide[2])).flatten(0, -2).sum(0).to(dtype)
     dx = torch.mm(flat, weights[0]).view(x.shape) if need_dx and not is_one_hot(x) else None
