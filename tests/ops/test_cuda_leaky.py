@@ -173,7 +173,8 @@ def test_rule_on_a_gpu(cuda_kernel, precision, launches, case, state, nonlineari
     assert len(launches) == 2  # forward and backward, and no kernel failed
 
 
-# By what the results may differ from those of the CPU kernels in float64.
+# The largest difference that is allowed from the results of the CPU kernels in float64, as a part
+# of the largest result.
 TOLERANCES = {
     torch.float32: 1e-4,
     "tf32": 1e-2,
