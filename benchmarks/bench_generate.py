@@ -9,7 +9,6 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -64,9 +63,8 @@ def measure(H, V, length, repeats):
     if ours(0) != vocab.decode(theirs(0)):
         raise RuntimeError(f"texts at temperature 0 differ at H={H} V={V}: nothing was timed")
     calls = {OURS: ours, "loop": theirs, "loop, 1 thread": theirs_on_one_thread}
-    timers = {name: bench.timer(call) for name, call in calls.items()}
-    seconds = bench.alternate(timers, repeats)
-    rates = {name: length / float(np.median(samples)) for name, samples in seconds.items()}
+    medians = bench.median_seconds(calls, repeats)
+    rates = {name: length / seconds for name, seconds in medians.items()}
     ratios = {name: rates[OURS] / rate for name, rate in rates.items() if name != OURS}
     return {"H": H, "V": V, "tokens_per_second": rates, "ratio": ratios}
 

@@ -8,7 +8,6 @@ other. With --compile, torch.compile makes one function of each step. Samples al
 import argparse
 from functools import partial
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -69,8 +68,8 @@ def measure(shape, state, compiled, repeats):
 
     ways = {name: partial(step, partial(loop, x)) for name, loop in loops.items()}
     ways["LeakyRNN"] = partial(step, lambda: rnn(x)[0])
-    samples = bench.alternate({name: bench.timer(way) for name, way in ways.items()}, repeats)
-    return {name: 1e3 * float(np.median(seconds)) for name, seconds in samples.items()}
+    medians = bench.median_seconds(ways, repeats)
+    return {name: 1e3 * seconds for name, seconds in medians.items()}
 
 
 def main():

@@ -93,8 +93,8 @@ def measure(shape, dtype, repeats, steps=STEPS):
     expected = np.asarray(ways["rnnfast"]())
     for name, way in ways.items():
         np.testing.assert_allclose(np.asarray(way())[:50], expected[:50], atol=1e-3, err_msg=name)
-    samples = bench.alternate({name: bench.timer(way) for name, way in ways.items()}, repeats)
-    return {name: 1e6 / steps * float(np.median(seconds)) for name, seconds in samples.items()}
+    medians = bench.median_seconds(ways, repeats)
+    return {name: 1e6 / steps * seconds for name, seconds in medians.items()}
 
 
 def forecasts(seeds):

@@ -7,7 +7,6 @@ agree before anything is timed.
 import argparse
 from functools import partial
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -43,8 +42,8 @@ def measure(shape, share, repeats):
         ),
     }
     torch.testing.assert_close(ways["resets"](), ways["cut"](), rtol=1e-3, atol=1e-3)
-    samples = bench.alternate({name: bench.timer(way) for name, way in ways.items()}, repeats)
-    return {name: 1e3 * float(np.median(seconds)) for name, seconds in samples.items()}
+    medians = bench.median_seconds(ways, repeats)
+    return {name: 1e3 * seconds for name, seconds in medians.items()}
 
 
 def main():

@@ -5,7 +5,6 @@ Samples alternate as in `rnnfast bench`. The outputs must agree before anything 
 
 import argparse
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -33,10 +32,8 @@ def measure(cell, shape, repeats):
     }
     with torch.no_grad():
         torch.testing.assert_close(ours(x, h), theirs(x, h))
-        samples = bench.alternate(
-            {name: bench.timer(call) for name, call in calls.items()}, repeats
-        )
-    return {name: 1e6 * float(np.median(seconds)) for name, seconds in samples.items()}
+        medians = bench.median_seconds(calls, repeats)
+    return {name: 1e6 * seconds for name, seconds in medians.items()}
 
 
 def main():

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -90,9 +89,8 @@ def measure(level, V, emsize, H, layers, B, T, repeats):
     inputs, targets = torch.randint(V, (2, T, B))
     check(ours, theirs, inputs, targets)
     models = {OURS: ours, THEIRS: theirs}
-    timers = {name: bench.timer(stepper(m, inputs, targets)) for name, m in models.items()}
-    seconds = bench.alternate(timers, repeats)
-    medians = {name: float(np.median(samples)) for name, samples in seconds.items()}
+    steps = {name: stepper(m, inputs, targets) for name, m in models.items()}
+    medians = bench.median_seconds(steps, repeats)
     ms = {name: 1e3 * median for name, median in medians.items()}
     return {
         "case": {"level": level, "V": V, "E": emsize, "H": H, "L": layers, "B": B, "T": T},

@@ -32,6 +32,7 @@ from .timing import (
     alternate,
     gemm_gflops,
     geometric_mean,
+    median_seconds,
     milliseconds,
     timer,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "markdown",
     "markdown_table",
     "measure",
+    "median_seconds",
     "milliseconds",
     "show",
     "summarise",

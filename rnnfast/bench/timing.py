@@ -66,6 +66,20 @@ def alternate(
     return {name: np.array(values) for name, values in samples.items()}
 
 
+def median_seconds(
+    calls: dict[str, Callable[[], Any]], repeats: int | None = None
+) -> dict[str, float]:
+    """Return the median seconds of each call, from samples that `alternate` takes.
+
+    Example:
+        >>> from rnnfast import bench
+        >>> list(bench.median_seconds({"sum": lambda: sum(range(100))}, repeats=3))
+        ['sum']
+    """
+    samples = alternate({name: timer(call) for name, call in calls.items()}, repeats)
+    return {name: float(np.median(values)) for name, values in samples.items()}
+
+
 def milliseconds(samples: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Return the median and the 20th and 80th percentile of each, in milliseconds."""
     return {
@@ -94,15 +108,33 @@ def geometric_mean(values: Iterable[float]) -> float:
 def gemm_gflops(dtype: torch.dtype) -> float:
     """Measure how many GFLOP/s a product of two large matrices reaches: the best of several runs.
 
-    The product is computed with `torch.mm` and, where torch has it, with oneDNN, because the BLAS
-    under `torch.mm` may leave half of a vector unit idle on CPUs of AMD.
+    The product is computed with `torch.mm`. In float32 it is also computed with oneDNN where torch
+    has it, because the BLAS under `torch.mm` may leave half of a vector unit idle on CPUs of AMD.
+    In 16 bits the matrices are also widened to float32 and then multiplied: on a CPU that has no
+    instructions for bfloat16, `torch.mm` in bfloat16 takes hundreds of times as long.
     """
-    n = GEMM_SIZE
+    probes = [_seconds(product) for product in _products(GEMM_SIZE // 8, dtype)]
+    seconds = [
+        _seconds(product)
+        for product, probe in zip(_products(GEMM_SIZE, dtype), probes, strict=True)
+        if probe < 8 * min(probes)  # others would take minutes
+    ]
+    return 2e-9 * GEMM_SIZE**3 / min(seconds)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Return the shortest of several times of a call, in seconds."""
+    return min(timeit.repeat(call, repeat=6, number=1))
+
+
+def _products(n: int, dtype: torch.dtype) -> list[Callable[[], Any]]:
+    """Return functions that multiply two matrices of n x n elements, each in its own way."""
     a, b = torch.ones(2, n, n, dtype=dtype)
     out = torch.empty(n, n, dtype=dtype)
-    products = [lambda: torch.mm(a, b, out=out)]
+    products: list[Callable[[], Any]] = [lambda: torch.mm(a, b, out=out)]
     onednn = onednn_product(a, b) if dtype == torch.float32 else None
     if onednn is not None:
         products.append(onednn)
-    seconds = [min(timeit.repeat(product, repeat=6, number=1)) for product in products]
-    return 2e-9 * n**3 / min(seconds)
+    if dtype.itemsize == 2:
+        products.append(lambda: torch.mm(a.float(), b.float()).to(dtype))
+    return products

@@ -186,6 +186,26 @@ def test_samples_alternate_and_the_order_turns_round():
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_ways_to_multiply_that_are_slow_are_only_probed(monkeypatch):
+    ran = []
+
+    def products(n, dtype):
+        return [
+            lambda: ran.append(("fast", n)),
+            lambda: time.sleep(0.01) or ran.append(("slow", n)),
+        ]
+
+    monkeypatch.setattr(timing, "_products", products)
+    assert bench.gemm_gflops(torch.float32) > 0
+    probe = timing.GEMM_SIZE // 8
+    assert set(ran) == {("fast", probe), ("slow", probe), ("fast", timing.GEMM_SIZE)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_speed_of_a_large_product(dtype):
+    assert 0 < bench.gemm_gflops(dtype) < math.inf
+
+
 def test_tables(report):
     text = re.sub(" +", " ", bench.markdown(report))
     console = Console(width=80, file=io.StringIO())
