@@ -196,10 +196,12 @@ def model_name(config: lm.Config) -> str:
 
 
 def _bf16_advice(config: lm.Config) -> str | None:
-    """Return advice to use bfloat16 if the run is on a GPU that is good at it."""
-    if config.bf16 or not config.device.startswith("cuda"):
-        return None
-    return bf16_advice(config.device, build_info())
+    """Return what to know about bfloat16 on the device of a run: that it may pay, or does not."""
+    advice = bf16_advice(config.device, build_info())
+    if config.bf16:
+        slow = "warning: this device has no instructions for bfloat16, so --bf16 makes it slower"
+        return None if advice else slow
+    return advice if config.device.startswith("cuda") else None
 
 
 def _kind(config: lm.Config) -> str:

@@ -163,6 +163,13 @@ def test_bf16_is_suggested_where_it_is_multiplied(monkeypatch):
         assert train._bf16_advice(replace(config, **change)) is None
 
 
+@pytest.mark.parametrize("name, slow", [("avx2", True), ("avx512", True), ("avx512_bf16", False)])
+def test_bf16_is_discouraged_where_it_is_slow(name, slow, monkeypatch):
+    monkeypatch.setattr(train, "build_info", lambda: {"isa": name})
+    advice = train._bf16_advice(lm.Config.defaults("word", bf16=True, epochs=1))
+    assert (advice is not None and "no instructions for bfloat16" in advice) == slow
+
+
 def test_a_machine_without_proc(monkeypatch):
     def missing(path):
         raise FileNotFoundError(path)
