@@ -70,10 +70,14 @@ def check(theirs, ours, *inputs):
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-13, msg=name)
     else:
-        wide = [each(torch.Tensor.double, i) for i in inputs]
-        wide = differentiate(copy.deepcopy(theirs).double(), *wide)
-        truth = {name: tensor.cpu().numpy() for name, tensor in wide.items()}
+        truth = {name: t.cpu().numpy() for name, t in in_float64(theirs, *inputs).items()}
         rule.check(found, expected, truth, dtype)
+
+
+def in_float64(module, *inputs):
+    """Return what `differentiate` returns for the module and its inputs in float64."""
+    wide = [each(torch.Tensor.double, i) for i in inputs]
+    return differentiate(copy.deepcopy(module).double(), *wide)
 
 
 # The textbook call and its options
