@@ -44,8 +44,7 @@ public:
       : shape_(shape), call_(call), leak_(call.leak), gates_(call.gates), below_(below),
         kernels_(current_kernels<S, O>()), schedule_(shape, call.reverse),
         most_threads_(most_threads), layout_{shape.H, gates_in(call), kernels_.panel},
-        packs_(shape.T > 1 || shape.B > kUnpackedRows || gates_ != nullptr ||
-               kernels_.unpacked_product == nullptr),
+        packs_(shape.T > 1 || shape.B > kUnpackedRows || kernels_.unpacked_product == nullptr),
         I_(call.tokens.data == nullptr ? call.I : 0),
         block_rows_(pipelined
                         ? std::clamp(shape.T * shape.B / kPipelineBlocks, kPipelineRows, kBlockRows)
@@ -83,7 +82,9 @@ public:
         const S* const b_hn = call.b_hh != nullptr ? call.b_hh + 2 * H : nullptr;
         recurrent_bias_ = widened(b_hn, b_hn != nullptr ? H : 0, width);
       }
-      last_panel_ = allocate<S>(layout_.last_size(std::max(I_, H)));
+      if (packs_) {
+        last_panel_ = allocate<S>(layout_.last_size(std::max(I_, H)));
+      }
     } else {
       bias_ = allocate<C>(width);
       sum_biases(call.b_ih, call.b_hh, H, width, bias_.get());
@@ -97,7 +98,7 @@ public:
       // The runtime has not granted this thread, so the layer above must not wait for it.
       done_[other].set(shape_.T);
     }
-    if (gates_ != nullptr) {
+    if (packs_ && gates_ != nullptr) {
       S* const last = last_panel_.get();
       pack_gates(kernels_, call_.w_ih, layout_, I_, thread, threads, last, w_ih_.get());
       pack_gates(kernels_, call_.w_hh, layout_, H, thread, threads, last, w_hh_.get());
@@ -191,7 +192,11 @@ private:
       product.act = Activation::kIdentity;
       product.sums_before = bias_.get(), product.sums_before_stride = 0;
       product.sums = pre, product.sums_stride = pre_ld_;
-      multiply(product);
+      if (packs_ || gates_ == nullptr) {
+        multiply(product);
+      } else {
+        multiply_gates(product, share);
+      }
     }
     if (noise_scale_ != nullptr) {
       for (int64_t i = i0; i < i1; ++i) {
@@ -218,6 +223,22 @@ private:
   // Run a product whose right factor is one of the matrices below.
   void multiply(const FusedProduct<S, O>& product) const {
     (packs_ ? kernels_.fused_product : kernels_.unpacked_product)(product);
+  }
+
+  // Run a product with W_ih of all gates, which is not packed. The columns of `product` are those
+  // of the layout, and the rows of W_ih are not in that order.
+  void multiply_gates(FusedProduct<S, O> product, const Share& share) const {
+    C* const sums = product.sums;
+    product.col_begin = 0;
+    for (int64_t c = share.c0; c < share.c1; c += layout_.panel) {
+      product.N = product.col_end = std::min(layout_.panel, share.c1 - c);
+      for (int64_t g = 0; g < layout_.gates; ++g) {
+        product.w = call_.w_ih + (g * shape_.H + c) * I_;
+        product.sums_before = bias_.get() + layout_.place(g, c);
+        product.sums = sums + layout_.place(g, c);
+        kernels_.unpacked_product(product);
+      }
+    }
   }
 
   // Before the i-th computed step, clear this thread's columns of the states that are reset.

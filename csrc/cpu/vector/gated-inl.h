@@ -182,11 +182,47 @@ static void gated_step(const FusedProduct<S, O>& product) {
     }
   }
 }
-template <class S, class O> static void gated_step(const FusedProduct<S, O>& product) {
-  const bool save = product.gates->saved != nullptr;
-  if (product.gates->cell == GatedCell::kGru) {
-    save ? gated_step<S, O, GruCell, true>(product) : gated_step<S, O, GruCell, false>(product);
-  } else {
-    save ? gated_step<S, O, LstmCell, true>(product) : gated_step<S, O, LstmCell, false>(product);
+
+// Compute a forward step with weights that are not packed.
+template <class S, class O, class Cell, bool kSave>
+static void unpacked_gated_step(const FusedProduct<S, O>& product) {
+  using C = Sum<S>;
+  constexpr int64_t kWide = kPanel<C>;
+  constexpr int VL = kVector<C>;
+  alignas(64) C acc[Cell::kGates * kWide];
+  for (int64_t c = product.col_begin; c < product.col_end; c += kWide) {
+    const int64_t width = gate_columns<C>(product.N - c);
+    GateSums<C> sums{};
+    for (int64_t row = 0; row < product.rows; ++row) {
+      for (int g = 0; g < Cell::kGates; ++g) {
+        sums.at[g] = acc + g * width;
+        for (int64_t j = 0; j < width && c + j < product.N; j += VL) {
+          dot_products<S, O>(product.a + row * product.a_stride,
+                             product.w + (g * product.N + c + j) * product.K, product.N - c - j,
+                             product.K, acc + g * width + j);
+        }
+      }
+      if (c + kWide <= product.N) {
+        gated_forward<S, O, Cell, kSave, true>(product, row, 1, c, sums);
+      } else {
+        gated_forward<S, O, Cell, kSave, false>(product, row, 1, c, sums);
+      }
+    }
   }
+}
+
+template <class S, class O, class Cell, bool kPacked>
+static void gated_step_of(const FusedProduct<S, O>& product) {
+  const bool save = product.gates->saved != nullptr;
+  if constexpr (kPacked) {
+    save ? gated_step<S, O, Cell, true>(product) : gated_step<S, O, Cell, false>(product);
+  } else {
+    save ? unpacked_gated_step<S, O, Cell, true>(product)
+         : unpacked_gated_step<S, O, Cell, false>(product);
+  }
+}
+template <class S, class O, bool kPacked>
+static void gated_step(const FusedProduct<S, O>& product) {
+  product.gates->cell == GatedCell::kGru ? gated_step_of<S, O, GruCell, kPacked>(product)
+                                         : gated_step_of<S, O, LstmCell, kPacked>(product);
 }

@@ -175,7 +175,7 @@ static void fused_columns(const FusedProduct<S, O>& product, int64_t col,
 // See FusedProduct in isa.h.
 template <class S, class O> static void fused_product(const FusedProduct<S, O>& product) {
   if (product.gates != nullptr && !product.gates->backward) {
-    gated_step<S, O>(product);
+    gated_step<S, O, true>(product);
     return;
   }
   const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product);
@@ -205,6 +205,10 @@ template <class S, class O> static void fused_product(const FusedProduct<S, O>& 
 
 // See VectorKernels::unpacked_product.
 template <class S, class O> static void unpacked_product(const FusedProduct<S, O>& product) {
+  if (product.gates != nullptr) {
+    gated_step<S, O, false>(product);
+    return;
+  }
   constexpr int VL = kVector<Sum<S>>;
   const Epilogue<S, O>& epilogue = choose_epilogue<S, O>(product);
   for (int64_t c = product.col_begin; c < product.col_end; c += VL) {
