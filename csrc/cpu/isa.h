@@ -150,9 +150,9 @@ template <class S, class O = S> struct VectorKernels {
   // vectors; the elements after n become zeros.
   void (*exponentials)(Sum<S>* row, int64_t n, Sum<S>* max, Sum<S>* sum);
   void (*fused_product)(const FusedProduct<S, O>&);
-  // Compute a FusedProduct whose right factor is not packed: its element (k, n) is w[n * K + k]. W
-  // is read once for every row. nullptr where products of pairs make packing as fast for a single
-  // row.
+  // Compute a FusedProduct whose right factor is not packed: its element (k, n) is w[n * K + k]. In
+  // a forward step of gated units, gate g of unit n has the elements w[(g * N + n) * K + k]. W is
+  // read once for every row. nullptr where products of pairs make packing as fast for a single row.
   void (*unpacked_product)(const FusedProduct<S, O>&);
   void (*outer_products)(const OuterProducts<S, O>&);
   // Dropout of the elements [begin, end), where `begin` is a multiple of the vector. An element
