@@ -196,12 +196,14 @@ def model_name(config: lm.Config) -> str:
 
 
 def _bf16_advice(config: lm.Config) -> str | None:
-    """Return what to know about bfloat16 on the device of a run: that it may pay, or does not."""
+    """Return advice to use bfloat16 on a GPU that is good at it, or a warning where it is slow."""
+    if not config.bf16 and not config.device.startswith("cuda"):
+        return None
     advice = bf16_advice(config.device, build_info())
-    if config.bf16:
-        slow = "warning: this device has no instructions for bfloat16, so --bf16 makes it slower"
-        return None if advice else slow
-    return advice if config.device.startswith("cuda") else None
+    if not config.bf16:
+        return advice
+    slow = "warning: the device has no instructions for bfloat16, so --bf16 makes training slower"
+    return None if advice else slow
 
 
 def _kind(config: lm.Config) -> str:
