@@ -503,14 +503,14 @@ def test_weights_replaced_by_other_code(cell):
 def test_autocast(cell, T):
     """The outputs have the dtype of autocast.
 
-    They are compared with those of torch's modules without autocast. With it nn.GRU returns float32
-    on the CPU, and nn.LSTM fails on CPUs for which oneDNN has no LSTM in bfloat16.
+    They are compared with those of torch's modules without autocast. Under autocast on the CPU,
+    nn.GRU returns float32, and nn.LSTM fails where oneDNN has no LSTM in bfloat16 for the CPU.
     """
     theirs, ours = pair(5, 9, 2, classes=CLASSES[cell])
     x = torch.randn(T, 3, 5, requires_grad=True)
     results = []
-    for module in (theirs, ours):
-        with torch.autocast("cpu", torch.bfloat16, enabled=module is ours):
+    for module, autocast in ((theirs, False), (ours, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             outputs = tree_leaves(module(x))
         gradients = torch.autograd.grad(outputs[0].float().sum(), [x, *module.parameters()])
         results.append([*(t.float() for t in outputs), *gradients])

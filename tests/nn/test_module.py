@@ -70,8 +70,12 @@ def check(theirs, ours, *inputs):
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-13, msg=name)
     else:
-        truth = {name: t.cpu().numpy() for name, t in in_float64(theirs, *inputs).items()}
-        rule.check(found, expected, truth, dtype)
+        check_rule(found, expected, in_float64(theirs, *inputs), dtype)
+
+
+def check_rule(found, expected, wide, dtype):
+    """Hold the results ``found`` to the rule. ``wide`` has the results of torch in float64."""
+    rule.check(found, expected, {name: t.cpu().numpy() for name, t in wide.items()}, dtype)
 
 
 def in_float64(module, *inputs):
