@@ -23,8 +23,17 @@ Timer = Callable[[int], float]
 
 
 def timer(call: Callable[[], Any]) -> Timer:
-    """Return a timer of `call`: a function of the number of calls that returns seconds a call."""
-    return lambda number: timeit.timeit(call, number=number) / number
+    """Return a timer of `call`: a function of the number of calls that returns seconds a call.
+
+    It makes one more call before those that it times. After a call of something else, the data of
+    this one are out of the cache, and so is its code.
+    """
+
+    def sample(number: int) -> float:
+        call()
+        return timeit.timeit(call, number=number) / number
+
+    return sample
 
 
 def alternate(
@@ -51,10 +60,10 @@ def alternate(
     """
     cost = {}
     for name, sample in timers.items():
-        sample(1)  # the first call warms up
         cost[name] = sample(1)
     number = {name: max(1, math.ceil(SAMPLE_SECONDS / cost[name])) for name in timers}
-    round_seconds = sum(cost[name] * number[name] for name in timers)
+    # A timer makes one call more than it times.
+    round_seconds = sum(cost[name] * (number[name] + 1) for name in timers)
     rounds = repeats or max(MIN_ROUNDS, int(seconds / round_seconds))
 
     samples: dict[str, list[float]] = {name: [] for name in timers}

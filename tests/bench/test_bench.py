@@ -177,12 +177,12 @@ def test_samples_alternate_and_the_order_turns_round():
     def call(name):
         def record():
             ran.append(name)
-            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that a sample is one call
+            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that one call is timed, after one that is not
 
         return record
 
     samples = bench.alternate({name: bench.timer(call(name)) for name in "abc"}, repeats=3)
-    assert "".join(ran).endswith("abcbcacab")
+    assert "".join(ran).endswith("aabbccbbccaaccaabb")
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
