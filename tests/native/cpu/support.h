@@ -42,6 +42,29 @@ void test_glove();
 // Whether a call that wants several threads gets them. `main` finds out.
 inline bool several_threads = false;
 
+// Whether tests run with all instruction sets. `main` decides.
+inline bool all_isas = true;
+
+// The instruction sets that tests run with: all that this CPU has, or the first, the last, and the
+// last of those that do not multiply pairs of bfloat16.
+inline std::vector<const Isa*> isas_to_test() {
+  const std::vector<const Isa*> all = available_isas();
+  if (all_isas) {
+    return all;
+  }
+  const Isa* without_pairs = nullptr;
+  for (const Isa* isa : all) {
+    without_pairs = isa->bf16_pairs == nullptr ? isa : without_pairs;
+  }
+  std::vector<const Isa*> some = {all.front()};
+  for (const Isa* isa : {without_pairs, all.back()}) {
+    if (isa != some.back()) {
+      some.push_back(isa);
+    }
+  }
+  return some;
+}
+
 // The numbers of threads that a test lets the kernels use. In a build without threads every call
 // gets one thread. There, one call that wants more than it gets is enough.
 inline std::vector<int> thread_counts(const std::vector<int>& counts) {

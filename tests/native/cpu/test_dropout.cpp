@@ -27,7 +27,7 @@ template <class T> void check_dropout(int64_t n, double p) {
     const bool kept = double(z & 0xFFFFFFFF) >= dropped;
     expected.push_back(kept ? value(x[i]) / (1 - dropped * 0x1p-32) : 0);
   }
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name =
         std::string(isa->name) + " dropout n=" + std::to_string(n) + " p=" + std::to_string(p);

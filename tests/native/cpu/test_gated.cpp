@@ -155,7 +155,7 @@ void expect_same(const Tensors<T>& found, const Tensors<T>& expected, const std:
 template <class T> void check(const GatedCase& c, const char* type, bool together) {
   const GatedInputs<T> in(c);
   const Tensors<double> expected = plain(c, in);
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     if (isa->bf16_pairs != nullptr && !std::is_same_v<T, bfloat16>) {
       continue; // It runs the code of AVX-512.
     }

@@ -52,7 +52,7 @@ void check_generate(int64_t V, int64_t H, int64_t L, Cell cell) {
     model.layers.push_back({w_hh.data(), l == 0 ? nullptr : w_ih.data(), b_ih.data(), b_hh.data()});
   }
   const std::vector<int64_t> prompt{0, V - 1, V / 2};
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " generate V=" + std::to_string(V) +
                              " H=" + std::to_string(H) + " L=" + std::to_string(L) + " cell " +

@@ -65,7 +65,7 @@ void check_glove(int64_t V, int64_t D, int64_t P) {
       }
     }
   }
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " glove V=" + std::to_string(V) +
                              " D=" + std::to_string(D) + " P=" + std::to_string(P);

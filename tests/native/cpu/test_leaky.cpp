@@ -161,7 +161,7 @@ template <class T> void check_leaky(const char* type, const Case& c) {
   const std::vector<T> scale = random.array<T>(H, 0.3);
   constexpr uint64_t kSeed = 12345;
   const int64_t* const sizes = c.batch_sizes.empty() ? nullptr : c.batch_sizes.data();
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     if (c.drawn) {
       std::vector<T> drawn(N * H);
@@ -270,7 +270,7 @@ double number(uint64_t seed, int64_t row, int64_t c, int64_t N) {
 }
 
 template <class T> void check_normal(const char* type) {
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     for (int64_t N : {1, 7, 33, 100}) {
       const std::string name = std::string(isa->name) + " normal " + type;

@@ -41,7 +41,7 @@ template <class T> void check_loss(int64_t N, int64_t H, int64_t V) {
       }
     }
   }
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " loss N=" + std::to_string(N) +
                              " H=" + std::to_string(H) + " V=" + std::to_string(V);

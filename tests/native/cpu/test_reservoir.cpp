@@ -92,7 +92,7 @@ void check_reservoir(const char* type, int64_t T_, int64_t B, int64_t I, int64_t
     }
   }
 
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " reservoir " + type +
                              " T=" + std::to_string(T_) + " B=" + std::to_string(B) +

@@ -290,7 +290,7 @@ template <class T> void check(const Case& c, const char* type) {
   const Inputs<T> in(c);
   Naive<T> naive(c, in);
   const std::vector<double> outputs = naive.outputs();
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " " + type + " " + c.name();
     const Results<T> one = run(c, in, 1, name);

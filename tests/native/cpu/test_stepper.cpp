@@ -25,7 +25,7 @@ void check_stepper(const char* type, int64_t B, int64_t I, int64_t H, int64_t L,
   for (int64_t l = 0; l < L; ++l) {
     layers.push_back({l == 0 ? w_ih.data() : above.data(), w_hh.data(), b.data(), b_hh});
   }
-  for (const Isa* isa : available_isas()) {
+  for (const Isa* isa : isas_to_test()) {
     set_isa(isa->name);
     const std::string name = std::string(isa->name) + " stepper " + type +
                              " B=" + std::to_string(B) + " H=" + std::to_string(H) +
