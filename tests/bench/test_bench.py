@@ -177,7 +177,7 @@ def test_samples_alternate_and_the_order_turns_round():
     def call(name):
         def record():
             ran.append(name)
-            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that one call is timed, after one that is not
+            time.sleep(2 * timing.SAMPLE_SECONDS)  # so that a sample times one call
 
         return record
 
