@@ -18,15 +18,16 @@ MODE_SECONDS = 1.5  # spent on one mode of one shape
 MIN_ROUNDS = 5
 GEMM_SIZE = 2048  # large enough for a matrix product to reach the ceiling of the machine
 
-# Returns the seconds of one call, averaged over as many calls as its argument says.
+# Makes one call that is not timed, and then as many as its argument says. Returns the mean seconds
+# of the latter.
 Timer = Callable[[int], float]
 
 
 def timer(call: Callable[[], Any]) -> Timer:
     """Return a timer of `call`: a function of the number of calls that returns seconds a call.
 
-    It makes one more call before those that it times. After a call of something else, the data of
-    this one are out of the cache, and so is its code.
+    The call before those that it times brings data and code back into the cache, from which
+    something else has driven them out.
     """
 
     def sample(number: int) -> float:
@@ -62,8 +63,7 @@ def alternate(
     for name, sample in timers.items():
         cost[name] = sample(1)
     number = {name: max(1, math.ceil(SAMPLE_SECONDS / cost[name])) for name in timers}
-    # A timer makes one call more than it times.
-    round_seconds = sum(cost[name] * (number[name] + 1) for name in timers)
+    round_seconds = sum(cost[name] * (number[name] + 1) for name in timers)  # 1: not timed
     rounds = repeats or max(MIN_ROUNDS, int(seconds / round_seconds))
 
     samples: dict[str, list[float]] = {name: [] for name in timers}

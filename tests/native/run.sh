@@ -4,7 +4,7 @@
 # cpu      the CPU kernels with the tests in cpu/, in three ways: with OpenMP and without threads,
 #          under AddressSanitizer and UndefinedBehaviorSanitizer; and with std::thread instead of
 #          OpenMP, under ThreadSanitizer, which does not see how the threads of libgomp synchronise.
-#          The build with OpenMP runs all instruction sets, the other two at most three of them
+#          The build with OpenMP runs all instruction sets, the other two run three of them
 # clang    the CPU kernels compiled by Clang, with OpenMP and without threads, under the sanitizers
 #          if Clang has them; skipped if there is no Clang
 # aarch64  the CPU kernels compiled for AArch64, without threads, and run by qemu; skipped if there
